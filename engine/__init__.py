@@ -1,0 +1,69 @@
+"""Text to image with FLUX.1: an `Engine` paints what a `Request` asks for and says in events what it does.
+
+Names are looked up at first use, so that `import engine` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
+    from engine.events import (
+        Cancelled,
+        Encoded,
+        Event,
+        Failed,
+        ImageSaved,
+        LoadProgress,
+        MemoryUse,
+        PhaseFinished,
+        PhaseStarted,
+        Preview,
+        Simulated,
+        StepFinished,
+    )
+    from engine.request import Request, RequestError
+
+    __version__: str
+
+__all__ = [
+    "Cancelled",
+    "Encoded",
+    "Engine",
+    "Event",
+    "Failed",
+    "ImageSaved",
+    "LoadProgress",
+    "MemoryUse",
+    "PhaseFinished",
+    "PhaseStarted",
+    "Preview",
+    "Request",
+    "RequestError",
+    "Simulated",
+    "StepFinished",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        value: object = _version()
+    elif name in __all__:
+        modules = map(import_module, ("engine.request", "engine.events", "engine.engine"))  # lightest first
+        value = next(vars(module)[name] for module in modules if name in vars(module))
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("texttoimagetool")
+    except PackageNotFoundError:  # run from its source folder
+        return "0+unknown"

@@ -1,0 +1,51 @@
+"""Cancelling inside a step: one shared flag, polled between transformer blocks, layers and copies."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class CancelledError(Exception):
+    """Work was given up on request."""
+
+
+class CancelFlag:
+    """Set from any thread or signal handler; `check` raises in the thread that does the work."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        self._event.set()
+
+    def clear(self) -> None:
+        self._event.clear()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def check(self) -> None:
+        """Raises `CancelledError` once the flag is set."""
+        if self._event.is_set():
+            raise CancelledError
+
+
+@contextmanager
+def cancellable(module: Any, check: Callable[[], None]) -> Iterator[None]:
+    """While open, `check` runs before every block of a torch module: each entry of its ModuleLists, nested ones too."""
+    from torch.nn import ModuleList
+
+    def poll(*_: object) -> None:
+        check()
+
+    lists = [part for part in module.modules() if isinstance(part, ModuleList)]
+    blocks = [block for blocks in lists for block in blocks if block is not None]  # diffusers' VAE keeps a None
+    handles = [block.register_forward_pre_hook(poll) for block in blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

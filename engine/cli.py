@@ -1,0 +1,409 @@
+"""The headless verbs: `generate` and `doctor`.
+
+`main` parses and validates before anything heavy is imported, so that bad input is answered at once. Exit codes:
+0 done, 1 failed (the machine's fault), 2 bad input, 130 cancelled (Ctrl+C, or the reader of stdout went away).
+
+stdout carries results only: the path of each saved picture, or with `--json` one object per event and line.
+Progress, hints and errors go to stderr. Every line of `--json` has `event`; all but `error` have `image` (from 0,
+within one prompt's count), `elapsed_seconds` and `memory` (`ram_bytes`, `device_bytes`, `device_peak_bytes`; bytes, or
+null without a device), and `job`: which prompt, from 0, in the order given. Bytes are base64 text, paths are text.
+
+    event           fields
+    load_progress   component, done_bytes, total_bytes
+    phase_started   phase
+    phase_finished  phase, seconds
+    encoded         tokens, token_limit, cached, hint
+    step_finished   step, steps, sigma, seconds, preview
+    image_saved     path, seed, width, height, seconds_by_phase, notice
+    cancelled       phase
+    failed          phase, message, bad_input
+    simulated       peak_bytes
+    error           field, message
+
+`phase` is load, encode, denoise, decode or save; `preview` is null or `width`, `height`, `rgb`. `image_saved`,
+`cancelled`, `failed` and `simulated` are terminal: one for each picture. `error` ends a job that could not begin, or
+the whole run; its `field` names the flag or value at fault and is null where the fault is not the input's. A run that
+is cancelled before its first event prints none.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import io
+import json
+import logging
+import os
+import random
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from engine.events import Cancelled, Failed, ImageSaved
+from engine.interrupts import Interrupts
+from engine.progress import open_display, printable
+from engine.prompts import read_prompts
+from engine.request import PRECISIONS, Request, RequestError
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
+    from engine.images.save import Destination
+    from engine.progress import Display
+
+DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
+DEFAULT_MODEL = "demo"
+EXAMPLE = 't2i generate --prompt "a large red circle above a small blue square on a white background"'
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request, and where its prompt was read ("line 3 of prompts.txt"; empty for the command line)."""
+
+    request: Request
+    place: str = ""
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "t2i") -> int:
+    """Run the verb in `argv` (default: the process's own arguments) and return its exit code. Never raises."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a letter gets its number
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            # The command functions only look at their arguments; what they return does the work, out of Typer's reach.
+            result = app(arguments, prog_name=prog, standalone_mode=False)
+            code: int = result() if callable(result) else int(result or DONE)
+            if code == CANCELLED:
+                _say("cancelled.")
+        except typer.TyperException as error:
+            field = getattr(getattr(error, "param", None), "name", None) or "arguments"
+            verb = f" {arguments[0]}" if arguments and arguments[0] in ("generate", "doctor") else ""
+            message = error.format_message()
+            stop = "" if message.endswith((".", "?")) else "."
+            code = _complain(field, f"{message}{stop} See {prog}{verb} --help.", as_json=as_json)
+        except RequestError as error:
+            code = _complain(error.field, str(error), as_json=as_json)
+        except KeyboardInterrupt:
+            _say("cancelled.")
+            code = CANCELLED
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            code = _complain(None, _unexpected(error), as_json=as_json, code=FAILED)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _abandon_output()
+        code = CANCELLED
+    return code
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from engine import __version__
+
+        print(f"TextToImageTool {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")
+    ] = False,
+) -> None:
+    """TextToImageTool: pictures from text."""
+
+
+@app.command()
+def generate(
+    words: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="What the picture shows. '-': standard input, one a line.")
+    ] = None,
+    prompts_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Prompts from a text file, one a line, a picture for each.")
+    ] = None,
+    from_image: Annotated[
+        str | None,
+        typer.Option("--from", metavar="IMAGE.png", help="Repeat a picture made here; other flags change it."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps, 1 to 1000.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same picture.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, multiples of 16: 512x384.")] = None,
+    width: Annotated[int | None, typer.Option(help="Instead of --size.")] = None,
+    height: Annotated[int | None, typer.Option(help="Instead of --size.")] = None,
+    count: Annotated[int | None, typer.Option(help="Pictures of each prompt; picture k uses seed + k.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt.")] = None,
+    precision: Annotated[str | None, typer.Option(metavar="|".join(PRECISIONS), help="Arithmetic.")] = None,
+    model: Annotated[str | None, typer.Option(help=f"A name or a folder. Default: {DEFAULT_MODEL}.")] = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")] = "auto",
+    output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE|DIR", help="Where to save.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per event and line on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; errors and results only.")] = False,
+) -> Callable[[], int]:
+    """Make pictures from prompts and print where they were saved."""
+    if words:
+        raise RequestError("prompt", f"a prompt goes in quotes after --prompt: {EXAMPLE}")
+    for name, text in (("output", output), ("model", model), ("from", from_image), ("prompts-file", prompts_file)):
+        if text is not None and not text.strip():
+            raise RequestError(name, f"--{name} is empty; name a file or folder, or leave it out.")
+    width, height = _sides(size, width, height)
+    flags = {
+        "steps": steps,
+        "seed": seed,
+        "width": width,
+        "height": height,
+        "count": count,
+        "guidance": guidance,
+        "precision": precision,
+    }
+    changes: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    if prompt is not None and prompts_file is not None:
+        raise RequestError("prompt", "--prompt and --prompts-file exclude each other; give one of them.")
+    template = Request("to be read", **changes)  # the flags are checked before a prompt is read or a file opened
+    recorded = from_image is not None
+    if from_image is not None:
+        from engine.images.metadata import read_record
+
+        record = read_record(Path(from_image))
+        template, model = replace(record.request, **changes), model or record.model
+    if prompt == "-" or prompts_file is not None:
+        prompts = read_prompts(None if "-" in (prompt, prompts_file) else prompts_file)
+        jobs = []
+        for place, text in prompts:
+            with _at(place):
+                jobs.append(Job(replace(template, prompt=text), place))
+    elif prompt is not None:
+        jobs = [Job(replace(template, prompt=prompt))]
+    elif recorded:
+        jobs = [Job(template)]
+    else:
+        raise RequestError("prompt", f"there is no prompt; say what the picture should show: {EXAMPLE}")
+    return partial(
+        _generate,
+        jobs,
+        model or DEFAULT_MODEL,
+        device=device,
+        output=Path(output) if output else None,
+        as_json=as_json,
+        quiet=quiet,
+    )
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="All facts as one JSON object on stdout.")] = False,
+) -> Callable[[], int]:
+    """Look at this machine: Python, torch, graphics card, driver, memory, disk, terminal; say what to do."""
+    from engine.doctor import run
+
+    return partial(run, as_json=as_json)
+
+
+def _generate(jobs: list[Job], model: str, *, device: str, output: Path | None, as_json: bool, quiet: bool) -> int:
+    """Make every picture of `jobs` with one engine; the worst that happened decides the exit code."""
+    from engine.engine import Engine
+    from engine.images.save import plan_output
+
+    destination = plan_output(output, sum(job.request.count for job in jobs))
+    display = open_display(quiet=quiet, stdout_shared=as_json and sys.stdout is not None and sys.stdout.isatty())
+    _hush_libraries()
+    with (
+        closing(display),
+        Interrupts() as interrupts,
+        _collector_paused(),
+        Engine.open(model, device=device) as engine,
+    ):
+        jobs = _resolved(jobs, engine, display)
+        codes: set[int] = set()
+        for number, job in enumerate(jobs):
+            if interrupts.requested:
+                codes.add(CANCELLED)
+                break
+            title = job.request.prompt if len(jobs) == 1 else f"{number + 1} of {len(jobs)}: {job.request.prompt}"
+            display.begin(title, job.request.count)
+            try:
+                with _at(job.place):
+                    codes |= _paint(engine, job, number, destination, display, interrupts, as_json=as_json)
+            except RequestError as error:  # found late (a prompt too long, say): the other prompts still count
+                display.close()
+                codes.add(_complain(error.field, str(error), as_json=as_json))
+    if interrupts.requested and codes != {DONE}:
+        return CANCELLED
+    return next((code for code in (FAILED, BAD_INPUT) if code in codes), DONE)
+
+
+def _resolved(jobs: list[Job], engine: Engine, display: Display) -> list[Job]:
+    """The jobs with every open choice filled in; one random seed serves all prompts when none was given."""
+    seed = random.SystemRandom().randrange(2**32)
+    drawn = any(job.request.seed is None for job in jobs)
+    resolved = []
+    for job in jobs:
+        request = job.request if job.request.seed is not None else replace(job.request, seed=seed)
+        with _at(job.place):
+            resolved.append(Job(engine.resolve(request), job.place))
+    if drawn and len(jobs) > 1:  # a single job's seed is in its own summary
+        display.note(f"seed {seed}")
+    return resolved
+
+
+def _paint(
+    engine: Engine,
+    job: Job,
+    number: int,
+    destination: Destination,
+    display: Display,
+    interrupts: Interrupts,
+    *,
+    as_json: bool,
+) -> set[int]:
+    """Make one job's pictures and report every event; the exit codes that its pictures ask for."""
+    codes: set[int] = set()
+    with closing(engine.generate(job.request, destination)) as events:
+        for event in events:
+            if not gc.isenabled():  # the first event: everything is imported
+                gc.freeze()
+                gc.enable()
+            interrupts.ask(engine.cancel, display.cancelling)  # before the first event nothing is lost by just leaving
+            display.show(event)
+            if as_json:
+                fields = event.to_dict()
+                _write(json.dumps({"event": fields.pop("event"), "job": number, **fields}))
+            match event:
+                case ImageSaved(path=path, notice=notice):
+                    if notice:
+                        _say(notice)
+                    if not as_json:
+                        _write_path(path)
+                    codes.add(DONE)
+                case Failed(message=message, bad_input=bad_input):
+                    _say(f"error: {job.place + ': ' if job.place else ''}{message}")
+                    codes.add(BAD_INPUT if bad_input else FAILED)
+                case Cancelled():
+                    codes.add(CANCELLED)
+    return codes
+
+
+def _sides(size: str | None, width: int | None, height: int | None) -> tuple[int | None, int | None]:
+    if size is None:
+        return width, height
+    if width is not None or height is not None:
+        raise RequestError("size", "--size and --width or --height exclude each other; give one or the other.")
+    sides = re.fullmatch(r"\s*([0-9]{1,9})\s*[xX\u00d7*]\s*([0-9]{1,9})\s*", size)
+    if sides is None:
+        raise RequestError("size", f"size must be width x height in pixels, such as 512x384, got {size[:40]!r}.")
+    return int(sides[1]), int(sides[2])
+
+
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Put the place of a prompt ("line 3 of prompts.txt") in front of what is wrong with it."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(error.field, f"{place}: {error}" if place else str(error)) from None
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No garbage collection while torch and its company are imported: it takes a fifth of that time, to no use.
+
+    What was imported by the first event is frozen there, which spares the collections at the end, too.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _hush_libraries() -> None:
+    """Keep the libraries' warnings, logs and progress bars off stderr. A value already set by the person stays."""
+    quiet = {
+        "DIFFUSERS_VERBOSITY": "critical",
+        "TRANSFORMERS_VERBOSITY": "critical",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TQDM_DISABLE": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        logging.captureWarnings(True)  # some libraries put filters of their own in front of ours
+    logging.getLogger().addHandler(logging.NullHandler())
+
+
+def _say(sentence: str) -> None:
+    if sys.stderr is not None:
+        print(printable(sentence), file=sys.stderr, flush=True)
+
+
+def _complain(field: str | None, message: str, *, as_json: bool, code: int = BAD_INPUT) -> int:
+    """The error on stderr, and on stdout too where JSON is read; returns `code`."""
+    _say(f"error: {message}")
+    if as_json:
+        _write(json.dumps({"event": "error", "field": field, "message": message}))
+    return code
+
+
+def _write(line: str) -> None:
+    """A line on stdout, at once."""
+    if sys.stdout is None:
+        return
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # how Windows says that the reader went away
+            raise BrokenPipeError from None
+        raise
+
+
+def _write_path(path: Path) -> None:
+    """A path on stdout: safe to look at on a terminal, byte for byte for `$(t2i generate ...)`."""
+    if sys.stdout is None or sys.stdout.isatty():
+        _write(printable(str(path)))
+    else:
+        sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+        sys.stdout.flush()
+
+
+def _abandon_output() -> None:
+    """Point what can no longer be written at nothing, so that the interpreter's own last flush is quiet."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            with suppress(OSError, ValueError, AttributeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _unexpected(error: Exception) -> str:
+    """One sentence for an error that nobody foresaw; the traceback goes to a file in the state folder."""
+    import time
+    import traceback
+
+    message = f"something unexpected went wrong ({type(error).__name__}: {error})"
+    try:
+        from engine.folders import state_dir
+
+        log = state_dir() / "error.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "w", encoding="utf-8", errors="backslashreplace") as stream:
+            stream.write(time.strftime("%Y-%m-%d %H:%M:%S\n") + "".join(traceback.format_exception(error)))
+    except Exception:  # the report of an error must not become one
+        return f"{message}; the details could not be saved."
+    return f"{message}; see {log}."

@@ -1,0 +1,364 @@
+"""The engine: opens a model and runs encode, denoise, decode, save, yielding an event for everything that happens."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import OrderedDict
+from collections.abc import Generator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+import engine
+from engine.cancel import CancelFlag, CancelledError
+from engine.events import (
+    Cancelled,
+    Encoded,
+    Event,
+    Failed,
+    ImageSaved,
+    LoadProgress,
+    MemoryUse,
+    Phase,
+    PhaseFinished,
+    PhaseStarted,
+    StepFinished,
+)
+from engine.folders import cache_dir
+from engine.models.catalog import open_model, prompt_hint
+from engine.models.folder import ModelFolder, model_hash
+from engine.request import Defaults, Request, RequestError
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine.encode import Conditioning
+    from engine.images.save import Destination
+
+CACHED_PROMPTS = 32
+
+
+class Engine:
+    """An open model. Not safe for use by several threads at a time, but `cancel` may be called from any."""
+
+    def __init__(self, folder: ModelFolder, device: str = "auto") -> None:
+        self.folder = folder
+        self.model = folder.name
+        self.defaults: Defaults = folder.defaults
+        self.max_side = folder.max_side
+        self._device_name = device
+        self._cancel = CancelFlag()
+        self._runtime: _Runtime | None = None
+
+    @classmethod
+    def open(cls, model: str | Path = "demo", *, device: str = "auto") -> Engine:
+        """Open a model by name or folder. Cheap: torch and weights are loaded by the first picture.
+
+        Raises `RequestError` where the model is unknown, or a part of it is missing or broken.
+        """
+        if device not in ("auto", "cpu") and not device.startswith("cuda"):
+            raise RequestError("device", f"device must be auto, cpu or cuda, got {device!r}.")
+        return cls(open_model(model), device)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give all memory back."""
+        if self._runtime is not None:
+            self._runtime.components.clear()
+            self._runtime = None
+
+    def cancel(self) -> None:
+        """Give up the current job, inside a step too; what was saved stays saved."""
+        self._cancel.set()
+
+    def resolve(self, request: Request) -> Request:
+        """The request with every choice filled in. Raises `RequestError` for what this model cannot do."""
+        for name in ("width", "height"):
+            side = getattr(request, name)
+            if side is not None and side > self.max_side:
+                raise RequestError(
+                    name,
+                    f"{name} {side} is too large for {self.model}: it was made for {self.folder.sample_size} "
+                    f"and goes up to {self.max_side}.",
+                )
+        if request.guidance is not None and self.defaults.guidance is None:
+            raise RequestError(
+                "guidance", f"{self.model} takes no guidance (it is not guidance-distilled); leave it out."
+            )
+        return request.resolved(self.defaults)
+
+    def generate(self, request: Request, destination: Destination | None = None) -> Generator[Event, None, None]:
+        """Paint `request.count` pictures into `destination` (the default output folder if None).
+
+        Raises `RequestError` at once for bad input; after that exactly one terminal event comes for each image.
+        Closing the generator cancels.
+        """
+        from engine.images.save import plan_output
+
+        request = self.resolve(request)
+        destination = destination or plan_output(None, request.count)
+        self._cancel.clear()
+        return self._run(request, destination)
+
+    def _run(self, request: Request, destination: Destination) -> Generator[Event, None, None]:
+        for image in range(request.count):
+            assert request.seed is not None
+            single = replace(request, count=1, seed=request.seed + image)
+            job = _Job(self, single, destination, image)
+            try:
+                self._cancel.check()
+                yield from job.paint()
+            except CancelledError:
+                yield Cancelled(**job.stamp(), phase=job.phase)
+            except Exception as error:
+                yield Failed(
+                    **job.stamp(),
+                    phase=job.phase,
+                    message=_reason(error, job.phase),
+                    bad_input=isinstance(error, RequestError),
+                )
+
+    def _open_runtime(self) -> _Runtime:
+        if self._runtime is None:
+            self._runtime = _Runtime.open(self.folder, self._device_name)
+        return self._runtime
+
+
+@dataclass
+class _Runtime:
+    """What needs torch: the device, the components, and what is kept between pictures."""
+
+    device: torch.device
+    components: Any  # engine.memory.components.Components
+    preview: Any  # engine.preview.PreviewMap
+    preview_file: Path
+    model_hash: str
+    versions: dict[str, str]
+    tokenizers: tuple[Any, Any] | None = None
+    conditionings: OrderedDict[tuple[str, str], Conditioning] = field(default_factory=OrderedDict)
+
+    @classmethod
+    def open(cls, folder: ModelFolder, device_name: str) -> _Runtime:
+        import torch
+
+        from engine.memory.components import Components
+        from engine.preview import PreviewMap
+
+        if device_name == "auto":
+            device_name = "cuda" if torch.cuda.is_available() else "cpu"
+        elif device_name.startswith("cuda") and not torch.cuda.is_available():
+            raise RequestError("device", "torch sees no CUDA card; run `t2i doctor` to learn why, or use --device cpu.")
+        digest = model_hash(folder)
+        channels = int(folder.configs["vae"]["latent_channels"])
+        shipped, learned = folder.path / "preview.json", cache_dir() / "previews" / f"{digest[:16]}.json"
+        preview_file = shipped if shipped.is_file() else learned
+        return cls(
+            device=torch.device(device_name),
+            components=Components(folder, torch.device(device_name)),
+            preview=PreviewMap.read(preview_file, channels),
+            preview_file=preview_file,
+            model_hash=digest,
+            versions={
+                "engine": engine.__version__,
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("torch", "diffusers", "transformers")},
+            },
+        )
+
+
+class _Job:
+    """One picture on its way through the phases."""
+
+    def __init__(self, engine: Engine, request: Request, destination: Destination, image: int) -> None:
+        self.engine = engine
+        self.request = request
+        self.destination = destination
+        self.image = image
+        self.phase: Phase = "load"
+        self.started = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def paint(self) -> Generator[Event, None, None]:
+        """Encode, denoise, decode, save."""
+        import torch
+
+        self.runtime = self.engine._open_runtime()
+        self.dtype = torch.bfloat16 if self.request.precision == "bf16" else torch.float32
+        conditioning = yield from self._encode()
+        latents = yield from self._denoise(conditioning)
+        pixels = yield from self._decode(latents)
+        yield from self._save(pixels)
+
+    def _encode(self) -> Generator[Event, None, Conditioning]:
+        from engine import encode
+        from engine.models.loading import load_tokenizer
+
+        folder, runtime, request = self.engine.folder, self.runtime, self.request
+        if runtime.tokenizers is None:
+            runtime.tokenizers = (
+                load_tokenizer(folder.path / "tokenizer"),
+                load_tokenizer(folder.path / "tokenizer_2"),
+            )
+        tokenizer, tokenizer_2 = runtime.tokenizers
+        limit = min(folder.token_limit, tokenizer_2.model_max_length)
+        tokens = encode.tokenize(request.prompt, tokenizer, tokenizer_2, limit)
+        key = (request.prompt, str(self.dtype))
+        cached = key in runtime.conditionings
+        if not cached:
+            yield from self._load("text_encoder")
+            yield from self._load("text_encoder_2")
+        began = yield from self._begin("encode")
+        if not cached:
+            check = self.engine._cancel.check
+            with runtime.components.lend("text_encoder", self.dtype) as text_encoder:
+                pooled = encode.pooled_embedding(text_encoder, tokens, check)
+            with runtime.components.lend("text_encoder_2", self.dtype) as text_encoder_2:
+                sequence = encode.sequence_embedding(text_encoder_2, tokens, check)
+            runtime.conditionings[key] = encode.Conditioning(sequence, pooled)
+            while len(runtime.conditionings) > CACHED_PROMPTS:
+                runtime.conditionings.popitem(last=False)
+        runtime.conditionings.move_to_end(key)
+        hints = [prompt_hint(folder, request.prompt)]
+        if tokens.count > tokens.limit:
+            hints.append(f"the prompt has {tokens.count} tokens; the first {tokens.limit} are used.")
+        hint = " ".join(text for text in hints if text) or None
+        yield Encoded(
+            **self.stamp(), tokens=min(tokens.count, tokens.limit), token_limit=tokens.limit, cached=cached, hint=hint
+        )
+        yield self._end("encode", began)
+        return runtime.conditionings[key]
+
+    def _denoise(self, conditioning: Conditioning) -> Generator[Event, None, torch.Tensor]:
+        from engine import flow
+        from engine.denoise import denoise
+
+        request, runtime, folder = self.request, self.runtime, self.engine.folder
+        assert request.seed is not None and request.steps and request.width and request.height
+        yield from self._load("transformer")
+        began = yield from self._begin("denoise")
+        channels = int(folder.configs["vae"]["latent_channels"])
+        latents = flow.noise(request.seed, channels, request.width, request.height)
+        sigmas = flow.Schedule.from_config(folder.configs["scheduler"]).sigmas(request.steps, latents.shape[1])
+        check = self.engine._cancel.check
+        with runtime.components.lend("transformer", self.dtype) as transformer:
+            for step in denoise(
+                transformer, conditioning, latents, sigmas, request.width, request.height, request.guidance, check
+            ):
+                latents = step.latents
+                yield StepFinished(
+                    **self.stamp(),
+                    step=step.number,
+                    steps=request.steps,
+                    sigma=step.sigma,
+                    seconds=step.seconds,
+                    preview=runtime.preview.frame(step.clean, request.width, request.height),
+                )
+            latents = latents.cpu()
+        yield self._end("denoise", began)
+        return latents
+
+    def _decode(self, latents: torch.Tensor) -> Generator[Event, None, torch.Tensor]:
+        from engine import flow
+        from engine.decode import decode
+
+        request, runtime = self.request, self.runtime
+        assert request.width and request.height
+        yield from self._load("vae")
+        began = yield from self._begin("decode")
+        with runtime.components.lend("vae", self.dtype) as vae:
+            pixels = decode(vae, latents.to(runtime.device), request.width, request.height, self.engine._cancel.check)
+        if runtime.preview_file.parent != self.engine.folder.path:
+            runtime.preview.add(flow.unpack(latents, request.width, request.height), pixels)
+            with suppress(OSError):  # a preview is worth no failure
+                runtime.preview.save(runtime.preview_file, f"fitted on {runtime.preview.pictures} decoded pictures")
+        yield self._end("decode", began)
+        return pixels
+
+    def _save(self, pixels: torch.Tensor) -> Generator[Event, None, None]:
+        from PIL import Image
+
+        from engine.images.metadata import Record
+        from engine.images.save import save_image
+
+        request, runtime = self.request, self.runtime
+        assert request.seed is not None and request.width and request.height
+        began = yield from self._begin("save")
+        record = Record(
+            request=request,
+            model=self.engine.model,
+            model_hash=runtime.model_hash,
+            versions=runtime.versions,
+            seconds_by_phase=dict(self.seconds),
+            device=str(runtime.device),
+            reproduce={"batch": 1},
+        )
+        path, notice = save_image(Image.fromarray(pixels.numpy(), "RGB"), record, self.destination)
+        yield self._end("save", began)
+        yield ImageSaved(
+            **self.stamp(),
+            path=path,
+            seed=request.seed,
+            width=request.width,
+            height=request.height,
+            seconds_by_phase=dict(self.seconds),
+            notice=notice,
+        )
+
+    def _load(self, component: str) -> Generator[Event, None, None]:
+        self.phase = "load"
+        began = time.perf_counter()
+        for progress in self.runtime.components.load(component, self.dtype):
+            yield LoadProgress(
+                **self.stamp(), component=component, done_bytes=progress.done_bytes, total_bytes=progress.total_bytes
+            )
+            self.engine._cancel.check()
+        self.seconds["load"] = self.seconds.get("load", 0.0) + time.perf_counter() - began
+
+    def _begin(self, phase: Phase) -> Generator[Event, None, float]:
+        self.engine._cancel.check()
+        self.phase = phase
+        yield PhaseStarted(**self.stamp(), phase=phase)
+        return time.perf_counter()
+
+    def _end(self, phase: Phase, began: float) -> PhaseFinished:
+        self.seconds[phase] = time.perf_counter() - began
+        return PhaseFinished(**self.stamp(), phase=phase, seconds=self.seconds[phase])
+
+    def stamp(self) -> dict[str, Any]:
+        """What every event carries."""
+        return {
+            "image": self.image,
+            "elapsed_seconds": time.perf_counter() - self.started,
+            "memory": _memory_use(getattr(self, "runtime", None)),
+        }
+
+
+def _memory_use(runtime: _Runtime | None) -> MemoryUse:
+    ram = int(psutil.Process().memory_info().rss)
+    if runtime is None or runtime.device.type != "cuda":
+        return MemoryUse(ram)
+    import torch
+
+    return MemoryUse(ram, torch.cuda.memory_allocated(runtime.device), torch.cuda.max_memory_allocated(runtime.device))
+
+
+def _reason(error: Exception, phase: Phase) -> str:
+    """One sentence for the person."""
+    if isinstance(error, RequestError):
+        return str(error)
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"the card ran out of memory in {phase}; take a smaller size, or run on the CPU with --device cpu."
+    if isinstance(error, MemoryError):
+        return f"the machine ran out of memory in {phase}; take a smaller size or close other programs."
+    text = " ".join(str(error).split())[:300] or type(error).__name__
+    return f"{phase} failed: {text}"

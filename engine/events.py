@@ -1,0 +1,140 @@
+"""What the engine says back: frozen, picklable, no tensors, no torch.
+
+Every event carries the seconds since its job began and the memory in use. `ImageSaved`, `Cancelled`, `Failed`
+and `Simulated` are terminal: exactly one of them comes for each image of a request.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Phase = Literal["load", "encode", "denoise", "decode", "save"]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Bytes in use: this process's resident set, and the device's current and highest allocation (None on CPU)."""
+
+    ram_bytes: int
+    device_bytes: int | None = None
+    device_peak_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A small picture: `width * height * 3` bytes of RGB, row by row."""
+
+    width: int
+    height: int
+    rgb: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """`image` counts from 0 within the request's `count`; `elapsed_seconds` from the start of the job."""
+
+    image: int
+    elapsed_seconds: float
+    memory: MemoryUse
+
+    @property
+    def name(self) -> str:
+        """The event's name in snake_case: `StepFinished` is `step_finished`."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, first of all `event`."""
+        return {"event": self.name, **{field.name: _plain(getattr(self, field.name)) for field in fields(self)}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadProgress(Event):
+    """Bytes of a component's weights read so far; a component from the cache sends one event, already done."""
+
+    component: str
+    done_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseStarted(Event):
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseFinished(Event):
+    phase: Phase
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded(Event):
+    """The prompt is conditioning now. `hint` is a sentence for the person (truncated, unknown words), if any."""
+
+    tokens: int
+    token_limit: int
+    cached: bool
+    hint: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFinished(Event):
+    """`step` counts from 1; `sigma` is the flow time that the step began at; `seconds` is the step's own time."""
+
+    step: int
+    steps: int
+    sigma: float
+    seconds: float
+    preview: Preview | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSaved(Event):
+    """The picture is on disk. `notice` says why it is not where it was asked for, if it is not."""
+
+    path: Path
+    seed: int
+    width: int
+    height: int
+    seconds_by_phase: dict[str, float]
+    notice: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancelled(Event):
+    """The image was given up on request, in this phase."""
+
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed(Event):
+    """The image could not be made: `message` is one sentence for the person."""
+
+    phase: Phase
+    message: str
+    bad_input: bool = False  # True: the request is at fault, False: the machine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulated(Event):
+    """A simulated run is complete; nothing was painted."""
+
+    peak_bytes: int
+
+
+TERMINAL = (ImageSaved, Cancelled, Failed, Simulated)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, Path):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return value

@@ -1,0 +1,1 @@
+"""Pictures as files: the settings inside them and the safe way onto the disk."""

@@ -1,0 +1,1 @@
+"""Who may be on the device: the components of a model, one group after another."""

@@ -1,0 +1,45 @@
+"""The models that have names."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from engine.models.folder import ModelFolder, open_folder
+from engine.request import RequestError
+
+DEMO = "demo"
+DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "weights"
+NAMES = (DEMO,)
+
+
+def open_model(model: str | Path) -> ModelFolder:
+    """The model of this name, or in this folder. Raises `RequestError` with what to do."""
+    if model == DEMO:
+        return open_folder(DEMO_FOLDER, DEMO)
+    text = str(model)
+    path = Path(text).expanduser()
+    try:
+        is_folder = path.is_dir()
+    except (OSError, ValueError):  # a name too long for the file system, a null byte
+        is_folder = False
+    if is_folder:
+        return open_folder(path.resolve(), str(path.resolve()))
+    if path.is_file():
+        raise RequestError("model", f"{text!r} is a file; give the model's folder in diffusers' layout.")
+    near = difflib.get_close_matches(text, NAMES, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known names: {', '.join(NAMES)}; or give a folder."
+    raise RequestError("model", f"there is no model {text[:200]!r}; {hint}")
+
+
+def prompt_hint(model: ModelFolder, prompt: str) -> str | None:
+    """A sentence about words that the demo model was never shown, if there are any."""
+    if model.name != DEMO:
+        return None
+    from engine.demo.grammar import unknown_words
+
+    words = unknown_words(prompt)
+    if not words:
+        return None
+    shown = ", ".join(words[:5]) + (", ..." if len(words) > 5 else "")
+    return f"the demo model does not know: {shown}."

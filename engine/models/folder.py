@@ -1,0 +1,193 @@
+"""A model on disk in diffusers' folder layout: its parts checked and described before any weight is read.
+
+Only JSON is read here; torch is not imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.request import Defaults, RequestError
+
+WEIGHTED = ("text_encoder", "text_encoder_2", "transformer", "vae")
+CLASSES = {
+    "transformer": "FluxTransformer2DModel",
+    "vae": "AutoencoderKL",
+    "text_encoder": "CLIPTextModel",
+    "text_encoder_2": "T5EncoderModel",
+}
+MAX_JSON_BYTES = 32 * 2**20
+WHOLE_FILE_BYTES = 64 * 2**20  # larger files are sampled for the model's hash
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A checked model: configurations by component, safetensors files by component, and their total bytes."""
+
+    name: str
+    path: Path
+    configs: dict[str, dict[str, Any]]
+    files: dict[str, tuple[Path, ...]]
+    bytes: dict[str, int]
+    defaults: Defaults
+    token_limit: int  # T5 tokens that the model was made for; the tokenizer's own limit may be lower
+    sample_size: int  # pixels a side that the model was made for
+
+    @property
+    def max_side(self) -> int:
+        """Twice what the model was made for, in pixels."""
+        return 2 * self.sample_size
+
+    @property
+    def guidance_embeds(self) -> bool:
+        return bool(self.configs["transformer"].get("guidance_embeds"))
+
+
+def open_folder(path: Path, name: str) -> ModelFolder:
+    """Check a folder and describe it. Raises `RequestError` that names the part which is missing or broken."""
+    index = path / "model_index.json"
+    if not path.is_dir() or not index.is_file():
+        raise RequestError(
+            "model",
+            f"{_quoted(path)} is not a model folder: it has no model_index.json; give a folder in diffusers' layout.",
+        )
+    pipeline = _read_json(index).get("_class_name")
+    if pipeline != "FluxPipeline":
+        raise RequestError(
+            "model", f"{_quoted(path)} holds a {_quoted(pipeline)}; only FLUX.1 (FluxPipeline) can be run."
+        )
+    configs, files, sizes = {}, {}, {}
+    for component, class_name in CLASSES.items():
+        configs[component] = _read_json(path / component / "config.json")
+        declared = configs[component].get("_class_name") or (configs[component].get("architectures") or [class_name])[0]
+        if declared != class_name:
+            raise RequestError(
+                "model", f"{_quoted(path / component)} holds a {_quoted(declared)}; FLUX.1 needs a {class_name} there."
+            )
+        files[component] = _weight_files(path / component)
+        sizes[component] = sum(file.stat().st_size for file in files[component])
+    configs["scheduler"] = _read_json(path / "scheduler" / "scheduler_config.json")
+    for tokenizer in ("tokenizer", "tokenizer_2"):
+        if not (path / tokenizer).is_dir() or not any((path / tokenizer).iterdir()):
+            raise RequestError("model", f"{_quoted(path)} has no {tokenizer}; copy it from the original model.")
+    _check_sizes(path, configs)
+
+    guided = bool(configs["transformer"].get("guidance_embeds"))
+    sample_size = int(configs["vae"].get("sample_size") or 1024)
+    defaults = _preferences(path) or Defaults(
+        steps=28 if guided else 4,
+        width=sample_size,
+        height=sample_size,
+        guidance=3.5 if guided else None,
+        precision="fp32" if sizes["transformer"] < 2**30 else "bf16",
+    )
+    return ModelFolder(name, path, configs, files, sizes, defaults, 512 if guided else 256, sample_size)
+
+
+def model_hash(folder: ModelFolder) -> str:
+    """sha256 over every configuration and weight file: whole files up to 64 MiB, of larger ones the size, the
+    first and last MiB and sixteen samples between, so that a 24 GB model is known in a moment.
+    """
+    digest = hashlib.sha256()
+    files = [folder.path / part / "config.json" for part in CLASSES] + [f for fs in folder.files.values() for f in fs]
+    for file in sorted(files):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(folder.path).as_posix()}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            if size <= WHOLE_FILE_BYTES:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+                continue
+            for part in range(18):
+                stream.seek(part * (size - 2**20) // 17)
+                digest.update(stream.read(2**20))
+    return digest.hexdigest()
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files of a component: the shards that its index names, or its only file."""
+    indexes = sorted(folder.glob("*.safetensors.index.json"))
+    if indexes:
+        weight_map = _read_json(indexes[0]).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise RequestError("model", f"{_quoted(indexes[0])} names no shards; download it again.")
+        names = sorted({str(name) for name in weight_map.values()})
+        for name in names:
+            if Path(name).name != name or not (folder / name).is_file():
+                raise RequestError("model", f"{_quoted(folder)} lacks the shard {_quoted(name)}; download it again.")
+        return tuple(folder / name for name in names)
+    files = tuple(sorted(folder.glob("*.safetensors")))
+    if len(files) == 1:
+        return files
+    if files:
+        raise RequestError("model", f"{_quoted(folder)} holds {len(files)} safetensors files and no index; keep one.")
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.ckpt")):
+        raise RequestError(
+            "model", f"{_quoted(folder)} holds pickled weights, which are never loaded; get the safetensors files."
+        )
+    raise RequestError("model", f"{_quoted(folder)} holds no weights (*.safetensors); download the model again.")
+
+
+def _check_sizes(path: Path, configs: dict[str, dict[str, Any]]) -> None:
+    """The parts must fit each other: refuse a mixture before gigabytes are read."""
+    try:
+        transformer, vae = configs["transformer"], configs["vae"]
+        if transformer["in_channels"] != 4 * vae["latent_channels"]:
+            hint = "a Fill, Canny or Depth model" if transformer["in_channels"] in (128, 384) else "a mixture"
+            raise RequestError(
+                "model",
+                f"the transformer in {_quoted(path)} takes {transformer['in_channels']} channels, its VAE gives "
+                f"{4 * vae['latent_channels']}: {hint}, which cannot be run.",
+            )
+        if len(vae["block_out_channels"]) != 4:
+            raise RequestError("model", f"the VAE in {_quoted(path)} does not reduce 8 times, as FLUX.1's does.")
+        widths = (
+            ("text_encoder_2", configs["text_encoder_2"]["d_model"], transformer["joint_attention_dim"]),
+            ("text_encoder", configs["text_encoder"]["hidden_size"], transformer["pooled_projection_dim"]),
+        )
+        for component, width, wanted in widths:
+            if width != wanted:
+                raise RequestError(
+                    "model", f"{component} in {_quoted(path)} gives width {width}, its transformer takes {wanted}."
+                )
+    except (KeyError, TypeError) as error:
+        raise RequestError(
+            "model", f"a config.json in {_quoted(path)} lacks {_quoted(error)}; download it again."
+        ) from None
+
+
+def _preferences(path: Path) -> Defaults | None:
+    """Defaults that a model brings along (`t2i.json` beside model_index.json), as the demo model does."""
+    file = path / "t2i.json"
+    if not file.is_file():
+        return None
+    values = _read_json(file).get("defaults", {})
+    try:
+        return Defaults(**values)
+    except TypeError:
+        raise RequestError("model", f"{_quoted(file)} has wrong defaults; delete it.") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise RequestError("model", f"{_quoted(path)} is too large to be a configuration.")
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise RequestError("model", f"{_quoted(path)} is missing; download the model again.") from None
+    except OSError as error:
+        raise RequestError("model", f"{_quoted(path)} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError):
+        raise RequestError("model", f"{_quoted(path)} is not valid JSON; download the model again.") from None
+    if not isinstance(value, dict):
+        raise RequestError("model", f"{_quoted(path)} is not a JSON object; download the model again.")
+    return value
+
+
+def _quoted(value: object) -> str:
+    """A name from outside in quotes, one line, control characters escaped."""
+    text = str(value)
+    return repr(text if len(text) <= 300 else text[:297] + "...")

@@ -1,0 +1,345 @@
+"""Progress on stderr: a live display on a terminal, plain lines elsewhere, nothing when quiet.
+
+Rich is imported only where a live display is shown. Text that came from outside (prompts, paths, messages)
+passes through `printable` before it reaches a terminal, and is never parsed as markup.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Protocol
+
+from engine.events import (
+    TERMINAL,
+    Encoded,
+    Event,
+    ImageSaved,
+    LoadProgress,
+    MemoryUse,
+    Phase,
+    PhaseFinished,
+    PhaseStarted,
+    StepFinished,
+)
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+
+PHASES: tuple[Phase, ...] = ("load", "encode", "denoise", "decode", "save")
+JOINERS = "\u200c\u200d"  # invisible, harmless, and part of how several scripts and emoji are written
+SECONDS_PER_LINE = 2.0  # without a line in a log, before a step or a part of a file gets one
+REFRESHES_PER_SECOND = 4  # enough to look alive, few enough for a slow SSH line
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with control characters, escape sequences and direction overrides spelled out."""
+    return "".join(
+        character if character.isprintable() or character in JOINERS else _escaped(character) for character in text
+    )
+
+
+def _escaped(character: str) -> str:
+    if character in "\n\r\t\u00a0\u3000\u2028\u2029":
+        return " "
+    return character.encode("unicode_escape").decode("ascii")
+
+
+@dataclass(slots=True)
+class PictureProgress:
+    """What is known about the picture in work; `apply` folds the next event in."""
+
+    clock: Callable[[], float] = time.monotonic
+    running: Phase | None = None
+    started: float = 0.0  # by `clock`: when the running phase began
+    seconds: dict[Phase, float] = field(default_factory=dict)  # of finished phases
+    step: int = 0
+    steps: int = 0
+    step_seconds: list[float] = field(default_factory=list)
+    loading: LoadProgress | None = None
+    memory: MemoryUse | None = None
+
+    def start(self, phase: Phase) -> None:
+        """Begin `phase` now. Loading, which goes on in pieces between the other phases, adds up."""
+        now = self.clock()
+        if self.running == "load":
+            self.seconds["load"] = self.seconds.get("load", 0.0) + now - self.started
+        self.running, self.started = phase, now
+
+    def apply(self, event: Event) -> None:
+        """Take over what `event` says."""
+        self.memory = event.memory
+        match event:
+            case PhaseStarted(phase=phase):
+                self.start(phase)
+            case PhaseFinished(phase=phase, seconds=seconds):
+                self.seconds[phase] = seconds
+                self.running = None
+            case LoadProgress():
+                self.loading = event
+                if self.running != "load":
+                    self.start("load")
+            case StepFinished(step=step, steps=steps, seconds=seconds):
+                self.step, self.steps = step, steps
+                self.step_seconds.append(seconds)
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Mean of the last eight steps. The first is left out where there are others: it warms caches up."""
+        recent = self.step_seconds[1:][-8:] or self.step_seconds
+        return sum(recent) / len(recent) if recent else None
+
+    @property
+    def remaining_seconds(self) -> float | None:
+        """Of the step loop; None before its first step."""
+        each = self.seconds_per_step
+        return None if each is None else each * (self.steps - self.step)
+
+
+class Display(Protocol):
+    """Shows the events of one picture after another."""
+
+    def begin(self, title: str, count: int = 1) -> None:
+        """A job of `count` pictures begins; `title` is its prompt."""
+
+    def show(self, event: Event) -> None:
+        """One event; after a terminal one nothing of the display is left moving, so others may print."""
+
+    def note(self, sentence: str) -> None:
+        """A sentence for the person that is no error."""
+
+    def cancelling(self) -> None:
+        """Called inside a signal handler: may set flags and write bytes, nothing else."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was found; may be called twice."""
+
+
+def open_display(*, quiet: bool, stdout_shared: bool = False) -> Display:
+    """The display that fits stderr. `stdout_shared`: JSON goes to the same terminal, where lines mix better."""
+    if quiet or sys.stderr is None:
+        return QuietDisplay()
+    if sys.stderr.isatty() and not stdout_shared and os.environ.get("TERM") != "dumb":
+        return LiveDisplay()
+    return LineDisplay(sys.stderr)
+
+
+class QuietDisplay:
+    """Shows nothing."""
+
+    def begin(self, title: str, count: int = 1) -> None:
+        """Nothing."""
+
+    def show(self, event: Event) -> None:
+        """Nothing."""
+
+    def note(self, sentence: str) -> None:
+        """Nothing."""
+
+    def cancelling(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class LineDisplay:
+    """One plain line for each thing worth a line in a log; no escape codes."""
+
+    def __init__(self, stream: IO[str], clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._last_line = clock()
+        self._progress = PictureProgress()
+        self._count = 1
+
+    def begin(self, title: str, count: int = 1) -> None:
+        """The title, as a line."""
+        self._count = count
+        self.note(title)
+
+    def show(self, event: Event) -> None:
+        """A line for a finished phase, a hint and a picture; steps and loading get one where nothing else is said."""
+        if self._progress.memory is None:  # its first event, after seconds of importing perhaps
+            self._last_line = self._clock()
+        self._progress.apply(event)
+        match event:
+            case PhaseFinished(phase=phase, seconds=seconds):
+                self.note(f"{phase} {seconds:.2f} s")
+            case PhaseStarted():
+                self._last_line = self._clock()
+            case LoadProgress() if self._clock() - self._last_line >= SECONDS_PER_LINE:
+                self.note(f"load {_load_line(event)}")
+            case StepFinished() if self._clock() - self._last_line >= SECONDS_PER_LINE:
+                self.note(f"step {_step_line(self._progress)}")
+            case Encoded(image=0, hint=str(hint)):
+                self.note(f"hint: {hint}")
+            case ImageSaved():
+                self.note(_summary(event, self._count))
+        if isinstance(event, TERMINAL):
+            self._progress = PictureProgress()
+
+    def note(self, sentence: str) -> None:
+        """The sentence, as a line."""
+        self._last_line = self._clock()
+        print(printable(sentence), file=self._stream, flush=True)
+
+    def cancelling(self) -> None:
+        """Straight to the file descriptor: the stream may be in the middle of a write."""
+        os.write(self._stream.fileno(), b"cancelling... (again to stop at once)\n")
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+
+class LiveDisplay:
+    """A few lines that repaint in place while a picture is in work, then one line that stays."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+        self._progress = PictureProgress()
+        self._title = ""
+        self._image = 0
+        self._count = 1
+        self._cancelling = False
+        self._live: Live | None = None
+
+    def begin(self, title: str, count: int = 1) -> None:
+        """Show the title and count the load phase from now: importing torch is most of it."""
+        self._title, self._image, self._count = title, 0, count
+        if self._live is None:
+            self._start()
+            self._progress.start("load")
+
+    def show(self, event: Event) -> None:
+        """Repaint at the next refresh; a terminal event ends the live lines."""
+        if self._live is None:
+            self._start()
+        self._image = event.image
+        self._progress.apply(event)
+        if isinstance(event, Encoded) and event.image == 0 and event.hint:
+            self.note(f"hint: {event.hint}")
+        if isinstance(event, TERMINAL):
+            self.close()
+        if isinstance(event, ImageSaved):
+            self.note(_summary(event, self._count))
+
+    def note(self, sentence: str) -> None:
+        """The sentence, above the live lines."""
+        from rich.text import Text
+
+        self._console.print(Text(printable(sentence)), soft_wrap=True)
+
+    def cancelling(self) -> None:
+        """Say so at the next refresh."""
+        self._cancelling = True
+
+    def close(self) -> None:
+        """Wipe the live lines and give the cursor back."""
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+    def _start(self) -> None:
+        from rich.live import Live
+
+        self._progress = PictureProgress()
+        self._live = Live(
+            get_renderable=self._picture,
+            console=self._console,
+            refresh_per_second=REFRESHES_PER_SECOND,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._live.start()
+
+    def _picture(self) -> RenderableType:
+        title = self._title if self._count == 1 else f"{self._title} ({self._image + 1} of {self._count})"
+        return render(self._progress, title, cancelling=self._cancelling)
+
+
+def render(progress: PictureProgress, title: str, *, cancelling: bool = False) -> RenderableType:
+    """The live lines: title, one line a phase with its state and seconds, memory."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    def cell(text: str, style: str = "") -> Text:
+        return Text(printable(text), style=style, no_wrap=True, overflow="ellipsis")
+
+    lines = Table.grid(expand=True)
+    lines.add_row(cell(title, "bold"))
+    phases = Table.grid(padding=(0, 2))
+    for width in (max(map(len, PHASES)), len("running"), len("1:00:00")):
+        phases.add_column(width=width)  # fixed, or they would give way to a long detail
+    phases.add_column(no_wrap=True)
+    for phase in PHASES:
+        if phase == progress.running:
+            row = [cell("running", "bold"), cell(_duration(progress.clock() - progress.started))]
+        elif phase in progress.seconds:
+            row = [cell("done"), cell(_duration(progress.seconds[phase]))]
+        else:
+            row = [cell("waiting", "dim"), cell("")]
+        detail: RenderableType = cell("")
+        if phase == "load" and progress.loading is not None:
+            detail = cell(_load_line(progress.loading))
+        elif phase == "denoise" and progress.steps:
+            detail = Table.grid(padding=(0, 2))
+            detail.add_row(
+                ProgressBar(total=progress.steps, completed=progress.step, width=10), cell(_step_line(progress))
+            )
+        phases.add_row(cell(phase), *row, detail)
+    lines.add_row(phases)
+    lines.add_row(cell("cancelling... (Ctrl+C again to stop at once)" if cancelling else _memory_line(progress)))
+    return lines
+
+
+def _load_line(load: LoadProgress) -> str:
+    return f"{load.component} {_size(load.done_bytes)} of {_size(load.total_bytes)}"
+
+
+def _step_line(progress: PictureProgress) -> str:
+    each, remaining = progress.seconds_per_step or 0.0, progress.remaining_seconds or 0.0
+    return f"{progress.step} of {progress.steps}, {each:.2f} s/step, {_duration(remaining)} left"
+
+
+def _memory_line(progress: PictureProgress) -> str:
+    memory = progress.memory
+    if memory is None:
+        return ""
+    line = f"memory {_size(memory.ram_bytes)} RAM"
+    if memory.device_bytes is not None:
+        line += f", {_size(memory.device_bytes)} VRAM"
+    if memory.device_peak_bytes is not None:
+        line += f" (peak {_size(memory.device_peak_bytes)})"
+    return line
+
+
+def _summary(saved: ImageSaved, count: int) -> str:
+    phases = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in saved.seconds_by_phase.items())
+    total = sum(saved.seconds_by_phase.values())
+    place = f"picture {saved.image + 1} of {count}: " if count > 1 else ""
+    return f"{place}seed {saved.seed}, {saved.width}x{saved.height}, {total:.2f} s ({phases})"
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

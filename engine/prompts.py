@@ -1,0 +1,57 @@
+"""Prompts from a file or from standard input, one a line."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import sys
+
+from engine.request import RequestError
+
+MAX_BYTES = 16 * 2**20  # more is no list of prompts (a device, a video), and would fill the RAM
+
+
+def read_prompts(path: str | None) -> list[tuple[str, str]]:
+    """The lines of a text file (None: of standard input) that are not blank, each as (place, prompt).
+
+    The place is for messages: "line 3 of prompts.txt". Raises `RequestError` for what is no text or has no prompt.
+    """
+    name = path if path is not None else "standard input"
+    data = _read(name, path)
+    # PowerShell's `>` writes UTF-16 with a byte order mark; everything else in use is UTF-8.
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        broken = data.count(b"\n", 0, error.start) + 1
+        raise RequestError("prompt", f"line {broken} of {name} is not UTF-8 text.") from None
+    prompts = []
+    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), start=1):
+        place = f"line {number} of {name}"
+        if "\0" in line:
+            raise RequestError("prompt", f"{place} is not text.")
+        if line.strip():
+            prompts.append((place, line.strip()))
+    if not prompts:
+        raise RequestError("prompt", f"{name} holds no prompt; write one a line.")
+    return prompts
+
+
+def _read(name: str, path: str | None) -> bytes:
+    try:
+        if path is not None:
+            with open(path, "rb") as stream:
+                data = stream.read(MAX_BYTES + 1)
+        elif sys.stdin is None:
+            data = b""
+        else:
+            if sys.stdin.isatty() and sys.stderr is not None:
+                end = "Ctrl+Z and Enter" if os.name == "nt" else "Ctrl+D"
+                print(f"write prompts, one a line; end with {end}:", file=sys.stderr, flush=True)
+            data = sys.stdin.buffer.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name, or a closed standard input
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RequestError("prompts-file", f"cannot read {name}: {reason}.") from None
+    if len(data) > MAX_BYTES:
+        raise RequestError("prompts-file", f"{name} is larger than {MAX_BYTES // 2**20} MiB; split it.")
+    return data

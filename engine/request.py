@@ -1,0 +1,136 @@
+"""What a person asks for: one frozen `Request`, validated at the door."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+MAX_SEED = 2**63 - 1
+MAX_STEPS = 1000
+MAX_COUNT = 1000
+MAX_GUIDANCE = 30.0
+MAX_PROMPT_CHARACTERS = 10_000
+MIN_SIDE, MAX_SIDE, SIDE_MULTIPLE = 64, 2048, 16
+PRECISIONS = ("fp32", "bf16")
+
+
+class RequestError(ValueError):
+    """Bad input: `field` names what was wrong, the message says what is allowed and what to do."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+    def __reduce__(self) -> tuple[type[RequestError], tuple[str, str]]:
+        return (RequestError, (self.field, str(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a model fills in where a request leaves a choice open."""
+
+    steps: int
+    width: int
+    height: int
+    guidance: float | None  # None: the model takes no guidance input
+    precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One job: a prompt and how to paint it. None means "as the model prefers" (a random number for the seed).
+
+    Image k of `count` uses seed + k. Raises `RequestError` where a value is out of range.
+    """
+
+    prompt: str
+    steps: int | None = None
+    seed: int | None = None
+    width: int | None = None  # pixels
+    height: int | None = None  # pixels
+    count: int = 1
+    guidance: float | None = None
+    precision: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_text("prompt", self.prompt)
+        _check_integer("steps", self.steps, 1, MAX_STEPS)
+        _check_integer("count", self.count, 1, MAX_COUNT)
+        _check_integer("seed", self.seed, 0, MAX_SEED)
+        if self.seed is not None and self.seed + self.count - 1 > MAX_SEED:
+            raise RequestError(
+                "seed", f"seed {self.seed} with count {self.count} passes 2**63 - 1; take a smaller seed."
+            )
+        for name in ("width", "height"):
+            side = getattr(self, name)
+            _check_integer(name, side, MIN_SIDE, MAX_SIDE)
+            if side is not None and side % SIDE_MULTIPLE:
+                lower = side - side % SIDE_MULTIPLE
+                raise RequestError(
+                    name,
+                    f"{name} {side} is not a multiple of {SIDE_MULTIPLE}; "
+                    f"the nearest are {lower} and {lower + SIDE_MULTIPLE}.",
+                )
+        if self.guidance is not None:
+            number = isinstance(self.guidance, (int, float)) and not isinstance(self.guidance, bool)
+            if not number or not math.isfinite(self.guidance) or not 0 <= self.guidance <= MAX_GUIDANCE:
+                raise RequestError(
+                    "guidance", f"guidance must be a number from 0 to {MAX_GUIDANCE:g}, got {_shown(self.guidance)}."
+                )
+        if self.precision is not None and self.precision not in PRECISIONS:
+            raise RequestError(
+                "precision", f"precision must be one of {', '.join(PRECISIONS)}, got {_shown(self.precision)}."
+            )
+
+    def resolved(self, defaults: Defaults) -> Request:
+        """This request with every open choice filled in: what the metadata record and a picture repeats."""
+        choices = {
+            name: value if (value := getattr(self, name)) is not None else getattr(defaults, name)
+            for name in ("steps", "width", "height", "guidance", "precision")
+        }
+        seed = self.seed if self.seed is not None else random.SystemRandom().randrange(2**32)
+        return replace(self, seed=seed, **choices)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Request:
+        """The request in `values` (untrusted: wrong types and unknown keys raise `RequestError`)."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(str(key) for key in values if key not in known)
+        if unknown:
+            raise RequestError("request", f"unknown request fields: {_shown(', '.join(unknown))}.")
+        if "prompt" not in values:
+            raise RequestError("prompt", "the request has no prompt.")
+        return cls(**values)
+
+
+def _check_text(name: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise RequestError(name, f"{name} must be text, got {type(text).__name__}.")
+    if not text.strip():
+        raise RequestError(name, f"{name} is empty; say what the picture should show.")
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        raise RequestError(name, f"{name} has {len(text)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RequestError(name, f"{name} holds characters that are not valid Unicode; type it again.") from None
+
+
+def _check_integer(name: str, value: object, low: int, high: int) -> None:
+    if value is None and name != "count":
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        limit = "2**63 - 1" if high == MAX_SEED else str(high)
+        raise RequestError(name, f"{name} must be a whole number from {low} to {limit}, got {_shown(value)}.")
+
+
+def _shown(value: object) -> str:
+    """A value as an error message may show it: short, one line, no control characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,153 @@
+"""What the engine costs beside diffusers, each pair measured in turn in the same run.
+
+    python -m tests.bench.speed [--rounds 7]
+
+Prints seconds and ratios: the step loop against diffusers' FluxPipeline on the demo model, a whole `t2i generate`
+against a Python that only imports the same six classes, and `import engine` alone. Quote them from an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+PROMPT = "a large red circle above a small blue square on a white background"
+SIX_CLASSES = (
+    "from diffusers import AutoencoderKL, FluxTransformer2DModel;"
+    "from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast"
+)
+
+
+def timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def paired(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[float, float, float]:
+    """Median seconds of each, taken in turn, and the median of the rounds' ratios."""
+    ours(), theirs()
+    times = [(timed(ours), timed(theirs)) for _ in range(rounds)]
+    mine, other = (statistics.median(column) for column in zip(*times, strict=True))
+    return mine, other, statistics.median(a / b for a, b in times)
+
+
+def step_loop(rounds: int, steps: int = 20) -> tuple[float, float, float]:
+    """The sampler loop with its events, cancel checks and previews against the pipeline's loop, same conditioning."""
+    from diffusers import FluxPipeline
+
+    from engine import Engine, PhaseFinished, Request
+    from engine.images.save import plan_output
+    from engine.models.catalog import DEMO_FOLDER
+
+    pipeline = FluxPipeline.from_pretrained(DEMO_FOLDER, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    embeds, pooled, _ = pipeline.encode_prompt(PROMPT, None, max_sequence_length=32)
+    with Engine.open("demo", device="cpu") as engine, tempfile.TemporaryDirectory() as folder:
+        destination = plan_output(Path(folder), 1)
+        size, guidance = engine.defaults.width, engine.defaults.guidance
+        seconds: list[float] = []
+
+        def ours() -> None:
+            events = list(engine.generate(Request(PROMPT, steps=steps, seed=1), destination))
+            finished = [event for event in events if isinstance(event, PhaseFinished)]
+            seconds.extend(event.seconds for event in finished if event.phase == "denoise")
+
+        def theirs() -> None:
+            pipeline(
+                prompt_embeds=embeds,
+                pooled_prompt_embeds=pooled,
+                width=size,
+                height=size,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=torch.Generator("cpu").manual_seed(1),
+                output_type="latent",
+            )
+
+        ours()
+        theirs()
+        pairs = []
+        for _ in range(rounds):
+            ours()
+            pairs.append((seconds[-1], timed(theirs)))
+    mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return mine / steps, other / steps, statistics.median(a / b for a, b in pairs)
+
+
+def whole_command(rounds: int) -> tuple[float, float, float]:
+    """`t2i generate` of a demo picture against importing the same six classes, each in a fresh interpreter."""
+    with tempfile.TemporaryDirectory() as folder:
+        generate = [sys.executable, "-m", "engine", "generate", "--prompt", PROMPT, "--seed", "1", "--output", folder]
+
+        def run(command: list[str]) -> Callable[[], object]:
+            return lambda: subprocess.run(command, check=True, capture_output=True)
+
+        return paired(run(generate), run([sys.executable, "-c", SIX_CLASSES]), rounds)
+
+
+def import_engine(rounds: int) -> float:
+    """Milliseconds of `import engine` inside a fresh interpreter."""
+    code = "import time; s = time.perf_counter(); import engine; print(time.perf_counter() - s)"
+    runs = [
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True) for _ in range(rounds)
+    ]
+    return 1000 * statistics.median(float(run.stdout) for run in runs)
+
+
+def largest_pixel_difference() -> int:
+    """The demo's picture against diffusers' own with the same weights, seed and steps, in levels of 255."""
+    from diffusers import FluxPipeline
+    from PIL import Image
+
+    from engine import Engine, ImageSaved, Request
+    from engine.images.save import plan_output
+    from engine.models.catalog import DEMO_FOLDER
+
+    with Engine.open("demo", device="cpu") as engine, tempfile.TemporaryDirectory() as folder:
+        *_, saved = engine.generate(Request(PROMPT, seed=3), plan_output(Path(folder), 1))
+        assert isinstance(saved, ImageSaved), saved
+        ours = np.asarray(Image.open(saved.path)).astype(np.int64)
+        defaults = engine.defaults
+    pipeline = FluxPipeline.from_pretrained(DEMO_FOLDER, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        PROMPT,
+        width=defaults.width,
+        height=defaults.height,
+        num_inference_steps=defaults.steps,
+        guidance_scale=defaults.guidance,
+        generator=torch.Generator("cpu").manual_seed(3),
+        max_sequence_length=32,
+        output_type="np",
+    ).images[0]
+    return int(np.abs(ours - np.round(theirs * 255)).max())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, median of {rounds} rounds in turn")
+    for name, (ours, theirs, ratio) in (
+        ("step loop, seconds a step: ours, diffusers' pipeline", step_loop(rounds)),
+        ("whole command, seconds: t2i generate, six imports", whole_command(rounds)),
+    ):
+        print(f"{name:55} {ours:8.4f} {theirs:8.4f}   ratio {ratio:.3f}")
+    print(f"{'import engine, milliseconds':55} {import_engine(rounds):8.1f}")
+    print(f"{'demo against FluxPipeline, largest difference of 255':55} {largest_pixel_difference():8d}")
+
+
+if __name__ == "__main__":
+    main()

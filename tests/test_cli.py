@@ -1,0 +1,421 @@
+"""`t2i generate` and `t2i`, run as a person runs them: in a process of their own, with the demo model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import engine.cli
+from engine import events
+from engine.images.metadata import read_record
+from engine.interrupts import Interrupts
+
+ROOT = Path(__file__).parent.parent
+PROMPT = "a large red circle above a small blue square on a white background"
+DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
+ESCAPE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # any control character but the line feed
+posix = pytest.mark.skipif(os.name == "nt", reason="signals and pseudo-terminals are POSIX's")
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders of their own, and no setting of the developer's terminal."""
+    base = tmp_path_factory.mktemp("home")
+    kinds = ("STATE", "CACHE", "CONFIG", "OUTPUT")
+    mine = {f"TEXTTOIMAGETOOL_{kind}_DIR": str(base / kind.lower()) for kind in kinds}
+    return {**os.environ, "PYTHONPATH": str(ROOT), **mine}
+
+
+def t2i(*arguments: str, env: Mapping[str, str], stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, "-m", "tui", *arguments], env=env, input=stdin, capture_output=True)
+    return subprocess.CompletedProcess(
+        done.args,
+        done.returncode,
+        done.stdout.decode().replace("\r\n", "\n"),
+        done.stderr.decode().replace("\r\n", "\n"),
+    )
+
+
+def json_lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "words"),
+    [
+        ("--steps 0", "steps", "from 1 to 1000, got 0"),
+        ("--steps 1001", "steps", "got 1001"),
+        ("--steps many", "steps", "valid integer"),
+        ("--size 100x100", "width", "not a multiple of 16; the nearest are 96 and 112"),
+        ("--size 128x4096", "height", "from 64 to 2048"),
+        ("--size 128", "size", "such as 512x384"),
+        ("--size 128x128 --width 128", "size", "exclude each other"),
+        ("--width 32", "width", "from 64 to 2048"),
+        ("--seed -1", "seed", "from 0 to 2**63 - 1, got -1"),
+        ("--seed 9223372036854775808", "seed", "from 0 to 2**63 - 1"),
+        ("--seed 9223372036854775807 --count 2", "seed", "take a smaller seed"),
+        ("--count 0", "count", "from 1 to 1000"),
+        ("--guidance nan", "guidance", "from 0 to 30"),
+        ("--precision fp8", "precision", "fp32, bf16"),
+        ("--output {folder}/a.png --count 2", "output", "give a folder"),
+        ("--output {folder}/none/a.png", "output", "does not exist"),
+        ("--output=", "output", "--output is empty"),
+        ("--model=", "model", "--model is empty"),
+        ("--size 2048x2048", "width", "too large for demo"),
+        ("--model dmeo", "model", "did you mean 'demo'"),
+        ("--from {folder}/none.png", "from", "cannot be read"),
+        ("--from {folder}/text.txt", "from", "not a PNG"),
+        ("--prompts-file {folder}/text.txt", "prompt", "exclude each other"),
+        ("extra words", "prompt", "in quotes after --prompt"),
+        ("--stepz 3", "arguments", "No such option: --stepz (Possible options: "),
+        ("--steps", "arguments", "requires an argument"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    arguments: str, field: str, words: str, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    (tmp_path / "text.txt").write_text("a red circle\n")
+    options = arguments.format(folder=tmp_path).split(" ")
+    run = t2i("generate", "--prompt", PROMPT, "--json", *options, env=environment)
+    (error,) = json_lines(run.stdout)
+    assert (run.returncode, error["event"], error["field"]) == (BAD_INPUT, "error", field)
+    assert words in error["message"]
+    (sentence,) = run.stderr.splitlines()
+    assert sentence == f"error: {error['message']}"
+    assert sentence[-1] in ".?'\"" or sentence.endswith("background")
+    assert [path.name for path in tmp_path.rglob("*")] == ["text.txt"], "nothing half-written"
+
+
+@pytest.mark.parametrize("prompt", ["", " \t", "x" * 10_001])
+def test_a_prompt_must_say_something_and_not_too_much(prompt: str, environment: dict[str, str]) -> None:
+    run = t2i("generate", "--prompt", prompt, env=environment)
+    assert run.returncode == BAD_INPUT
+    assert run.stderr.startswith("error: prompt ")
+    assert run.stderr.count("\n") == 1
+    assert run.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot read"),
+        (b"", "holds no prompt"),
+        (b"\n  \n\r\n", "holds no prompt"),
+        (b"a red circle\n\xff\xfe\xfd\n", "line 2 of "),
+        (b"a red circle\na\0b\n", "line 2 of "),
+        (b"a red circle\n\n" + b"x" * 10_001, "line 3 of "),
+        (b"x" * (16 * 2**20 + 1), "larger than 16 MiB"),
+    ],
+    ids=["missing", "empty", "blank", "binary", "nul", "long line", "huge"],
+)
+def test_every_prompt_of_a_file_is_checked_first(
+    content: bytes | None, words: str, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    if content is not None:
+        (tmp_path / "prompts.txt").write_bytes(content)
+    run = t2i("generate", "--prompts-file", str(tmp_path / "prompts.txt"), env=environment)
+    assert run.returncode == BAD_INPUT
+    assert words in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
+def test_standard_input_may_be_the_bad_one(environment: dict[str, str]) -> None:
+    run = t2i("generate", "--prompt", "-", env=environment)
+    assert (run.returncode, run.stderr) == (BAD_INPUT, "error: standard input holds no prompt; write one a line.\n")
+    run = t2i("generate", "--prompt", "-", env=environment, stdin=b"a red circle\n\xc3(\n")
+    assert (run.returncode, run.stderr) == (BAD_INPUT, "error: line 2 of standard input is not UTF-8 text.\n")
+
+
+def test_bad_input_is_answered_before_torch_is_imported(environment: dict[str, str]) -> None:
+    code = (
+        "import sys; from engine.cli import main\n"
+        "codes = [main(['generate', '--prompt', 'x', *bad.split()]) for bad in sys.argv[1:]]\n"
+        "print(codes, *{'torch', 'diffusers', 'transformers', 'rich', 'PIL'} & set(sys.modules))"
+    )
+    bad = ["--steps 0", "--size 1x1", "--from none.png", "--nothing", "--output none/a.png"]
+    run = subprocess.run([sys.executable, "-c", code, *bad], env=environment, capture_output=True, text=True)
+    assert run.stdout.strip() == "[2, 2, 2, 2, 2]"
+
+
+def test_escape_sequences_are_never_printed_raw(tmp_path: Path, environment: dict[str, str]) -> None:
+    evil = "\x1b[2J\x07\u202e"
+    for arguments in (
+        ("generate", "--prompt", "x", f"--{evil}"),
+        ("generate", "--prompt", "x", "--size", evil),
+        ("generate", "--prompt", "x", "--model", evil),
+        ("generate", "--prompt", "x", "--output", str(tmp_path / evil / "a.png")),
+        ("generate", "--prompts-file", evil),
+        (evil,),
+    ):
+        run = t2i(*arguments, env=environment)
+        assert run.returncode == BAD_INPUT
+        assert not ESCAPE.search(run.stderr)
+        assert "\u202e" not in run.stderr
+
+
+# Without a verb
+
+
+def test_without_a_verb_t2i_explains_itself_with_an_example_that_works(environment: dict[str, str]) -> None:
+    run = t2i(env=environment)
+    assert run.returncode == DONE
+    assert f"    {engine.cli.EXAMPLE}\n" in run.stdout
+
+
+def test_verbs_and_version(environment: dict[str, str]) -> None:
+    assert re.fullmatch(r"TextToImageTool \S+\n", t2i("--version", env=environment).stdout)
+    run = t2i("genrate", env=environment)
+    assert run.returncode == BAD_INPUT
+    assert "Did you mean 'generate'?" in run.stderr
+    run = t2i("generate", env=environment)
+    assert run.returncode == BAD_INPUT
+    assert engine.cli.EXAMPLE in run.stderr
+
+
+# Pictures
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Two pictures of one prompt, without --json."""
+    folder = tmp_path_factory.mktemp("pair")
+    return t2i("generate", "-p", PROMPT, "--seed", "7", "--count", "2", "-o", str(folder), env=environment)
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Two prompts from standard input, no seed, with --json."""
+    folder = str(tmp_path_factory.mktemp("batch"))
+    prompts = f"{PROMPT}\r\n\n  a green star\n".encode()
+    return t2i("generate", "-p", "-", "--json", "--size", "64x80", "-o", folder, env=environment, stdin=prompts)
+
+
+def test_stdout_is_the_paths_and_nothing_else(pair: subprocess.CompletedProcess[str]) -> None:
+    assert pair.returncode == DONE, pair.stderr
+    paths = [Path(line) for line in pair.stdout.splitlines()]
+    assert [read_record(path).request.seed for path in paths] == [7, 8]
+    assert all(read_record(path).request.prompt == PROMPT for path in paths)
+
+
+def test_stderr_is_plain_lines_of_ours_where_it_is_no_terminal(pair: subprocess.CompletedProcess[str]) -> None:
+    assert not ESCAPE.search(pair.stderr)
+    known = "a large red|load |encode |step |denoise |decode |save |hint: |picture [12] of 2: seed [78], "
+    assert [line for line in pair.stderr.splitlines() if not re.match(known, line)] == []
+
+
+def test_a_picture_regenerates_itself(
+    pair: subprocess.CompletedProcess[str], tmp_path: Path, environment: dict[str, str]
+) -> None:
+    original, again = pair.stdout.splitlines()[1], tmp_path / "again.png"
+    run = t2i("generate", "--from", original, "--output", str(again), "--quiet", env=environment)
+    assert (run.returncode, run.stdout, run.stderr) == (DONE, f"{again}\n", "")
+    with Image.open(original) as first, Image.open(again) as second:
+        assert first.tobytes() == second.tobytes()
+
+
+def test_flags_change_what_a_picture_says(
+    pair: subprocess.CompletedProcess[str], tmp_path: Path, environment: dict[str, str]
+) -> None:
+    original, other = pair.stdout.splitlines()[0], tmp_path / "other.png"
+    run = t2i("generate", "--from", original, "--steps", "1", "--width", "64", "-o", str(other), env=environment)
+    assert run.returncode == DONE, run.stderr
+    first, second = read_record(original).request, read_record(other).request
+    assert (second.steps, second.width) == (1, 64)
+    assert (second.prompt, second.seed, second.height) == (first.prompt, first.seed, first.height)
+
+
+def test_prompts_from_standard_input_come_in_order_with_one_seed(batch: subprocess.CompletedProcess[str]) -> None:
+    assert batch.returncode == DONE, batch.stderr
+    saved = [line for line in json_lines(batch.stdout) if line["event"] == "image_saved"]
+    assert [line["job"] for line in saved] == [0, 1]
+    requests = [read_record(line["path"]).request for line in saved]
+    assert [request.prompt for request in requests] == [PROMPT, "a green star"]
+    assert {request.seed for request in requests} == {line["seed"] for line in saved}
+    assert f"seed {saved[0]['seed']}\n" in batch.stderr
+    assert len({line["seed"] for line in saved}) == 1
+    assert {(line["width"], line["height"]) for line in saved} == {(64, 80)}
+
+
+def documented_fields() -> dict[str, set[str]]:
+    table = re.findall(r"^ {4}([a-z_]+)  +([a-z_, ]+)$", engine.cli.__doc__ or "", flags=re.MULTILINE)
+    return {name: set(listed.split(", ")) for name, listed in table if name != "event"}
+
+
+def test_the_documented_schema_is_the_events_own() -> None:
+    common = {field.name for field in fields(events.Event)}
+    classes = events.Event.__subclasses__()
+    memory = events.MemoryUse(0)
+    expected = {}
+    for event in classes:
+        own = {field.name for field in fields(event)} - common
+        name = event(**dict.fromkeys(own), image=0, elapsed_seconds=0.0, memory=memory).name
+        expected[name] = own
+    assert documented_fields() == {**expected, "error": {"field", "message"}}
+    for name in (*common, "job", *(field.name for field in fields(events.MemoryUse))):
+        assert f"`{name}`" in (engine.cli.__doc__ or "")
+
+
+def test_json_lines_are_as_documented(batch: subprocess.CompletedProcess[str]) -> None:
+    lines = json_lines(batch.stdout)
+    schema = documented_fields()
+    common = {"event", "job", "image", "elapsed_seconds", "memory"}
+    for line in lines:
+        assert next(iter(line)) == "event"
+        assert line.keys() == common | schema[line["event"]]
+    for job in (0, 1):
+        names = [line["event"] for line in lines if line["job"] == job]
+        assert names[-1] == "image_saved"
+        assert names.count("image_saved") == 1
+    steps = [line for line in lines if line["event"] == "step_finished"]
+    assert [line["step"] for line in steps[: steps[0]["steps"]]] == list(range(1, steps[0]["steps"] + 1))
+
+
+# Interrupted
+
+
+def start(*arguments: str, env: Mapping[str, str], stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    # A background shell starts its children with Ctrl+C ignored, which they rightly respect.
+    return subprocess.Popen(
+        [sys.executable, "-m", "engine", *arguments],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+@posix
+def test_ctrl_c_cancels_within_the_step_and_leaves_no_file(tmp_path: Path, environment: dict[str, str]) -> None:
+    arguments = ("-p", PROMPT, "--steps", "1000", "--count", "2", "--json", "-o", str(tmp_path))
+    with start("generate", *arguments, env=environment) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line)["event"] == "step_finished":
+                break
+        process.send_signal(signal.SIGINT)
+        rest, said = process.communicate(timeout=60)
+    assert process.returncode == CANCELLED
+    ended = [line["image"] for line in json_lines(rest) if line["event"] == "cancelled"]
+    assert ended == [0, 1]
+    assert said.count("cancelling...") == 1
+    assert said.endswith("\ncancelled.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_imports_is_one_line_and_130(number: signal.Signals, environment: dict[str, str]) -> None:
+    with start("generate", "-p", PROMPT, env=environment) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == f"{PROMPT}\n"
+        process.send_signal(number)
+        printed, said = process.communicate(timeout=60)
+    assert (process.returncode, printed, said) == (CANCELLED, "", "cancelled.\n")
+
+
+@posix
+def test_a_reader_that_goes_away_ends_the_run_quietly(tmp_path: Path, environment: dict[str, str]) -> None:
+    arguments = ("-p", PROMPT, "--steps", "1000", "--json", "--quiet", "-o", str(tmp_path))
+    with start("generate", *arguments, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == CANCELLED
+    assert list(tmp_path.iterdir()) == []
+
+
+@posix
+def test_the_first_signal_asks_and_the_second_insists() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    asked: list[int] = []
+    with Interrupts() as interrupts:
+        interrupts.ask(lambda: asked.append(1))
+        signal.raise_signal(signal.SIGTERM)
+        assert (asked, interrupts.requested) == ([1], True)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert asked == [1]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@posix
+def test_an_interrupt_that_a_library_dropped_is_found() -> None:
+    with Interrupts() as interrupts:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.ask(lambda: None)
+
+
+@posix
+def test_an_interrupt_that_a_library_made_an_error_of_is_found() -> None:
+    def half_import() -> None:
+        with Interrupts():
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            except KeyboardInterrupt:
+                raise ImportError("half imported") from None
+
+    with pytest.raises(KeyboardInterrupt):
+        half_import()
+
+
+# On a terminal, and when all else fails
+
+
+@posix
+def test_a_terminal_gets_a_live_display_and_stdout_still_the_path(tmp_path: Path, environment: dict[str, str]) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    env = {**environment, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
+    arguments = ("-p", "a [red] circle \x1b[2J[/red]", "--steps", "2", "-o", str(tmp_path / "a.png"))
+    with start("generate", *arguments, env=env, stderr=theirs) as process:
+        os.close(theirs)
+        screen = b""
+        try:
+            while part := os.read(ours, 65536):
+                screen += part
+        except OSError:  # how Linux says that the other end was closed
+            pass
+        printed, _ = process.communicate(timeout=60)
+    os.close(ours)
+    assert (process.returncode, printed) == (DONE, f"{tmp_path / 'a.png'}\n")
+    assert b"a [red] circle \\x1b[2J[/red]" in screen, "the prompt is text, no markup and no escape sequence"
+    assert b"\x1b[2J" not in screen
+    assert b"denoise" in screen
+    assert screen.count(b"\x1b[?25l") == screen.count(b"\x1b[?25h") >= 1, "the cursor is given back"
+
+
+def test_an_unexpected_error_is_a_sentence_and_a_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def break_down(*_: object, **__: object) -> None:
+        raise RuntimeError("bad \x1b[31mluck")
+
+    monkeypatch.setattr("engine.engine.Engine.open", break_down)
+    monkeypatch.setenv("TEXTTOIMAGETOOL_STATE_DIR", str(tmp_path / "state"))
+    code = engine.cli.main(["generate", "-p", PROMPT, "--json", "--quiet", "-o", str(tmp_path)])
+    printed = capsys.readouterr()
+    log = tmp_path / "state" / "error.log"
+    assert code == FAILED
+    assert printed.err == f"error: something unexpected went wrong (RuntimeError: bad \\x1b[31mluck); see {log}.\n"
+    assert json.loads(printed.out)["field"] is None
+    assert "Traceback" in log.read_text()

@@ -1,0 +1,279 @@
+"""The engine's contract: events, cancel, cache, strict sequence, and sentences for what goes wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from engine import Engine, Request, RequestError
+from engine.events import (
+    TERMINAL,
+    Cancelled,
+    Encoded,
+    Event,
+    Failed,
+    ImageSaved,
+    LoadProgress,
+    PhaseFinished,
+    PhaseStarted,
+    StepFinished,
+)
+from engine.images.metadata import read_record
+from engine.images.save import Destination, plan_output
+from tests.tiny import save_tiny
+
+PROMPT = "a red circle above a blue square"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny dev ü"
+    save_tiny(folder, guided=True)
+    return folder
+
+
+@pytest.fixture
+def engine(model: Path) -> Iterator[Engine]:
+    with Engine.open(model, device="cpu") as engine:
+        yield engine
+
+
+@pytest.fixture
+def destination(tmp_path: Path) -> Destination:
+    return plan_output(tmp_path, 1)
+
+
+def small(**values: Any) -> Request:
+    return Request(**{"prompt": PROMPT, "steps": 2, "seed": 5, "width": 64, "height": 64, **values})
+
+
+def pixels(event: Event) -> np.ndarray[Any, Any]:
+    assert isinstance(event, ImageSaved), event
+    return np.asarray(Image.open(event.path))
+
+
+def test_phases_follow_each_other_and_one_terminal_event_ends_them(engine: Engine, destination: Destination) -> None:
+    events = list(engine.generate(small(), destination))
+    started = [event.phase for event in events if isinstance(event, PhaseStarted)]
+    finished = [event.phase for event in events if isinstance(event, PhaseFinished)]
+    assert started == finished == ["encode", "denoise", "decode", "save"]
+    assert [isinstance(event, TERMINAL) for event in events] == [False] * (len(events) - 1) + [True]
+    steps = [event for event in events if isinstance(event, StepFinished)]
+    assert [(event.step, event.steps) for event in steps] == [(1, 2), (2, 2)]
+    assert steps[0].sigma == 1.0
+    assert all(event.memory.ram_bytes > 10**7 for event in events)
+    assert [event.elapsed_seconds for event in events] == sorted(event.elapsed_seconds for event in events)
+
+
+def test_load_progress_counts_every_component_to_its_last_byte(engine: Engine, destination: Destination) -> None:
+    loads = [event for event in engine.generate(small(), destination) if isinstance(event, LoadProgress)]
+    assert {event.component for event in loads} == {"text_encoder", "text_encoder_2", "transformer", "vae"}
+    for component in {event.component for event in loads}:
+        last = [event for event in loads if event.component == component][-1]
+        assert last.done_bytes == last.total_bytes == engine.folder.bytes[component] > 0
+
+
+def test_events_survive_pickling_and_become_json(engine: Engine, destination: Destination) -> None:
+    for event in engine.generate(small(), destination):
+        assert pickle.loads(pickle.dumps(event)) == event
+        values = json.loads(json.dumps(event.to_dict()))
+        assert values["event"] == event.name
+        assert values.keys() - {"event"} == {field.name for field in dataclasses.fields(event)}
+
+
+def test_a_second_picture_of_a_prompt_encodes_and_loads_nothing(engine: Engine, destination: Destination) -> None:
+    list(engine.generate(small(), destination))
+    events = list(engine.generate(small(seed=6), destination))
+    assert not [event for event in events if isinstance(event, LoadProgress)]
+    assert [event.cached for event in events if isinstance(event, Encoded)] == [True]
+
+
+def test_image_k_of_a_batch_is_the_picture_of_seed_plus_k(engine: Engine, destination: Destination) -> None:
+    batch = [event for event in engine.generate(small(count=3), destination) if isinstance(event, ImageSaved)]
+    assert [event.seed for event in batch] == [5, 6, 7]
+    assert [event.image for event in batch] == [0, 1, 2]
+    single = list(engine.generate(small(seed=7), destination))[-1]
+    assert np.array_equal(pixels(batch[2]), pixels(single))
+    assert not np.array_equal(pixels(batch[1]), pixels(batch[2]))
+
+
+def test_a_picture_regenerates_from_its_own_file(engine: Engine, destination: Destination) -> None:
+    first = list(engine.generate(small(steps=3, guidance=2.25), destination))[-1]
+    assert isinstance(first, ImageSaved)
+    record = read_record(first.path)
+    assert record.request.guidance == 2.25
+    again = list(engine.generate(record.request, destination))[-1]
+    assert np.array_equal(pixels(first), pixels(again))
+
+
+def test_cancelling_stops_before_the_next_block(engine: Engine, destination: Destination) -> None:
+    list(engine.generate(small(), destination))  # loads
+    calls = 0
+    transformer = engine._open_runtime().components._modules["transformer", torch.float32]
+
+    def cancel_in_the_middle(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        engine.cancel()
+
+    hooks = [block.register_forward_hook(cancel_in_the_middle) for block in transformer.transformer_blocks]
+    try:
+        events = list(engine.generate(small(count=2), destination))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert calls == 1, "the second block must not have run"
+    assert [type(event) for event in events if isinstance(event, TERMINAL)] == [Cancelled, Cancelled]
+    assert isinstance(events[-1], Cancelled)
+    assert next(event.phase for event in events if isinstance(event, Cancelled)) == "denoise"
+    assert isinstance(list(engine.generate(small(), destination))[-1], ImageSaved), "the engine must go on afterwards"
+
+
+@pytest.mark.parametrize("moment", [LoadProgress, PhaseStarted, Encoded, StepFinished])
+def test_cancelling_at_any_event_saves_nothing(moment: type[Event], engine: Engine, destination: Destination) -> None:
+    events = []
+    for event in engine.generate(small(), destination):
+        events.append(event)
+        if isinstance(event, moment):
+            engine.cancel()
+    assert isinstance(events[-1], Cancelled)
+    assert not list(destination.path.iterdir())
+
+
+def test_closing_the_generator_frees_the_engine(engine: Engine, destination: Destination) -> None:
+    job = engine.generate(small(), destination)
+    for event in job:
+        if isinstance(event, StepFinished):
+            break
+    job.close()
+    assert engine._open_runtime().components.resident is None
+    assert isinstance(list(engine.generate(small(), destination))[-1], ImageSaved)
+
+
+def test_two_components_are_never_lent_at_once(engine: Engine, destination: Destination) -> None:
+    list(engine.generate(small(), destination))
+    components = engine._open_runtime().components
+    with components.lend("vae", torch.float32), pytest.raises(RuntimeError, match="vae is on the device"):
+        components.lend("transformer", torch.float32).__enter__()
+
+
+def test_a_long_prompt_says_how_many_tokens_are_used(engine: Engine, destination: Destination) -> None:
+    events = list(engine.generate(small(prompt=PROMPT + " and a star" * 20), destination))
+    encoded = next(event for event in events if isinstance(event, Encoded))
+    assert encoded.hint == "the prompt has 68 tokens; the first 32 are used."
+    assert isinstance(events[-1], ImageSaved)
+
+
+def test_bf16_paints_nearly_the_same_picture(engine: Engine, destination: Destination) -> None:
+    exact = pixels(list(engine.generate(small(precision="fp32"), destination))[-1]).astype(int)
+    coarse = pixels(list(engine.generate(small(precision="bf16"), destination))[-1]).astype(int)
+    assert 0 < np.abs(exact - coarse).mean() < 8
+
+
+def test_a_preview_learned_from_pictures_resembles_them(engine: Engine, destination: Destination) -> None:
+    for seed in range(3):
+        list(engine.generate(small(seed=seed, width=128, height=128), destination))
+    events = list(engine.generate(small(seed=9, width=128, height=128), destination))
+    preview = [event.preview for event in events if isinstance(event, StepFinished)][-1]
+    assert preview is not None
+    assert (preview.width, preview.height) == (16, 16)
+    shown = np.frombuffer(preview.rgb, np.uint8).reshape(16, 16, 3).astype(float)
+    picture = pixels(events[-1]).reshape(16, 8, 16, 8, 3).mean((1, 3))
+    assert np.abs(shown - picture).mean() < picture.std()
+
+
+def test_sizes_and_guidance_that_the_model_cannot_do_are_refused_at_once(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"height 512 is too large .* up to 256"):
+        engine.generate(small(height=512))
+    save_tiny(tmp_path / "schnell", guided=False)
+    with pytest.raises(RequestError, match="takes no guidance"):
+        Engine.open(tmp_path / "schnell").generate(small(guidance=3.0))
+
+
+def _break(folder: Path, part: str, how: str) -> None:
+    target = folder / part
+    if how == "missing":
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+    elif how == "truncated":
+        target.write_bytes(target.read_bytes()[:-1000])
+    elif how == "pickle":
+        target.rename(target.with_suffix(".bin"))
+    else:
+        target.write_text(how, "utf-8")
+
+
+TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("part", "how", "said"),
+    [
+        ("model_index.json", "missing", "no model_index.json"),
+        ("model_index.json", "{", "not valid JSON"),
+        ("model_index.json", "[]", "not a JSON object"),
+        ("model_index.json", '{"_class_name": "StableDiffusionPipeline"}', "StableDiffusionPipeline"),
+        ("transformer", "missing", "config.json"),
+        ("vae/config.json", "{}", "lacks"),
+        (TRANSFORMER, "missing", "no weights"),
+        (TRANSFORMER, "pickle", "never loaded"),
+        ("tokenizer_2", "missing", "tokenizer_2"),
+        ("scheduler/scheduler_config.json", "missing", "scheduler_config.json"),
+    ],
+)
+def test_a_broken_folder_is_refused_with_the_part_that_is_missing(
+    part: str, how: str, said: str, model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(model, folder)
+    _break(folder, part, how)
+    with pytest.raises(RequestError) as caught:
+        Engine.open(folder)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "how"),
+    [(TRANSFORMER, "truncated"), (TRANSFORMER, "not safetensors"), ("tokenizer/tokenizer.json", "{}")],
+)
+def test_broken_weights_fail_with_one_sentence_that_names_the_file(
+    part: str, how: str, model: Path, tmp_path: Path, destination: Destination
+) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(model, folder)
+    _break(folder, part, how)
+    last = list(Engine.open(folder, device="cpu").generate(small(), plan_output(None, 1)))[-1]
+    assert isinstance(last, Failed)
+    assert last.bad_input
+    assert part.split("/")[0] in last.message
+    assert "\n" not in last.message
+
+
+def test_weights_that_are_not_numbers_do_not_become_a_picture(
+    model: Path, tmp_path: Path, destination: Destination
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "broken"
+    shutil.copytree(model, folder)
+    weights = load_file(folder / TRANSFORMER)
+    weights["proj_out.weight"] = weights["proj_out.weight"] * float("nan")
+    save_file(weights, folder / TRANSFORMER)
+    last = list(Engine.open(folder, device="cpu").generate(small(), destination))[-1]
+    assert isinstance(last, Failed)
+    assert "not finite" in last.message
+
+
+def test_an_unknown_model_is_answered_with_the_nearest_name() -> None:
+    with pytest.raises(RequestError, match="did you mean 'demo'"):
+        Engine.open("dmeo")

@@ -1,0 +1,108 @@
+"""The rules of the house: who may import whom, what lies where, and a README that does not rot."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+import engine
+from engine import events
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TOP_LEVEL = {"LICENSE-APACHE", "LICENSE-MIT", "README.md", "engine", "pyproject.toml", "run_smoke_test.bat", "tests"}
+TOP_LEVEL |= {"themes", "tui"}
+MAX_FILE_BYTES = 16 * 2**20
+HEAVY = ("accelerate", "diffusers", "torch", "transformers")
+
+
+def repository_files() -> list[str]:
+    """Paths of all tracked files; skips the test where this is no git checkout."""
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run([git, "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip(f"git cannot list the files: {listed.stderr.strip()}")
+    return [path for path in listed.stdout.split("\0") if path]
+
+
+def generate_examples() -> list[str]:
+    """What follows `t2i generate` on every such line of README's shell blocks."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+    return [match for block in blocks for match in re.findall(r"\bt2i generate\b(.*)", block)]
+
+
+@pytest.mark.parametrize(
+    ("statement", "unwanted"),
+    [
+        ("import engine", (*HEAVY, "textual", "numpy", "PIL")),
+        ("from engine import Engine, Request", (*HEAVY, "textual", "PIL")),
+        ("import engine.cli", (*HEAVY, "textual", "PIL")),
+        ("import tui", HEAVY),
+        ("import tui.__main__", HEAVY),
+    ],
+)
+def test_importing_stays_light(statement: str, unwanted: tuple[str, ...]) -> None:
+    code = f"import sys\n{statement}\nprint(*sorted({set(unwanted)!r} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert loaded.stdout.split() == []
+
+
+def test_the_import_contracts_hold() -> None:
+    lint_imports = shutil.which("lint-imports", path=str(Path(sys.executable).parent))
+    assert lint_imports, "lint-imports is not installed; run pip install -e '.[test]'"
+    result = subprocess.run([lint_imports, "--no-cache"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_engine_exports_every_event_and_every_name_resolves() -> None:
+    kinds = {name for name, kind in vars(events).items() if isinstance(kind, type) and issubclass(kind, events.Event)}
+    assert kinds <= set(engine.__all__)
+    assert all(getattr(engine, name) for name in engine.__all__)
+    with pytest.raises(AttributeError, match="nonsense"):
+        getattr(engine, "nonsense")  # noqa: B009
+
+
+def test_the_top_level_holds_only_what_belongs_there() -> None:
+    names = {path.partition("/")[0] for path in repository_files()}
+    assert {name for name in names if not name.startswith(".")} <= TOP_LEVEL
+
+
+def test_no_file_is_larger_than_16_mb() -> None:
+    paths = [ROOT / name for name in repository_files()]
+    assert [path for path in paths if path.is_file() and path.stat().st_size > MAX_FILE_BYTES] == []
+
+
+def test_the_package_brings_its_data() -> None:
+    weights = files("engine") / "demo" / "weights"
+    assert (weights / "model_index.json").is_file()
+    assert (weights / "transformer" / "diffusion_pytorch_model.safetensors").is_file()
+    assert (files("engine") / "py.typed").is_file()
+
+
+def test_readme_opens_with_the_two_commands() -> None:
+    opening = README.partition("\n## ")[0].splitlines()
+    assert "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/t2i" in opening
+    assert "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest" in opening
+
+
+@pytest.mark.parametrize("example", generate_examples())
+def test_an_example_in_readme_parses(example: str) -> None:
+    from typer.core import TyperGroup
+    from typer.main import get_command
+
+    from engine import cli
+
+    t2i = get_command(cli.app)
+    assert isinstance(t2i, TyperGroup)
+    context = t2i.commands["generate"].make_context("generate", shlex.split(example, comments=True))
+    assert not context.params["words"]
+    assert context.params["prompt"] or context.params["prompts_file"] or context.params["from_image"]
