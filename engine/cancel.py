@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,23 +12,23 @@ class CancelledError(Exception):
 
 
 class CancelFlag:
-    """Set from any thread or signal handler; `check` raises in the thread that does the work."""
+    """Set from any thread or signal handler; `check` raises in the thread that does the work.
+
+    A plain bool: a lock would deadlock a signal handler that interrupts its own thread inside it.
+    """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._wanted = False
 
     def set(self) -> None:
-        self._event.set()
+        self._wanted = True
 
     def clear(self) -> None:
-        self._event.clear()
-
-    def is_set(self) -> bool:
-        return self._event.is_set()
+        self._wanted = False
 
     def check(self) -> None:
         """Raises `CancelledError` once the flag is set."""
-        if self._event.is_set():
+        if self._wanted:
             raise CancelledError
 
 

@@ -27,7 +27,7 @@ SHADINGS = (-0.10, 0.0, 0.10)  # shadow, plain and light, as `scenes.render` sha
 BACKGROUND_SHARE = 0.90  # least part of the pixels outside the things that must be the background
 BACKGROUND_DRIFT = 0.05  # OKLab distance that half of them must keep: a night sky is no black, light gray no white
 LEAST_THING, MOST_THING = 0.010, 0.35  # areas, in parts of the shorter side squared; true things have 0.023 to 0.16
-STRAY_AREA = 0.006  # part of the picture; a smaller speck is forgiven
+STRAY_AREA = 0.006  # part of the picture; specks that cover less in all are forgiven (true renders have none)
 # Least overlap with the named shape's template. True renders have 0.94 and more. An outline that is off by 5 % of
 # the radius on average loses 0.05 * perimeter / area, which is more for a star than for a circle.
 SHAPE_IOU = {"circle": 0.89, "square": 0.88, "triangle": 0.83, "star": 0.80, "heart": 0.85}
@@ -143,8 +143,7 @@ def _read(lab: FloatArray, palette: FloatArray, name: str, scene: Scene) -> _Rea
         and np.median(ground[outside]) <= BACKGROUND_DRIFT
     )
     foreign = _opened(outside & ~is_ground)
-    stray = next(_components(foreign), None)
-    clean = stray is None or int(stray.sum()) <= STRAY_AREA * width * height
+    clean = bool(foreign.mean() <= STRAY_AREA)
     found = tuple(None if mask is None else _fit(mask) for mask in masks)
     return _Reading(background_right, clean, found)
 

@@ -39,7 +39,7 @@ SCENERY: dict[str, tuple[str, ...]] = {  # scenic backgrounds, and the colours t
     "night sky": ("black", "blue", "purple", "gray"),
     "sunset": ("orange", "pink", "red", "purple", "gray"),
     "meadow": ("green", "cyan", "gray", "white"),
-    "ocean": ("blue", "cyan", "gray", "green"),
+    "ocean": ("blue", "cyan", "gray", "green", "white"),
 }
 BACKGROUNDS = (*COLOURS, *SCENERY)
 
@@ -139,7 +139,8 @@ def place(scene: Scene, rng: np.random.Generator) -> tuple[Placed, ...]:
             spread_x = spread_y = 0.05
             x += {"on the left": -0.24, "on the right": 0.24}.get(scene.place, 0.0)
             y += {"at the top": -0.24, "at the bottom": 0.24}.get(scene.place, 0.0)
-        return (Placed(scene.things[0], x + jitter(spread_x), y + jitter(spread_y), radii[0]),)
+        x, y = x + jitter(spread_x), y + jitter(spread_y)
+        return (Placed(scene.things[0], _inside(x, radii[0]), _inside(y, radii[0]), radii[0]),)
 
     relation = scene.relation
     if relation == "next to":
@@ -151,8 +152,14 @@ def place(scene: Scene, rng: np.random.Generator) -> tuple[Placed, ...]:
         along = 0.5 + side * 0.24 + jitter(0.02)
         across = 0.5 + jitter(0.09)
         x, y = (across, along) if upright else (along, across)
-        placed.append(Placed(thing, x, y, radius))
+        placed.append(Placed(thing, _inside(x, radius), _inside(y, radius), radius))
     return tuple(placed)
+
+
+def _inside(at: float, radius: float) -> float:
+    """A centre moved so that no shape of this radius leaves the frame."""
+    reach = 1.08 * radius
+    return min(max(at, reach), 1 - reach)
 
 
 def render(
