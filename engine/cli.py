@@ -55,6 +55,7 @@ from engine.request import PRECISIONS, Request, RequestError
 
 if TYPE_CHECKING:
     from engine.engine import Engine
+    from engine.images.metadata import Record
     from engine.images.save import Destination
     from engine.progress import Display
 
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "t2i") -> int:
             stop = "" if message.endswith((".", "?")) else "."
             code = _complain(field, f"{message}{stop} See {prog}{verb} --help.", as_json=as_json)
         except RequestError as error:
-            code = _complain(error.field, str(error), as_json=as_json)
+            code = _refuse(error, as_json=as_json)
         except KeyboardInterrupt:
             _say("cancelled.")
             code = CANCELLED
@@ -106,6 +107,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "t2i") -> int:
     except BrokenPipeError:
         _abandon_output()
         code = CANCELLED
+    except OSError as error:  # of stdout or stderr themselves: a full disk behind a redirection
+        _abandon_output()
+        with suppress(OSError):
+            _say(f"error: the output could not be written ({error.strerror}).")
+        code = FAILED
     return code
 
 
@@ -148,7 +154,9 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt.")] = None,
     precision: Annotated[str | None, typer.Option(metavar="|".join(PRECISIONS), help="Arithmetic.")] = None,
     model: Annotated[str | None, typer.Option(help=f"A name or a folder. Default: {DEFAULT_MODEL}.")] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")] = "auto",
+    device: Annotated[
+        str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to compute. Default: auto; with --from, as then.")
+    ] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE|DIR", help="Where to save.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per event and line on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; errors and results only.")] = False,
@@ -173,12 +181,17 @@ def generate(
     if prompt is not None and prompts_file is not None:
         raise RequestError("prompt", "--prompt and --prompts-file exclude each other; give one of them.")
     template = Request("to be read", **changes)  # the flags are checked before a prompt is read or a file opened
-    recorded = from_image is not None
+    record = None
     if from_image is not None:
         from engine.images.metadata import read_record
 
         record = read_record(Path(from_image))
-        template, model = replace(record.request, **changes), model or record.model
+        template = replace(record.request, **changes)
+        device = device or record.device.split(":")[0] or None
+        if model is None:
+            model = _recorded_model(record.model)
+        elif guidance is None and model != record.model:
+            template = replace(template, guidance=None)  # another model's own choice; some take none
     if prompt == "-" or prompts_file is not None:
         prompts = read_prompts(None if "-" in (prompt, prompts_file) else prompts_file)
         jobs = []
@@ -187,7 +200,7 @@ def generate(
                 jobs.append(Job(replace(template, prompt=text), place))
     elif prompt is not None:
         jobs = [Job(replace(template, prompt=prompt))]
-    elif recorded:
+    elif record is not None:
         jobs = [Job(template)]
     else:
         raise RequestError("prompt", f"there is no prompt; say what the picture should show: {EXAMPLE}")
@@ -195,7 +208,8 @@ def generate(
         _generate,
         jobs,
         model or DEFAULT_MODEL,
-        device=device,
+        device=device or "auto",
+        record=record,
         output=Path(output) if output else None,
         as_json=as_json,
         quiet=quiet,
@@ -212,7 +226,23 @@ def doctor(
     return partial(run, as_json=as_json)
 
 
-def _generate(jobs: list[Job], model: str, *, device: str, output: Path | None, as_json: bool, quiet: bool) -> int:
+def _recorded_model(name: str) -> str:
+    """The model that a picture names. A picture is not trusted: no network share is opened on its word."""
+    if name.startswith(("\\\\", "//")):
+        raise RequestError("model", f"the picture names a model on a network share ({name!r}); say it with --model.")
+    return name
+
+
+def _generate(
+    jobs: list[Job],
+    model: str,
+    *,
+    device: str,
+    record: Record | None,
+    output: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
     """Make every picture of `jobs` with one engine; the worst that happened decides the exit code."""
     from engine.engine import Engine
     from engine.images.save import plan_output
@@ -227,6 +257,8 @@ def _generate(jobs: list[Job], model: str, *, device: str, output: Path | None, 
         Engine.open(model, device=device) as engine,
     ):
         jobs = _resolved(jobs, engine, display)
+        if record is not None and (changed := _changes_since(record, engine)):
+            display.note(f"{changed} changed since this picture was made; the new one may differ")
         codes: set[int] = set()
         for number, job in enumerate(jobs):
             if interrupts.requested:
@@ -237,12 +269,24 @@ def _generate(jobs: list[Job], model: str, *, device: str, output: Path | None, 
             try:
                 with _at(job.place):
                     codes |= _paint(engine, job, number, destination, display, interrupts, as_json=as_json)
-            except RequestError as error:  # found late (a prompt too long, say): the other prompts still count
+            except RequestError as error:  # of this prompt alone: the others still count
                 display.close()
-                codes.add(_complain(error.field, str(error), as_json=as_json))
+                codes.add(_refuse(error, as_json=as_json))
     if interrupts.requested and codes != {DONE}:
         return CANCELLED
     return next((code for code in (FAILED, BAD_INPUT) if code in codes), DONE)
+
+
+def _changes_since(record: Record, engine: Engine) -> str:
+    """What is not as it was when a picture was made, in words; empty where its pixels will come out the same."""
+    from engine.engine import library_versions
+    from engine.models.folder import model_hash
+
+    now = library_versions()
+    changed = [name for name, version in record.versions.items() if name in now and now[name] != version]
+    if record.model == engine.model and record.model_hash and record.model_hash != model_hash(engine.folder):
+        changed.insert(0, "the model")
+    return ", ".join(changed)
 
 
 def _resolved(jobs: list[Job], engine: Engine, display: Display) -> list[Job]:
@@ -272,6 +316,8 @@ def _paint(
     """Make one job's pictures and report every event; the exit codes that its pictures ask for."""
     codes: set[int] = set()
     with closing(engine.generate(job.request, destination)) as events:
+        if interrupts.requested:  # between two jobs
+            engine.cancel()
         for event in events:
             if not gc.isenabled():  # the first event: everything is imported
                 gc.freeze()
@@ -287,7 +333,7 @@ def _paint(
                         _say(notice)
                     if not as_json:
                         _write_path(path)
-                    codes.add(DONE)
+                    codes.add(FAILED if notice else DONE)  # it is safe, but not where a script would look for it
                 case Failed(message=message, bad_input=bad_input):
                     _say(f"error: {job.place + ': ' if job.place else ''}{message}")
                     codes.add(BAD_INPUT if bad_input else FAILED)
@@ -360,6 +406,10 @@ def _complain(field: str | None, message: str, *, as_json: bool, code: int = BAD
     return code
 
 
+def _refuse(error: RequestError, *, as_json: bool) -> int:
+    return _complain(error.field, str(error), as_json=as_json, code=FAILED if error.machine else BAD_INPUT)
+
+
 def _write(line: str) -> None:
     """A line on stdout, at once."""
     if sys.stdout is None:
@@ -393,17 +443,8 @@ def _abandon_output() -> None:
 
 def _unexpected(error: Exception) -> str:
     """One sentence for an error that nobody foresaw; the traceback goes to a file in the state folder."""
-    import time
-    import traceback
+    from engine.errors_log import keep_traceback
 
+    log = keep_traceback(error)
     message = f"something unexpected went wrong ({type(error).__name__}: {error})"
-    try:
-        from engine.folders import state_dir
-
-        log = state_dir() / "error.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "w", encoding="utf-8", errors="backslashreplace") as stream:
-            stream.write(time.strftime("%Y-%m-%d %H:%M:%S\n") + "".join(traceback.format_exception(error)))
-    except Exception:  # the report of an error must not become one
-        return f"{message}; the details could not be saved."
-    return f"{message}; see {log}."
+    return f"{message}; the details could not be saved." if log is None else f"{message}; see {log}."

@@ -12,7 +12,7 @@ from engine.machine import Card, Facts, Terminal, Torch, inspect
 from engine.progress import printable
 
 GIB = 2**30
-REQUIRED_PACKAGES = ("diffusers", "transformers", "safetensors")
+REQUIRED_PACKAGES = ("diffusers", "transformers", "accelerate", "safetensors")
 # The oldest driver for each CUDA major version: NVIDIA, "CUDA Compatibility", minor version compatibility.
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 SELECTOR = "the install section of README and the selector on https://pytorch.org/get-started/locally"

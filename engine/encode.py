@@ -30,7 +30,7 @@ class Conditioning:
     pooled: Tensor  # CLIP, [1, pooled_projection_dim]
 
 
-def tokenize(prompt: str, tokenizer: Any, tokenizer_2: Any, limit: int) -> Tokens:
+def tokenize(prompt: str, tokenizer: Any, tokenizer_2: Any, clip_limit: int, limit: int) -> Tokens:
     """Token ids of a prompt, padded to `limit` T5 tokens: FLUX.1 has no attention mask, pads are part of the input."""
 
     def ids(tokenizer: Any, length: int) -> Tensor:
@@ -42,7 +42,7 @@ def tokenize(prompt: str, tokenizer: Any, tokenizer_2: Any, limit: int) -> Token
     count = int((t5 != tokenizer_2.pad_token_id).sum())
     if count == limit:  # full, so perhaps cut
         count = len(tokenizer_2([prompt], truncation=False).input_ids[0])
-    return Tokens(ids(tokenizer, tokenizer.model_max_length), t5, count, limit)
+    return Tokens(ids(tokenizer, clip_limit), t5, count, limit)
 
 
 @torch.no_grad()

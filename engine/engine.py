@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import platform
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Generator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ import psutil
 
 import engine
 from engine.cancel import CancelFlag, CancelledError
+from engine.errors_log import keep_traceback
 from engine.events import (
     Cancelled,
     Encoded,
@@ -38,7 +40,10 @@ if TYPE_CHECKING:
     import torch
 
     from engine.encode import Conditioning
+    from engine.flow import Schedule
     from engine.images.save import Destination
+    from engine.memory.components import Components
+    from engine.preview import PreviewMap
 
 CACHED_PROMPTS = 32
 
@@ -61,8 +66,8 @@ class Engine:
 
         Raises `RequestError` where the model is unknown, or a part of it is missing or broken.
         """
-        if device not in ("auto", "cpu") and not device.startswith("cuda"):
-            raise RequestError("device", f"device must be auto, cpu or cuda, got {device!r}.")
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", device):
+            raise RequestError("device", f"device must be auto, cpu, cuda or cuda:N, got {device[:40]!r}.")
         return cls(open_model(model), device)
 
     def __enter__(self) -> Engine:
@@ -112,22 +117,24 @@ class Engine:
 
     def _run(self, request: Request, destination: Destination) -> Generator[Event, None, None]:
         started = time.perf_counter()
+        unloadable: RequestError | None = None
         for image in range(request.count):
             assert request.seed is not None
             single = replace(request, count=1, seed=request.seed + image)
             job = _Job(self, single, destination, image, started)
             try:
+                if unloadable is not None:
+                    raise unloadable
                 self._cancel.check()
                 yield from job.paint()
+                continue
             except CancelledError:
-                yield Cancelled(**job.stamp(), phase=job.phase)
+                last: Event = Cancelled(**job.stamp(), phase=job.phase)
             except Exception as error:
-                yield Failed(
-                    **job.stamp(),
-                    phase=job.phase,
-                    message=_reason(error, job.phase),
-                    bad_input=isinstance(error, RequestError),
-                )
+                last = job.failed(error)
+                if isinstance(error, RequestError):
+                    unloadable = RequestError(error.field, str(error), error.machine)  # the next would fail alike
+            yield last  # out of the handler, where the error's frames no longer hold tensors
 
     def _open_runtime(self) -> _Runtime:
         if self._runtime is None:
@@ -135,13 +142,20 @@ class Engine:
         return self._runtime
 
 
+def library_versions() -> dict[str, str]:
+    """The versions of everything that decides pixels, as a picture's record keeps them."""
+    libraries = {name: version(name) for name in ("torch", "diffusers", "transformers")}
+    return {"engine": engine.__version__, "python": platform.python_version(), **libraries}
+
+
 @dataclass
 class _Runtime:
     """What needs torch: the device, the components, and what is kept between pictures."""
 
     device: torch.device
-    components: Any  # engine.memory.components.Components
-    preview: Any  # engine.preview.PreviewMap
+    schedule: Schedule
+    components: Components
+    preview: PreviewMap
     preview_file: Path
     model_hash: str
     versions: dict[str, str]
@@ -152,6 +166,7 @@ class _Runtime:
     def open(cls, folder: ModelFolder, device_name: str) -> _Runtime:
         import torch
 
+        from engine.flow import Schedule
         from engine.memory.components import Components
         from engine.preview import PreviewMap
 
@@ -159,21 +174,25 @@ class _Runtime:
             device_name = "cuda" if torch.cuda.is_available() else "cpu"
         elif device_name.startswith("cuda") and not torch.cuda.is_available():
             raise RequestError("device", "torch sees no CUDA card; run `t2i doctor` to learn why, or use --device cpu.")
+        device = torch.device(device_name)
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise RequestError("device", f"there is no {device_name}; torch sees {torch.cuda.device_count()} card(s).")
+        try:
+            schedule = Schedule.from_config(folder.configs["scheduler"])
+        except (ValueError, TypeError) as error:
+            raise RequestError("model", f"the scheduler of {folder.name!r} cannot be used: {error}.") from None
         digest = model_hash(folder)
         channels = int(folder.configs["vae"]["latent_channels"])
         shipped, learned = folder.path / "preview.json", cache_dir() / "previews" / f"{digest[:16]}.json"
         preview_file = shipped if shipped.is_file() else learned
         return cls(
-            device=torch.device(device_name),
-            components=Components(folder, torch.device(device_name)),
+            device=device,
+            schedule=schedule,
+            components=Components(folder, device),
             preview=PreviewMap.read(preview_file, channels),
             preview_file=preview_file,
             model_hash=digest,
-            versions={
-                "engine": engine.__version__,
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("torch", "diffusers", "transformers")},
-            },
+            versions=library_versions(),
         )
 
 
@@ -188,17 +207,25 @@ class _Job:
         self.phase: Phase = "load"
         self.started = started  # of the whole job, on the performance counter
         self.seconds: dict[str, float] = {}
+        self._runtime: _Runtime | None = None
+
+    @property
+    def runtime(self) -> _Runtime:
+        assert self._runtime is not None, "opened by the first phase"
+        return self._runtime
 
     def paint(self) -> Generator[Event, None, None]:
         """Encode, denoise, decode, save."""
         import torch
 
-        self.runtime = self.engine._open_runtime()
+        self._runtime = self.engine._open_runtime()
         self.dtype = torch.bfloat16 if self.request.precision == "bf16" else torch.float32
         conditioning = yield from self._encode()
         latents = yield from self._denoise(conditioning)
         pixels = yield from self._decode(latents)
-        yield from self._save(pixels)
+        saved = yield from self._save(pixels)
+        self._learn_preview(latents, pixels)
+        yield saved
 
     def _encode(self) -> Generator[Event, None, Conditioning]:
         from engine import encode
@@ -212,7 +239,8 @@ class _Job:
             )
         tokenizer, tokenizer_2 = runtime.tokenizers
         limit = min(folder.token_limit, tokenizer_2.model_max_length)
-        tokens = encode.tokenize(request.prompt, tokenizer, tokenizer_2, limit)
+        clip_limit = min(tokenizer.model_max_length, int(folder.configs["text_encoder"]["max_position_embeddings"]))
+        tokens = encode.tokenize(request.prompt, tokenizer, tokenizer_2, clip_limit, limit)
         key = (request.prompt, str(self.dtype))
         cached = key in runtime.conditionings
         if not cached:
@@ -249,27 +277,28 @@ class _Job:
         began = yield from self._begin("denoise")
         channels = int(folder.configs["vae"]["latent_channels"])
         latents = flow.noise(request.seed, channels, request.width, request.height)
-        sigmas = flow.Schedule.from_config(folder.configs["scheduler"]).sigmas(request.steps, latents.shape[1])
+        sigmas = runtime.schedule.sigmas(request.steps, latents.shape[1])
         check = self.engine._cancel.check
         with runtime.components.lend("transformer", self.dtype) as transformer:
-            for step in denoise(
+            steps = denoise(
                 transformer, conditioning, latents, sigmas, request.width, request.height, request.guidance, check
-            ):
-                latents = step.latents
-                yield StepFinished(
-                    **self.stamp(),
-                    step=step.number,
-                    steps=request.steps,
-                    sigma=step.sigma,
-                    seconds=step.seconds,
-                    preview=runtime.preview.frame(step.clean, request.width, request.height),
-                )
+            )
+            with closing(steps):  # hooks and tensors go before the component does
+                for step in steps:
+                    latents = step.latents
+                    yield StepFinished(
+                        **self.stamp(),
+                        step=step.number,
+                        steps=request.steps,
+                        sigma=step.sigma,
+                        seconds=step.seconds,
+                        preview=runtime.preview.frame(step.clean, request.width, request.height),
+                    )
             latents = latents.cpu()
         yield self._end("denoise", began)
         return latents
 
     def _decode(self, latents: torch.Tensor) -> Generator[Event, None, torch.Tensor]:
-        from engine import flow
         from engine.decode import decode
 
         request, runtime = self.request, self.runtime
@@ -278,14 +307,11 @@ class _Job:
         began = yield from self._begin("decode")
         with runtime.components.lend("vae", self.dtype) as vae:
             pixels = decode(vae, latents.to(runtime.device), request.width, request.height, self.engine._cancel.check)
-        if runtime.preview_file.parent != self.engine.folder.path:
-            runtime.preview.add(flow.unpack(latents, request.width, request.height), pixels)
-            with suppress(OSError):  # a preview is worth no failure
-                runtime.preview.save(runtime.preview_file, f"fitted on {runtime.preview.pictures} decoded pictures")
         yield self._end("decode", began)
         return pixels
 
-    def _save(self, pixels: torch.Tensor) -> Generator[Event, None, None]:
+    def _save(self, pixels: torch.Tensor) -> Generator[Event, None, ImageSaved]:
+        import torch
         from PIL import Image
 
         from engine.images.metadata import Record
@@ -301,11 +327,11 @@ class _Job:
             versions=runtime.versions,
             seconds_by_phase=dict(self.seconds),
             device=str(runtime.device),
-            reproduce={"batch": 1},
+            reproduce={"batch": 1, "threads": torch.get_num_threads()},
         )
         path, notice = save_image(Image.fromarray(pixels.numpy(), "RGB"), record, self.destination)
         yield self._end("save", began)
-        yield ImageSaved(
+        return ImageSaved(
             **self.stamp(),
             path=path,
             seed=request.seed,
@@ -314,6 +340,25 @@ class _Job:
             seconds_by_phase=dict(self.seconds),
             notice=notice,
         )
+
+    def _learn_preview(self, latents: torch.Tensor, pixels: torch.Tensor) -> None:
+        """Add this picture to the preview's fit, unless the model brought its own."""
+        from engine import flow
+
+        runtime, request = self.runtime, self.request
+        assert request.width and request.height
+        if runtime.preview_file.parent != self.engine.folder.path:
+            with suppress(Exception):  # a preview is worth no failure
+                runtime.preview.add(flow.unpack(latents, request.width, request.height), pixels)
+                runtime.preview.save(runtime.preview_file, f"fitted on {runtime.preview.pictures} decoded pictures")
+
+    def failed(self, error: Exception) -> Failed:
+        """The event for an error; what nobody foresaw leaves its traceback in the state folder."""
+        message = _reason(error, self.phase)
+        if not isinstance(error, RequestError) and (log := keep_traceback(error)) is not None:
+            message = f"{message} (details in {log})"
+        bad_input = isinstance(error, RequestError) and not error.machine
+        return Failed(**self.stamp(), phase=self.phase, message=message, bad_input=bad_input)
 
     def _load(self, component: str) -> Generator[Event, None, None]:
         self.phase = "load"
@@ -340,7 +385,7 @@ class _Job:
         return {
             "image": self.image,
             "elapsed_seconds": time.perf_counter() - self.started,
-            "memory": _memory_use(getattr(self, "runtime", None)),
+            "memory": _memory_use(self._runtime),
         }
 
 
@@ -359,7 +404,7 @@ def _reason(error: Exception, phase: Phase) -> str:
         return str(error)
     if type(error).__name__ == "OutOfMemoryError":
         return f"the card ran out of memory in {phase}; take a smaller size, or run on the CPU with --device cpu."
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
         return f"the machine ran out of memory in {phase}; take a smaller size or close other programs."
     text = " ".join(str(error).split())[:300] or type(error).__name__
     return f"{phase} failed: {text}"

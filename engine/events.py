@@ -53,7 +53,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadProgress(Event):
-    """Bytes of a component's weights read so far; a component from the cache sends one event, already done."""
+    """Bytes of a component's weights read so far; a component that is in memory already sends none."""
 
     component: str
     done_bytes: int

@@ -2,7 +2,7 @@
 
 The map is fitted by least squares on the model's own decodings, so that it fits any model. The demo model ships
 with its own; for another, every finished picture adds its pixels to the fit, kept in the cache folder under the
-VAE's hash: from the second picture on there is a preview.
+model's hash: from the second picture on there is a preview.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from engine.events import Preview
 
 MAX_SIDE = 64  # cells; a terminal shows no more
 RIDGE = 1e-3
+MAX_FILE_BYTES = 2**20
 
 
 @dataclass(slots=True)
@@ -85,11 +86,14 @@ class PreviewMap:
     def read(cls, path: Path, channels: int) -> PreviewMap:
         """The fit in a file, or an empty one where there is none that fits."""
         try:
+            if path.stat().st_size > MAX_FILE_BYTES:
+                return cls.empty(channels)
             values = json.loads(path.read_text("utf-8"))
             gram = torch.tensor(values["gram"], dtype=torch.float64)
             moment = torch.tensor(values["moment"], dtype=torch.float64)
-            if gram.shape == (channels + 1, channels + 1) and moment.shape == (channels + 1, 3):
-                return cls(gram, moment, int(values["pictures"]))
-        except (OSError, ValueError, KeyError, TypeError):
+            fits = gram.shape == (channels + 1, channels + 1) and moment.shape == (channels + 1, 3)
+            if fits and bool(gram.isfinite().all() and moment.isfinite().all()):
+                return cls(gram, moment, max(0, int(values["pictures"])))
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, RuntimeError):
             pass
         return cls.empty(channels)

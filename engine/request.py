@@ -17,14 +17,18 @@ PRECISIONS = ("fp32", "bf16")
 
 
 class RequestError(ValueError):
-    """Bad input: `field` names what was wrong, the message says what is allowed and what to do."""
+    """Bad input: `field` names what was wrong, the message says what is allowed and what to do.
 
-    def __init__(self, field: str, message: str) -> None:
+    `machine` says that the request is fine and the machine cannot do it (a full disk).
+    """
+
+    def __init__(self, field: str, message: str, machine: bool = False) -> None:
         super().__init__(message)
         self.field = field
+        self.machine = machine
 
-    def __reduce__(self) -> tuple[type[RequestError], tuple[str, str]]:
-        return (RequestError, (self.field, str(self)))
+    def __reduce__(self) -> tuple[type[RequestError], tuple[str, str, bool]]:
+        return (RequestError, (self.field, str(self), self.machine))
 
 
 @dataclass(frozen=True, slots=True)

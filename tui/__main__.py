@@ -27,6 +27,9 @@ def main() -> int:
         from engine import cli
 
         return cli.main(sys.argv[1:])
+    except BrokenPipeError:
+        sys.stdout = None  # nobody reads; keep the interpreter's last flush quiet
+        return 130
     except KeyboardInterrupt:  # while the imports above were running
         print("cancelled.", file=sys.stderr)
         return 130

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from transformers import CLIPTextModel, T5EncoderModel
 
+from engine.demo.grammar import TRAINED_WORDS, WORDS
 from engine.demo.train_vae import SAMPLE_SIZE, draw_batch
+from engine.demo.vocabulary import clip_tokenizer, t5_tokenizer
 from engine.preview import PreviewMap
 
 SHIFT = 3.0  # of the noise schedule: four steps at 1, 0.9, 0.75, 0.5
@@ -35,8 +38,10 @@ def export(work: Path, target: Path, guidance: float) -> None:
         "text_encoder": CLIPTextModel.from_pretrained(work / "text_encoder"),
         "text_encoder_2": T5EncoderModel.from_pretrained(work / "text_encoder_2"),
     }
-    if target.exists():
-        shutil.rmtree(target)
+    forget_untrained_words(modules["text_encoder"], clip_tokenizer())
+    forget_untrained_words(modules["text_encoder_2"], t5_tokenizer())
+    final, target = target, target.with_name(target.name + ".new")
+    shutil.rmtree(target, ignore_errors=True)
     fit_preview(modules["vae"]).save(
         target / "preview.json", f"least squares on {PREVIEW_SCENES} decoded scenes of this model's own autoencoder"
     )
@@ -52,6 +57,17 @@ def export(work: Path, target: Path, guidance: float) -> None:
     for file in target.rglob("*"):
         if file.is_file():
             file.chmod(0o644)
+    shutil.rmtree(final, ignore_errors=True)
+    target.rename(final)
+
+
+@torch.no_grad()
+def forget_untrained_words(encoder: Any, tokenizer: Any) -> None:
+    """Give words that training never showed the embedding of the unknown word, which it did show."""
+    embedding = encoder.get_input_embeddings().weight
+    for word in WORDS:
+        if word not in TRAINED_WORDS:
+            embedding[tokenizer.convert_tokens_to_ids(word)] = embedding[tokenizer.unk_token_id]
 
 
 @torch.no_grad()

@@ -135,19 +135,18 @@ def parse(prompt: str) -> Scene | None:
     )
 
 
-def _vocabulary() -> tuple[str, ...]:
-    phrases = [
-        *(_SIZES | _COLOURS | _SHAPES | _RELATIONS | _PLACES | _SCENERIES),
-        *COLOUR_BACKGROUND_PHRASES,
-        *OPENINGS,
-        *FILLERS,
-    ]
-    return tuple(sorted({word for phrase in phrases for word in phrase.split() if word != "{}"}))
-
-
-WORDS = _vocabulary()
+_PHRASES = (
+    *(_SIZES | _COLOURS | _SHAPES | _RELATIONS | _PLACES | _SCENERIES),
+    *COLOUR_BACKGROUND_PHRASES,
+    *OPENINGS,
+    "a an the one , .",
+)
+TRAINED_WORDS = frozenset(word for phrase in _PHRASES for word in phrase.split() if word != "{}")
+WORDS = tuple(
+    sorted(TRAINED_WORDS | set(FILLERS))
+)  # of the tokenizers; `engine.demo.export` treats the rest as unknown
 
 
 def unknown_words(prompt: str) -> tuple[str, ...]:
     """The words of a prompt that the demo model was never shown, in order, each once."""
-    return tuple(dict.fromkeys(word for word in re.findall(r"\w+", prompt.lower()) if word not in WORDS))
+    return tuple(dict.fromkeys(word for word in re.findall(r"\w+", prompt.lower()) if word not in TRAINED_WORDS))

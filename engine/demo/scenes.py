@@ -90,7 +90,10 @@ HELD_OUT = {("gray", "star"), ("black", "heart"), ("cyan", "triangle"), ("orange
 
 
 def held_out(scene: Scene) -> bool:
-    """Whether training never shows this: four colour-shape pairs, and one in eight pairs of things."""
+    """Whether the transformer and the text encoders never see this: four colour-shape pairs, one in eight pairs.
+
+    (The autoencoder sees every scene: it reads no prompts.)
+    """
     names = [f"{thing.colour} {thing.shape}" for thing in scene.things]
     pair = len(names) == 2 and zlib.crc32(" ".join(sorted(names)).encode()) % 8 == 0
     return pair or any((thing.colour, thing.shape) in HELD_OUT for thing in scene.things)

@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, T5EncoderModel
 
+from engine import flow
 from engine.demo import scenes
 from engine.demo.optim import Average, Clock, Muon, mean_gradients, rank, run_stage, world_size
 from engine.demo.train_text import TEXT_WIDTH, worded
@@ -80,12 +81,6 @@ def position_ids(size: int) -> Tensor:
     return ids.view(-1, 3)
 
 
-def pack(latents: Tensor) -> Tensor:
-    """[B, C, h, w] to tokens [B, h/2 * w/2, 4 C], as FLUX packs them."""
-    b, c, h, w = latents.shape
-    return latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
-
-
 @dataclass
 class Pool:
     """Encoded scenes to draw batches from; it grows as training goes on, then replaces its oldest."""
@@ -117,7 +112,7 @@ class Pool:
         images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).mul(2).sub(1).contiguous()
         with torch.autocast("cpu", torch.bfloat16):
             latents = self.vae.encode(images).latent_dist.mode().float()
-        latents = pack((latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor)
+        latents = flow.pack((latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor)
         at = torch.arange(self.written, self.written + count) % self.limit
         self.latents[at] = latents.bfloat16()
         self.ids[at] = self._ids(self.t5, prompts, self.tokens)
@@ -228,7 +223,7 @@ def train(
     while (progress := clock.progress) < 1:
         pool.add(batch_size // 2 if pool.written < 20_000 else batch_size // 6)
         data, ids, ids_clip, contents = pool.batch(batch_size)
-        drop = torch.rand(batch_size) < (0.0 if teacher is not None else DROPOUT)
+        drop = torch.rand(batch_size) < DROPOUT
         ids[drop], ids_clip[drop] = text.empty, text.empty_clip
         sequence, pooled = text.encode(ids, ids_clip)
         noise = torch.randn_like(data)

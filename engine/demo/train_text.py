@@ -147,10 +147,16 @@ def train(work: Path, minutes: float) -> None:
         if step % 50 == 0:
             print(f"text {progress:5.1%} step {step} t5 {float(loss_t5):.4f} {right_t5:.1%} "
                   f"clip {float(loss_clip):.4f} {right_clip:.1%} scale {float(scale):.3f}", flush=True)  # fmt: skip
-    text_encoder_2.eval().save_pretrained(work / "text_encoder_2")
-    text_encoder.eval().save_pretrained(work / "text_encoder")
+        if step % 200 == 0:
+            save(work, text_encoder_2, text_encoder)
+    save(work, text_encoder_2, text_encoder)
     t5.save_pretrained(work / "tokenizer_2")
     clip.save_pretrained(work / "tokenizer")
+
+
+def save(work: Path, text_encoder_2: T5EncoderModel, text_encoder: CLIPTextModel) -> None:
+    text_encoder_2.save_pretrained(work / "text_encoder_2")
+    text_encoder.save_pretrained(work / "text_encoder")
 
 
 def run(work: Path, minutes: float) -> None:

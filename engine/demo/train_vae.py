@@ -35,7 +35,7 @@ def new_autoencoder() -> AutoencoderKL:
 
 
 def draw_batch(count: int, rng: np.random.Generator, size: int = SAMPLE_SIZE) -> Tensor:
-    """Pictures [count, 3, size, size] in -1..1. Half are dense: more things than a prompt can name."""
+    """Random scenes as pictures [count, 3, size, size] in -1..1."""
     pictures = []
     for _ in range(count):
         scene = scenes.random_scene(rng)
@@ -106,13 +106,17 @@ def train(work: Path, minutes: float, decoder_only: bool) -> None:
             print(f"vae {progress:5.1%} step {step} images {images} loss {float(loss):.4f} kl {float(divergence):.2f} "
                   f"psnr {-10 * np.log10(mse):.1f} dB", flush=True)  # fmt: skip
         if rank() == 0 and step % 500 == 0:
-            average.module.save_pretrained(folder)
+            save(average.module, folder, decoder_only)
     if rank() == 0:
-        vae = average.module.eval()
-        if not decoder_only:
-            mean, std = latent_statistics(vae)
-            vae.register_to_config(scaling_factor=round(1 / std, 5), shift_factor=round(mean, 5))
-        vae.save_pretrained(folder)
+        save(average.module, folder, decoder_only)
+
+
+def save(vae: AutoencoderKL, folder: Path, decoder_only: bool) -> None:
+    """Save with the latents' statistics, which the decoder stage must not change."""
+    if not decoder_only:
+        mean, std = latent_statistics(vae)
+        vae.register_to_config(scaling_factor=round(1 / std, 5), shift_factor=round(mean, 5))
+    vae.save_pretrained(folder)
 
 
 @torch.no_grad()
@@ -120,7 +124,6 @@ def latent_statistics(vae: AutoencoderKL, count: int = 512) -> tuple[float, floa
     """Mean and standard deviation of the latents over fresh scenes."""
     rng = np.random.default_rng(11)
     latents = torch.cat([vae.encode(draw_batch(64, rng)).latent_dist.mode() for _ in range(count // 64)])
-    print("latent std per channel", latents.std((0, 2, 3)), "mean", latents.mean((0, 2, 3)))
     return float(latents.mean()), float(latents.std())
 
 

@@ -6,6 +6,7 @@ name in the same folder and then gives the finished file its name.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
@@ -59,7 +60,9 @@ def plan_output(output: Path | None, count: int) -> Destination:
         raise
     except (OSError, ValueError) as error:
         path = default_output_dir() if output is None else output
-        raise _refused(path, f"cannot be written to ({_reason(error)}); choose another folder.") from None
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+        advice = "free some space or choose another folder" if full else "choose another folder"
+        raise _refused(path, f"cannot be written to ({_reason(error)}); {advice}.", machine=full) from None
     return destination
 
 
@@ -244,5 +247,5 @@ def _reason(error: Exception) -> str:
     return "not a path that this system knows"
 
 
-def _refused(path: Path, problem: str) -> RequestError:
-    return RequestError("output", f"{shown_path(path)} {problem}")
+def _refused(path: Path, problem: str, machine: bool = False) -> RequestError:
+    return RequestError("output", f"{shown_path(path)} {problem}", machine)

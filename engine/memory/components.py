@@ -16,7 +16,7 @@ from engine.models.loading import LoadedBytes, load_component
 
 
 class Components:
-    """Host copies of a model's components, and the rule that only one is on the device at a time."""
+    """The modules of a model by component and precision, and the rule that only one is on the device at a time."""
 
     def __init__(self, folder: ModelFolder, device: torch.device) -> None:
         self.folder = folder
@@ -45,10 +45,10 @@ class Components:
                 module.to(self.device)
             yield module
         finally:
+            self.resident = None
             if self.device.type != "cpu":
                 module.to("cpu")
                 torch.cuda.empty_cache()
-            self.resident = None
 
     def clear(self) -> None:
         """Forget every host copy."""

@@ -18,18 +18,19 @@ def open_model(model: str | Path) -> ModelFolder:
     if model == DEMO:
         return open_folder(DEMO_FOLDER, DEMO)
     text = str(model)
-    path = Path(text).expanduser()
+    folder, is_file = None, False
     try:
-        is_folder = path.is_dir()
-    except (OSError, ValueError):  # a name too long for the file system, a null byte
-        is_folder = False
-    if is_folder:
-        return open_folder(path.resolve(), str(path.resolve()))
-    if path.is_file():
+        path = Path(text).expanduser()
+        folder, is_file = path.resolve() if path.is_dir() else None, path.is_file()
+    except (OSError, ValueError, RuntimeError):  # a name too long, a null byte, the home of nobody
+        pass
+    if folder is not None:
+        return open_folder(folder, str(folder))
+    if is_file:
         raise RequestError("model", f"{text!r} is a file; give the model's folder in diffusers' layout.")
     near = difflib.get_close_matches(text, NAMES, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known names: {', '.join(NAMES)}; or give a folder."
-    raise RequestError("model", f"there is no model {text[:200]!r}; {hint}")
+    raise RequestError("model", f"there is no model {text[:80]!r}; {hint}")
 
 
 def prompt_hint(model: ModelFolder, prompt: str) -> str | None:

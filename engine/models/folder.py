@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.request import Defaults, RequestError
+from engine.request import Defaults, Request, RequestError
 
-WEIGHTED = ("text_encoder", "text_encoder_2", "transformer", "vae")
 CLASSES = {
     "transformer": "FluxTransformer2DModel",
     "vae": "AutoencoderKL",
     "text_encoder": "CLIPTextModel",
     "text_encoder_2": "T5EncoderModel",
 }
+DESCRIBING = (".json", ".txt", ".model")  # configurations and vocabularies
 MAX_JSON_BYTES = 32 * 2**20
 WHOLE_FILE_BYTES = 64 * 2**20  # larger files are sampled for the model's hash
 
@@ -42,13 +42,20 @@ class ModelFolder:
         """Twice what the model was made for, in pixels."""
         return 2 * self.sample_size
 
-    @property
-    def guidance_embeds(self) -> bool:
-        return bool(self.configs["transformer"].get("guidance_embeds"))
-
 
 def open_folder(path: Path, name: str) -> ModelFolder:
     """Check a folder and describe it. Raises `RequestError` that names the part which is missing or broken."""
+    try:
+        return _described(path, name)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(
+            "model", f"a configuration in {_quoted(path)} is wrong ({_quoted(error)}); download the model again."
+        ) from None
+
+
+def _described(path: Path, name: str) -> ModelFolder:
     index = path / "model_index.json"
     if not path.is_dir() or not index.is_file():
         raise RequestError(
@@ -89,11 +96,15 @@ def open_folder(path: Path, name: str) -> ModelFolder:
 
 
 def model_hash(folder: ModelFolder) -> str:
-    """sha256 over every configuration and weight file: whole files up to 64 MiB, of larger ones the size, the
-    first and last MiB and sixteen samples between, so that a 24 GB model is known in a moment.
+    """sha256 over everything that decides pixels: the weights, and every other file of the model's parts.
+
+    Files up to 64 MiB count whole. Of a larger one the size, the first and the last MiB and
+    sixteen samples between count, so that a 24 GB model is known in a moment; a change between samples is not seen.
     """
     digest = hashlib.sha256()
-    files = [folder.path / part / "config.json" for part in CLASSES] + [f for fs in folder.files.values() for f in fs]
+    parts = (*CLASSES, "scheduler", "tokenizer", "tokenizer_2")
+    files = {file for part in parts for file in (folder.path / part).glob("*.*") if file.suffix in DESCRIBING}
+    files.update(file for weights in folder.files.values() for file in weights)
     for file in sorted(files):
         size = file.stat().st_size
         digest.update(f"{file.relative_to(folder.path).as_posix()}\0{size}\0".encode())
@@ -164,11 +175,13 @@ def _preferences(path: Path) -> Defaults | None:
     file = path / "t2i.json"
     if not file.is_file():
         return None
-    values = _read_json(file).get("defaults", {})
     try:
-        return Defaults(**values)
-    except TypeError:
+        values = _read_json(file)["defaults"]
+        defaults = Defaults(**values)
+        Request("any", **values)  # the same ranges hold for what a model prefers
+    except (KeyError, TypeError, RequestError):
         raise RequestError("model", f"{_quoted(file)} has wrong defaults; delete it.") from None
+    return defaults
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -36,15 +36,21 @@ class LoadedBytes:
 def empty_component(folder: ModelFolder, component: str) -> Any:
     """The component's module with its real configuration and no weights (parameters on the meta device)."""
     config = folder.configs[component]
-    with init_empty_weights(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if component == "transformer":
-            return FluxTransformer2DModel.from_config(config)
-        if component == "vae":
-            return AutoencoderKL.from_config(config)
-        if component == "text_encoder":
-            return CLIPTextModel(CLIPTextConfig.from_dict(config))
-        return T5EncoderModel(T5Config.from_dict(config))
+    try:
+        with init_empty_weights(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if component == "transformer":
+                return FluxTransformer2DModel.from_config(config)
+            if component == "vae":
+                return AutoencoderKL.from_config(config)
+            if component == "text_encoder":
+                return CLIPTextModel(CLIPTextConfig.from_dict(config))
+            return T5EncoderModel(T5Config.from_dict(config))
+    except Exception as error:  # whatever a wrong configuration may cause in three libraries
+        reason = " ".join(str(error).split())[:200]
+        raise RequestError(
+            "model", f"the configuration of {component} in {str(folder.path)!r} is wrong: {reason}"
+        ) from None
 
 
 def load_component(folder: ModelFolder, component: str, dtype: torch.dtype) -> Generator[LoadedBytes, None, Any]:
@@ -62,6 +68,8 @@ def load_component(folder: ModelFolder, component: str, dtype: torch.dtype) -> G
             with safe_open(file, framework="pt") as weights:
                 for stored in weights.keys():  # noqa: SIM118 (not a dict)
                     name = _current_name(stored, wanted)
+                    if name.endswith("position_ids"):
+                        continue  # a constant that older transformers stored
                     if name not in wanted:
                         raise RequestError("model", f"{str(file)!r} holds an unknown tensor {stored!r}.")
                     tensor = weights.get_tensor(stored)
@@ -90,6 +98,8 @@ def load_component(folder: ModelFolder, component: str, dtype: torch.dtype) -> G
             "model", f"{str(folder.path / component)!r} lacks {len(missing)} tensors, the first is {missing[0]!r}."
         )
     module.load_state_dict(state, strict=True, assign=True)
+    if component == "text_encoder_2":
+        module.encoder.embed_tokens.weight = module.shared.weight  # one parameter, or a card would hold it twice
     yield LoadedBytes(component, total, total)
     return module.eval().requires_grad_(False)
 
@@ -110,7 +120,7 @@ def load_tokenizer(folder: Path) -> Any:
             return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise RequestError("model", f"the tokenizer in {str(folder)!r} cannot be read: {reason}") from None
