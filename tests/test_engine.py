@@ -189,7 +189,8 @@ def test_a_preview_learned_from_pictures_resembles_them(engine: Engine, destinat
     assert (preview.width, preview.height) == (16, 16)
     shown = np.frombuffer(preview.rgb, np.uint8).reshape(16, 16, 3).astype(float)
     picture = pixels(events[-1]).reshape(16, 8, 16, 8, 3).mean((1, 3))
-    assert np.abs(shown - picture).mean() < picture.std()
+    plain = np.abs(picture - picture.mean((0, 1))).mean()  # the error of a single mean colour
+    assert np.abs(shown - picture).mean() < 0.6 * plain
 
 
 def test_sizes_and_guidance_that_the_model_cannot_do_are_refused_at_once(engine: Engine, tmp_path: Path) -> None:

@@ -191,7 +191,8 @@ def train(
     vae = AutoencoderKL.from_pretrained(work / "vae").eval().requires_grad_(False)
     text = Text(work, tokens)
     raw, averaged = work / "flow" / "raw", work / "transformer"
-    transformer = FluxTransformer2DModel.from_pretrained(raw) if raw.exists() else new_transformer()
+    begin = averaged if distil else raw
+    transformer = FluxTransformer2DModel.from_pretrained(begin) if begin.exists() else new_transformer()
     transformer.train()
     average = Average(transformer, 0.998)
     if averaged.exists():

@@ -3,7 +3,8 @@
     python -m tests.bench.speed [--rounds 7]
 
 Prints seconds and ratios: the step loop against diffusers' FluxPipeline on the demo model, a whole `t2i generate`
-against a Python that only imports the same six classes, and `import engine` alone. Quote them from an idle machine.
+against a Python that only imports the same six classes, `import engine` alone, and the largest pixel differences from
+diffusers. Quote them from an idle machine.
 """
 
 from __future__ import annotations
@@ -105,33 +106,61 @@ def import_engine(rounds: int) -> float:
     return 1000 * statistics.median(float(run.stdout) for run in runs)
 
 
-def largest_pixel_difference() -> int:
-    """The demo's picture against diffusers' own with the same weights, seed and steps, in levels of 255."""
+def largest_pixel_difference(folder: Path, guidance: float | None, width: int = 128, height: int = 128) -> int:
+    """The engine's picture against diffusers' own with the same weights, seed and steps, in levels of 255, fp32."""
     from diffusers import FluxPipeline
     from PIL import Image
 
     from engine import Engine, ImageSaved, Request
     from engine.images.save import plan_output
-    from engine.models.catalog import DEMO_FOLDER
 
-    with Engine.open("demo", device="cpu") as engine, tempfile.TemporaryDirectory() as folder:
-        *_, saved = engine.generate(Request(PROMPT, seed=3), plan_output(Path(folder), 1))
+    with Engine.open(folder, device="cpu") as engine, tempfile.TemporaryDirectory() as out:
+        request = Request(PROMPT, seed=3, steps=4, width=width, height=height, guidance=guidance, precision="fp32")
+        *_, saved = engine.generate(request, plan_output(Path(out), 1))
         assert isinstance(saved, ImageSaved), saved
         ours = np.asarray(Image.open(saved.path)).astype(np.int64)
-        defaults = engine.defaults
-    pipeline = FluxPipeline.from_pretrained(DEMO_FOLDER, torch_dtype=torch.float32)
+    pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
         PROMPT,
-        width=defaults.width,
-        height=defaults.height,
-        num_inference_steps=defaults.steps,
-        guidance_scale=defaults.guidance,
+        width=width,
+        height=height,
+        num_inference_steps=4,
+        guidance_scale=guidance or 0.0,
         generator=torch.Generator("cpu").manual_seed(3),
         max_sequence_length=32,
         output_type="np",
     ).images[0]
     return int(np.abs(ours - np.round(theirs * 255)).max())
+
+
+def regenerated_difference() -> int:
+    """A demo picture against the one that its own PNG regenerates, in levels of 255."""
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as folder:
+        first, again = Path(folder) / "first.png", Path(folder) / "again.png"
+        command = [sys.executable, "-m", "engine", "generate", "--quiet"]
+        subprocess.run([*command, "--prompt", PROMPT, "-o", str(first)], check=True, capture_output=True)
+        subprocess.run([*command, "--from", str(first), "-o", str(again)], check=True, capture_output=True)
+        pictures = [np.asarray(Image.open(path)).astype(np.int64) for path in (first, again)]
+    return int(np.abs(pictures[0] - pictures[1]).max())
+
+
+def parity() -> dict[str, int]:
+    """Largest differences from diffusers, by model: random ones of schnell's and dev's kind, and the demo."""
+    from engine.models.catalog import DEMO_FOLDER
+    from tests.tiny import save_tiny
+
+    with tempfile.TemporaryDirectory() as folder:
+        schnell, dev = Path(folder) / "schnell", Path(folder) / "dev"
+        save_tiny(schnell, guided=False)
+        save_tiny(dev, guided=True)
+        return {
+            "schnell's kind (even steps)": largest_pixel_difference(schnell, None, 192, 96),
+            "dev's kind (dynamic shift, embedded guidance)": largest_pixel_difference(dev, 3.5, 192, 96),
+            "demo": largest_pixel_difference(DEMO_FOLDER, 2.0),
+        }
 
 
 def main() -> None:
@@ -146,7 +175,9 @@ def main() -> None:
     ):
         print(f"{name:55} {ours:8.4f} {theirs:8.4f}   ratio {ratio:.3f}")
     print(f"{'import engine, milliseconds':55} {import_engine(rounds):8.1f}")
-    print(f"{'demo against FluxPipeline, largest difference of 255':55} {largest_pixel_difference():8d}")
+    for name, difference in parity().items():
+        print(f"{'largest difference from FluxPipeline, of 255: ' + name:91} {difference:2d}")
+    print(f"{'largest difference after regenerating from the PNG, of 255':91} {regenerated_difference():2d}")
 
 
 if __name__ == "__main__":

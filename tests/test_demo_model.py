@@ -1,0 +1,152 @@
+"""The embedded model: it ships whole and small, paints what prompts say, and is a FluxPipeline to diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import safe_open
+
+from engine import Encoded, Engine, ImageSaved, Request, StepFinished
+from engine.demo.checker import check
+from engine.demo.grammar import parse
+from engine.demo.scenes import Scene, Thing
+from engine.images.save import plan_output
+from engine.models.catalog import DEMO_FOLDER
+from tests.bench.accuracy import measure
+
+EXAMPLE = "a large red circle above a small blue square on a white background"
+SCENES = [
+    Scene((Thing(colour, shape, "large"),), background=background)
+    for colour, shape, background in (
+        ("red", "circle", "white"),
+        ("yellow", "square", "blue"),
+        ("green", "circle", "black"),
+        ("blue", "square", "yellow"),
+        ("white", "circle", "purple"),
+        ("yellow", "square", "night sky"),
+        ("red", "circle", "meadow"),
+        ("white", "square", "green"),
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with Engine.open("demo", device="cpu") as engine:
+        yield engine
+
+
+def painted(engine: Engine, request: Request, folder: Path) -> NDArray[np.uint8]:
+    *_, saved = engine.generate(request, plan_output(folder, request.count))
+    assert isinstance(saved, ImageSaved), saved
+    return np.asarray(Image.open(saved.path))
+
+
+def test_the_model_is_at_most_16_mb_in_bf16() -> None:
+    files = [file for file in DEMO_FOLDER.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 16 * 10**6
+    weights = [file for file in files if file.suffix == ".safetensors"]
+    assert len(weights) == 4
+    for file in weights:
+        with safe_open(file, framework="pt") as tensors:
+            assert {tensors.get_tensor(name).dtype for name in tensors.keys()} == {torch.bfloat16}  # noqa: SIM118
+
+
+def test_no_file_tells_where_the_model_was_trained() -> None:
+    for file in DEMO_FOLDER.rglob("*.json"):
+        assert "_name_or_path" not in file.read_text("utf-8"), file
+
+
+def test_the_example_shows_what_it_says(engine: Engine, tmp_path: Path) -> None:
+    scene = parse(EXAMPLE)
+    assert scene is not None
+    verdicts = [check(painted(engine, Request(EXAMPLE, seed=seed), tmp_path), scene) for seed in range(4)]
+    assert sum(verdict.places_and_colours for verdict in verdicts) >= 3
+
+
+def test_most_simple_prompts_show_their_colours_places_and_backgrounds(engine: Engine) -> None:
+    result = measure(engine, SCENES)
+    assert result["places_and_colours"] >= 0.75
+    assert result["background"] >= 0.75
+
+
+def test_other_seeds_put_a_free_thing_elsewhere(engine: Engine, tmp_path: Path) -> None:
+    scene = SCENES[0]
+    found = [
+        check(painted(engine, Request("a large red circle on a white background", seed=seed), tmp_path), scene).found[0]
+        for seed in range(6)
+    ]
+    centres = [(thing.x, thing.y) for thing in found if thing is not None]
+    assert len(centres) >= 5
+    assert np.std(centres, axis=0, ddof=1).mean() > 0.03
+
+
+def test_unknown_words_are_allowed_and_named(engine: Engine, tmp_path: Path) -> None:
+    request = Request("a wooden red circle purring on a white background", seed=1)
+    events = list(engine.generate(request, plan_output(tmp_path, 1)))
+    hints = [event.hint for event in events if isinstance(event, Encoded)]
+    assert hints == ["the demo model does not know: wooden, purring."]
+    assert isinstance(events[-1], ImageSaved)
+
+
+def test_the_last_preview_looks_like_the_picture(engine: Engine, tmp_path: Path) -> None:
+    events = list(engine.generate(Request(EXAMPLE, seed=2), plan_output(tmp_path, 1)))
+    preview = [event.preview for event in events if isinstance(event, StepFinished)][-1]
+    saved = events[-1]
+    assert preview is not None
+    assert isinstance(saved, ImageSaved)
+    shown = np.frombuffer(preview.rgb, np.uint8).reshape(preview.height, preview.width, 3).astype(float)
+    small = np.asarray(
+        Image.open(saved.path).resize((preview.width, preview.height), Image.Resampling.BOX), dtype=float
+    )
+    plain = np.abs(small - small.mean((0, 1))).mean()  # the error of a single mean colour
+    assert np.abs(shown - small).mean() < 0.6 * plain
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (192, 128), (256, 256)])
+def test_every_size_in_range_paints(engine: Engine, width: int, height: int, tmp_path: Path) -> None:
+    assert painted(engine, Request(EXAMPLE, seed=1, width=width, height=height), tmp_path).shape == (height, width, 3)
+
+
+def test_diffusers_opens_the_same_folder_and_true_cfg_changes_the_picture(engine: Engine, tmp_path: Path) -> None:
+    from diffusers import FluxPipeline
+
+    pipeline = FluxPipeline.from_pretrained(DEMO_FOLDER, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def theirs(true_cfg: float) -> NDArray[np.uint8]:
+        result = pipeline(
+            EXAMPLE,
+            negative_prompt="",
+            true_cfg_scale=true_cfg,
+            guidance_scale=1.0,
+            width=128,
+            height=128,
+            num_inference_steps=4,
+            max_sequence_length=32,
+            generator=torch.Generator("cpu").manual_seed(11),
+            output_type="np",
+        )
+        picture: NDArray[np.uint8] = np.round(result.images[0] * 255).astype(np.uint8)
+        return picture
+
+    plain, guided = theirs(1.0).astype(int), theirs(2.0)
+    ours = painted(engine, Request(EXAMPLE, seed=11, guidance=1.0), tmp_path).astype(int)
+    assert np.abs(ours - plain).max() <= 1
+    assert np.abs(guided.astype(int) - plain).max() > 8
+    scene = parse(EXAMPLE)
+    assert scene is not None
+    assert check(guided, scene).background
+
+
+@pytest.mark.cuda
+def test_a_card_paints_what_the_cpu_paints(engine: Engine, tmp_path: Path) -> None:
+    with Engine.open("demo", device="cuda") as on_card:
+        theirs = painted(on_card, Request(EXAMPLE, seed=1), tmp_path).astype(int)
+    assert np.abs(painted(engine, Request(EXAMPLE, seed=1), tmp_path).astype(int) - theirs).mean() < 2
