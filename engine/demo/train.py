@@ -1,8 +1,8 @@
 """Train the demo model from scratch: `python -m engine.demo.train STAGE --work DIR`, then `export`.
 
-The stages, in order, are `STAGES`; `minutes` is what the embedded weights had on two CPU cores (two hours in all, the
-decoder on one core beside the others). Each stage resumes from what lies in the work folder, so that it can be repeated,
-or stopped and begun again.
+The stages, in order, are `STAGES`; `minutes` is what the embedded weights had on two CPU cores (two hours in all,
+the decoder on one core beside the others). Each stage resumes from what lies in the work folder, so that it can be
+repeated, or stopped and begun again.
 """
 
 from __future__ import annotations
