@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,7 +97,26 @@ def test_unknown_words_are_allowed_and_named(engine: Engine, tmp_path: Path) -> 
 
 
 def test_the_last_preview_looks_like_the_picture(engine: Engine, tmp_path: Path) -> None:
-    events = list(engine.generate(Request(EXAMPLE, seed=2), plan_output(tmp_path, 1)))
+    preview_error, plain_error = preview_errors(engine, tmp_path)
+    assert preview_error < 0.6 * plain_error
+
+
+def test_a_model_without_a_preview_learns_it_from_its_own_pictures(tmp_path: Path) -> None:
+    shutil.copytree(DEMO_FOLDER, tmp_path / "model", ignore=shutil.ignore_patterns("preview.json"))
+    (tmp_path / "out").mkdir()
+    with Engine.open(tmp_path / "model", device="cpu") as engine:
+        first = list(engine.generate(Request("a green star on a pink background", seed=1), plan_output(tmp_path, 1)))
+        assert all(event.preview is None for event in first if isinstance(event, StepFinished))
+        for prompt in ("a red heart at sunset", "a blue circle on a yellow background", "a black square by the ocean"):
+            painted(engine, Request(prompt, seed=1), tmp_path / "out")
+    with Engine.open(tmp_path / "model", device="cpu") as reopened:  # the fit was kept
+        preview_error, plain_error = preview_errors(reopened, tmp_path / "out")
+    assert preview_error < 0.8 * plain_error
+
+
+def preview_errors(engine: Engine, folder: Path) -> tuple[float, float]:
+    """Mean error of the last preview, and of a single mean colour, against the picture; in levels of 255."""
+    events = list(engine.generate(Request(EXAMPLE, seed=2), plan_output(folder, 1)))
     preview = [event.preview for event in events if isinstance(event, StepFinished)][-1]
     saved = events[-1]
     assert preview is not None
@@ -105,8 +125,7 @@ def test_the_last_preview_looks_like_the_picture(engine: Engine, tmp_path: Path)
     small = np.asarray(
         Image.open(saved.path).resize((preview.width, preview.height), Image.Resampling.BOX), dtype=float
     )
-    plain = np.abs(small - small.mean((0, 1))).mean()  # the error of a single mean colour
-    assert np.abs(shown - small).mean() < 0.6 * plain
+    return float(np.abs(shown - small).mean()), float(np.abs(small - small.mean((0, 1))).mean())
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (192, 128), (256, 256)])
@@ -117,7 +136,7 @@ def test_every_size_in_range_paints(engine: Engine, width: int, height: int, tmp
 def test_diffusers_opens_the_same_folder_and_true_cfg_changes_the_picture(engine: Engine, tmp_path: Path) -> None:
     from diffusers import FluxPipeline
 
-    pipeline = FluxPipeline.from_pretrained(DEMO_FOLDER, torch_dtype=torch.float32)
+    pipeline = FluxPipeline.from_pretrained(DEMO_FOLDER).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
 
     def theirs(true_cfg: float) -> NDArray[np.uint8]:

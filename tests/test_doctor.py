@@ -89,7 +89,11 @@ def test_a_machine_in_order_gets_no_advice(facts: Facts) -> None:
             "torch cannot be imported (No module named 'torch')",
             "a problem: torch cannot be imported",
         ),
-        ({"packages": {"textual": "8.2"}}, "diffusers, transformers, safetensors not found", "a problem: diffusers"),
+        (
+            {"packages": {"textual": "8.2"}},
+            "diffusers, transformers, accelerate, safetensors not found",
+            "a problem: diffusers",
+        ),
         ({"ram_free_bytes": GIB}, "Only 1.0 GiB of RAM are free", "ready: "),
         ({"disks": (Disk("pictures", "/full", 2**20),)}, "Only 0.0 GiB are free for pictures in /full", "ready: "),
         ({"disks": (Disk("the cache", "/ro", GIB * 9, "no permission"),)}, "(no permission)", "ready: "),

@@ -180,19 +180,6 @@ def test_bf16_paints_nearly_the_same_picture(engine: Engine, destination: Destin
     assert 0 < np.abs(exact - coarse).mean() < 8
 
 
-def test_a_preview_learned_from_pictures_resembles_them(engine: Engine, destination: Destination) -> None:
-    for seed in range(3):
-        list(engine.generate(small(seed=seed, width=128, height=128), destination))
-    events = list(engine.generate(small(seed=9, width=128, height=128), destination))
-    preview = [event.preview for event in events if isinstance(event, StepFinished)][-1]
-    assert preview is not None
-    assert (preview.width, preview.height) == (16, 16)
-    shown = np.frombuffer(preview.rgb, np.uint8).reshape(16, 16, 3).astype(float)
-    picture = pixels(events[-1]).reshape(16, 8, 16, 8, 3).mean((1, 3))
-    plain = np.abs(picture - picture.mean((0, 1))).mean()  # the error of a single mean colour
-    assert np.abs(shown - picture).mean() < 0.6 * plain
-
-
 def test_sizes_and_guidance_that_the_model_cannot_do_are_refused_at_once(engine: Engine, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"height 512 is too large .* up to 256"):
         engine.generate(small(height=512))

@@ -136,7 +136,7 @@ def reconstruction(vae_folder: Path, count: int = 300, size: int = 128) -> dict[
     import torch
     from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL.from_pretrained(vae_folder, torch_dtype=torch.float32).eval()
+    vae = AutoencoderKL.from_pretrained(vae_folder).to(torch.float32).eval()
     rng = np.random.default_rng(17)
     right, errors = 0, []
     for _ in range(count):

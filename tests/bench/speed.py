@@ -51,7 +51,7 @@ def step_loop(rounds: int, steps: int = 20) -> tuple[float, float, float]:
     from engine.images.save import plan_output
     from engine.models.catalog import DEMO_FOLDER
 
-    pipeline = FluxPipeline.from_pretrained(DEMO_FOLDER, torch_dtype=torch.float32)
+    pipeline = FluxPipeline.from_pretrained(DEMO_FOLDER).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     embeds, pooled, _ = pipeline.encode_prompt(PROMPT, None, max_sequence_length=32)
     with Engine.open("demo", device="cpu") as engine, tempfile.TemporaryDirectory() as folder:
@@ -119,7 +119,7 @@ def largest_pixel_difference(folder: Path, guidance: float | None, width: int = 
         *_, saved = engine.generate(request, plan_output(Path(out), 1))
         assert isinstance(saved, ImageSaved), saved
         ours = np.asarray(Image.open(saved.path)).astype(np.int64)
-    pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = FluxPipeline.from_pretrained(folder).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
         PROMPT,
