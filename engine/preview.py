@@ -32,6 +32,7 @@ class PreviewMap:
     gram: Tensor
     moment: Tensor
     pictures: int = 0
+    _solution: Tensor | None = None  # of the equations as they are; solved for the first frame, not for every step
 
     @classmethod
     def empty(cls, channels: int) -> PreviewMap:
@@ -40,18 +41,20 @@ class PreviewMap:
 
     def add(self, latents: Tensor, pixels: Tensor) -> None:
         """Learn from a decoding: latents [1, C, h, w] and uint8 pixels [8 h, 8 w, 3]."""
-        small = F.avg_pool2d(pixels.permute(2, 0, 1)[None].double() / 255, flow.VAE_SCALE)  # [1, 3, h, w]
+        small = F.avg_pool2d(pixels.permute(2, 0, 1)[None].float() / 255, flow.VAE_SCALE).double()  # [1, 3, h, w]
         x = latents.double().cpu().flatten(2)[0].T  # [h * w, C]
         x = torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64)], dim=1)
         self.gram += x.T @ x / len(x)
         self.moment += x.T @ small.flatten(2)[0].T / len(x)
         self.pictures += 1
+        self._solution = None
 
     def matrix(self) -> Tensor:
         """The least-squares map [C + 1, 3] from channels (and 1) to RGB in 0..1."""
-        ridge = RIDGE * max(1, self.pictures) * torch.eye(len(self.gram), dtype=torch.float64)
-        solution: Tensor = torch.linalg.solve(self.gram + ridge, self.moment)
-        return solution.float()
+        if self._solution is None:
+            ridge = RIDGE * max(1, self.pictures) * torch.eye(len(self.gram), dtype=torch.float64)
+            self._solution = torch.linalg.solve(self.gram + ridge, self.moment).float()
+        return self._solution
 
     def frame(self, clean: Tensor, width: int, height: int) -> Preview | None:
         """The preview of predicted clean tokens [1, L, 4 C]; None before the first picture was seen."""

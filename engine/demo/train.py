@@ -53,8 +53,8 @@ def main() -> None:
         export.export(options.work, options.target, options.guidance)
         return
     settings = dict(STAGES[options.stage])
-    minutes = options.minutes or settings.pop("minutes")
-    settings.pop("minutes", None)
+    stage_minutes = settings.pop("minutes")
+    minutes = options.minutes or stage_minutes
     if options.stage in ("vae", "decoder"):
         train_vae.run(options.work, minutes, options.processes, decoder_only=options.stage == "decoder")
     elif options.stage == "text":

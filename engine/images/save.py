@@ -31,6 +31,7 @@ MAX_SLUG_BYTES = 100  # in UTF-8: a whole name stays below 143 bytes, the least 
 OTHER_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".webp", ".avif", ".jxl", ".heic", ".gif", ".bmp", ".tif", ".tiff")
 NUMBERED = re.compile(r"([0-9]{6,18})_seed[0-9]+.*\.png", re.IGNORECASE)
 CREATE_NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 PUBLIC, PRIVATE = 0o666, 0o600  # file modes, before the umask
 
 
@@ -60,9 +61,10 @@ def plan_output(output: Path | None, count: int) -> Destination:
         raise
     except (OSError, ValueError) as error:
         path = default_output_dir() if output is None else output
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-        advice = "free some space or choose another folder" if full else "choose another folder"
-        raise _refused(path, f"cannot be written to ({_reason(error)}); {advice}.", machine=full) from None
+        number = getattr(error, "errno", None)
+        advice = "free some space or choose another folder" if number in DISK_FULL else "choose another folder"
+        machine = number in (*DISK_FULL, errno.EIO)
+        raise _refused(path, f"cannot be written to ({_reason(error)}); {advice}.", machine) from None
     return destination
 
 

@@ -47,11 +47,13 @@ def open_folder(path: Path, name: str) -> ModelFolder:
     """Check a folder and describe it. Raises `RequestError` that names the part which is missing or broken."""
     try:
         return _described(path, name)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        if isinstance(error, RequestError):
-            raise
+    except RequestError:
+        raise
+    except KeyError as error:
+        raise RequestError("model", f"a config.json in {_quoted(path)} lacks {error}; download it again.") from None
+    except (TypeError, ValueError, AttributeError) as error:  # a list where a number belongs
         raise RequestError(
-            "model", f"a configuration in {_quoted(path)} is wrong ({_quoted(error)}); download the model again."
+            "model", f"a config.json in {_quoted(path)} is wrong ({_quoted(error)}); download it again."
         ) from None
 
 
@@ -98,8 +100,8 @@ def _described(path: Path, name: str) -> ModelFolder:
 def model_hash(folder: ModelFolder) -> str:
     """sha256 over everything that decides pixels: the weights, and every other file of the model's parts.
 
-    Files up to 64 MiB count whole. Of a larger one the size, the first and the last MiB and
-    sixteen samples between count, so that a 24 GB model is known in a moment; a change between samples is not seen.
+    Files up to 64 MiB count whole. Of a larger one the size, the first and the last MiB and sixteen samples between
+    count, so that a 24 GB model is known in a moment; a change between samples is not seen.
     """
     digest = hashlib.sha256()
     parts = (*CLASSES, "scheduler", "tokenizer", "tokenizer_2")
@@ -144,30 +146,25 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
 
 def _check_sizes(path: Path, configs: dict[str, dict[str, Any]]) -> None:
     """The parts must fit each other: refuse a mixture before gigabytes are read."""
-    try:
-        transformer, vae = configs["transformer"], configs["vae"]
-        if transformer["in_channels"] != 4 * vae["latent_channels"]:
-            hint = "a Fill, Canny or Depth model" if transformer["in_channels"] in (128, 384) else "a mixture"
-            raise RequestError(
-                "model",
-                f"the transformer in {_quoted(path)} takes {transformer['in_channels']} channels, its VAE gives "
-                f"{4 * vae['latent_channels']}: {hint}, which cannot be run.",
-            )
-        if len(vae["block_out_channels"]) != 4:
-            raise RequestError("model", f"the VAE in {_quoted(path)} does not reduce 8 times, as FLUX.1's does.")
-        widths = (
-            ("text_encoder_2", configs["text_encoder_2"]["d_model"], transformer["joint_attention_dim"]),
-            ("text_encoder", configs["text_encoder"]["hidden_size"], transformer["pooled_projection_dim"]),
-        )
-        for component, width, wanted in widths:
-            if width != wanted:
-                raise RequestError(
-                    "model", f"{component} in {_quoted(path)} gives width {width}, its transformer takes {wanted}."
-                )
-    except (KeyError, TypeError) as error:
+    transformer, vae = configs["transformer"], configs["vae"]
+    if transformer["in_channels"] != 4 * vae["latent_channels"]:
+        hint = "a Fill, Canny or Depth model" if transformer["in_channels"] in (128, 384) else "a mixture"
         raise RequestError(
-            "model", f"a config.json in {_quoted(path)} lacks {_quoted(error)}; download it again."
-        ) from None
+            "model",
+            f"the transformer in {_quoted(path)} takes {transformer['in_channels']} channels, its VAE gives "
+            f"{4 * vae['latent_channels']}: {hint}, which cannot be run.",
+        )
+    if len(vae["block_out_channels"]) != 4:
+        raise RequestError("model", f"the VAE in {_quoted(path)} does not reduce 8 times, as FLUX.1's does.")
+    widths = (
+        ("text_encoder_2", configs["text_encoder_2"]["d_model"], transformer["joint_attention_dim"]),
+        ("text_encoder", configs["text_encoder"]["hidden_size"], transformer["pooled_projection_dim"]),
+    )
+    for component, width, wanted in widths:
+        if width != wanted:
+            raise RequestError(
+                "model", f"{component} in {_quoted(path)} gives width {width}, its transformer takes {wanted}."
+            )
 
 
 def _preferences(path: Path) -> Defaults | None:

@@ -15,7 +15,14 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 
 from engine.models.folder import ModelFolder
 from engine.request import RequestError
@@ -98,8 +105,8 @@ def load_component(folder: ModelFolder, component: str, dtype: torch.dtype) -> G
             "model", f"{str(folder.path / component)!r} lacks {len(missing)} tensors, the first is {missing[0]!r}."
         )
     module.load_state_dict(state, strict=True, assign=True)
-    if component == "text_encoder_2":
-        module.encoder.embed_tokens.weight = module.shared.weight  # one parameter, or a card would hold it twice
+    if isinstance(module, PreTrainedModel):
+        module.tie_weights()  # one parameter for both names, or a card would hold the embedding twice
     yield LoadedBytes(component, total, total)
     return module.eval().requires_grad_(False)
 
