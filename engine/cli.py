@@ -233,6 +233,12 @@ def _recorded_model(name: str) -> str:
     return name
 
 
+def _recorded_threads(record: Record | None) -> int | None:
+    """The number of CPU threads that a picture was made with: it decides the last bits of the sums."""
+    threads = None if record is None else record.reproduce.get("threads")
+    return threads if type(threads) is int and 1 <= threads <= 1024 else None
+
+
 def _generate(
     jobs: list[Job],
     model: str,
@@ -254,7 +260,7 @@ def _generate(
         closing(display),
         Interrupts() as interrupts,
         _collector_paused(),
-        Engine.open(model, device=device) as engine,
+        Engine.open(model, device=device, threads=_recorded_threads(record)) as engine,
     ):
         jobs = _resolved(jobs, engine, display)
         if record is not None and (changed := _changes_since(record, engine)):
@@ -280,11 +286,10 @@ def _generate(
 def _changes_since(record: Record, engine: Engine) -> str:
     """What is not as it was when a picture was made, in words; empty where its pixels will come out the same."""
     from engine.engine import library_versions
-    from engine.models.folder import model_hash
 
     now = library_versions()
     changed = [name for name, version in record.versions.items() if name in now and now[name] != version]
-    if record.model == engine.model and record.model_hash and record.model_hash != model_hash(engine.folder):
+    if record.model == engine.model and record.model_hash and record.model_hash != engine.model_hash:
         changed.insert(0, "the model")
     return ", ".join(changed)
 

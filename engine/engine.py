@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,24 +52,26 @@ CACHED_PROMPTS = 32
 class Engine:
     """An open model. Not safe for use by several threads at a time, but `cancel` may be called from any."""
 
-    def __init__(self, folder: ModelFolder, device: str = "auto") -> None:
+    def __init__(self, folder: ModelFolder, device: str = "auto", threads: int | None = None) -> None:
         self.folder = folder
         self.model = folder.name
         self.defaults: Defaults = folder.defaults
         self.max_side = folder.max_side
         self._device_name = device
+        self._threads = threads
         self._cancel = CancelFlag()
         self._runtime: _Runtime | None = None
 
     @classmethod
-    def open(cls, model: str | Path = "demo", *, device: str = "auto") -> Engine:
+    def open(cls, model: str | Path = "demo", *, device: str = "auto", threads: int | None = None) -> Engine:
         """Open a model by name or folder. Cheap: torch and weights are loaded by the first picture.
 
+        `threads` is the number of CPU threads, which decides the last bits of a picture; None leaves it to torch.
         Raises `RequestError` where the model is unknown, or a part of it is missing or broken.
         """
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", device):
             raise RequestError("device", f"device must be auto, cpu, cuda or cuda:N, got {device[:40]!r}.")
-        return cls(open_model(model), device)
+        return cls(open_model(model), device, threads)
 
     def __enter__(self) -> Engine:
         return self
@@ -85,6 +88,11 @@ class Engine:
     def cancel(self) -> None:
         """Give up the current job, inside a step too; what was saved stays saved."""
         self._cancel.set()
+
+    @cached_property
+    def model_hash(self) -> str:
+        """What the open model's pixels depend on (see `engine.models.folder.model_hash`)."""
+        return model_hash(self.folder)
 
     def resolve(self, request: Request) -> Request:
         """The request with every choice filled in. Raises `RequestError` for what this model cannot do."""
@@ -138,7 +146,7 @@ class Engine:
 
     def _open_runtime(self) -> _Runtime:
         if self._runtime is None:
-            self._runtime = _Runtime.open(self.folder, self._device_name)
+            self._runtime = _Runtime.open(self.folder, self.model_hash, self._device_name, self._threads)
         return self._runtime
 
 
@@ -157,13 +165,12 @@ class _Runtime:
     components: Components
     preview: PreviewMap
     preview_file: Path
-    model_hash: str
     versions: dict[str, str]
     tokenizers: tuple[Any, Any] | None = None
     conditionings: OrderedDict[tuple[str, str], Conditioning] = field(default_factory=OrderedDict)
 
     @classmethod
-    def open(cls, folder: ModelFolder, device_name: str) -> _Runtime:
+    def open(cls, folder: ModelFolder, digest: str, device_name: str, threads: int | None) -> _Runtime:
         import torch
 
         from engine.flow import Schedule
@@ -181,7 +188,8 @@ class _Runtime:
             schedule = Schedule.from_config(folder.configs["scheduler"])
         except (ValueError, TypeError) as error:
             raise RequestError("model", f"the scheduler of {folder.name!r} cannot be used: {error}.") from None
-        digest = model_hash(folder)
+        if threads is not None:
+            torch.set_num_threads(threads)
         channels = int(folder.configs["vae"]["latent_channels"])
         shipped, learned = folder.path / "preview.json", cache_dir() / "previews" / f"{digest[:16]}.json"
         preview_file = shipped if shipped.is_file() else learned
@@ -191,7 +199,6 @@ class _Runtime:
             components=Components(folder, device),
             preview=PreviewMap.read(preview_file, channels),
             preview_file=preview_file,
-            model_hash=digest,
             versions=library_versions(),
         )
 
@@ -323,13 +330,13 @@ class _Job:
         record = Record(
             request=request,
             model=self.engine.model,
-            model_hash=runtime.model_hash,
+            model_hash=self.engine.model_hash,
             versions=runtime.versions,
             seconds_by_phase=dict(self.seconds),
             device=str(runtime.device),
             reproduce={"batch": 1, "threads": torch.get_num_threads()},
         )
-        path, notice = save_image(Image.fromarray(pixels.numpy(), "RGB"), record, self.destination)
+        path, notice = save_image(Image.fromarray(pixels.numpy()), record, self.destination)
         yield self._end("save", began)
         return ImageSaved(
             **self.stamp(),
