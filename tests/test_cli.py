@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from PIL import Image
 
 import engine.cli
 from engine import events
-from engine.images.metadata import read_record
+from engine.images.metadata import encode_png, read_record
 from engine.interrupts import Interrupts
+from tests.tiny import save_tiny
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "a large red circle above a small blue square on a white background"
@@ -419,3 +420,100 @@ def test_an_unexpected_error_is_a_sentence_and_a_log(
     assert printed.err == f"error: something unexpected went wrong (RuntimeError: bad \\x1b[31mluck); see {log}.\n"
     assert json.loads(printed.out)["field"] is None
     assert "Traceback" in log.read_text()
+
+
+# Pictures from elsewhere, and places that go away
+
+
+def with_record(original: str, target: Path, **changes: Any) -> str:
+    """A copy of a picture whose record differs."""
+    record = replace(read_record(original), **changes)
+    with Image.open(original) as image:
+        target.write_bytes(encode_png(image, record))
+    return str(target)
+
+
+def test_what_changed_since_a_picture_was_made_is_said(
+    pair: subprocess.CompletedProcess[str], tmp_path: Path, environment: dict[str, str]
+) -> None:
+    original = pair.stdout.splitlines()[0]
+    versions = {**read_record(original).versions, "torch": "0.9"}
+    older = with_record(original, tmp_path / "older.png", versions=versions, model_hash="00" * 32)
+    run = t2i("generate", "--from", older, "-o", str(tmp_path / "new.png"), env=environment)
+    assert run.returncode == DONE
+    assert "the model, torch changed since this picture was made" in run.stderr
+
+
+def test_the_number_of_threads_is_repeated(
+    pair: subprocess.CompletedProcess[str], tmp_path: Path, environment: dict[str, str]
+) -> None:
+    original, copy, new = pair.stdout.splitlines()[0], tmp_path / "copy.png", tmp_path / "new.png"
+    threads = 1 + read_record(original).reproduce["threads"]
+    with_record(original, copy, reproduce={"batch": 1, "threads": threads})
+    assert t2i("generate", "--from", str(copy), "-o", str(new), env=environment).returncode == DONE
+    assert read_record(new).reproduce["threads"] == threads
+
+
+@pytest.mark.parametrize("share", ["\\\\host\\share\\model", "//host/share/model"])
+def test_a_picture_cannot_open_a_network_share(
+    share: str, pair: subprocess.CompletedProcess[str], tmp_path: Path, environment: dict[str, str]
+) -> None:
+    picture = with_record(pair.stdout.splitlines()[0], tmp_path / "share.png", model=share)
+    run = t2i("generate", "--from", picture, env=environment)
+    assert run.returncode == BAD_INPUT
+    assert "say it with --model" in run.stderr
+
+
+def test_another_model_chooses_its_own_guidance(
+    pair: subprocess.CompletedProcess[str], tmp_path: Path, environment: dict[str, str]
+) -> None:
+    save_tiny(tmp_path / "schnell", guided=False)
+    original, new = pair.stdout.splitlines()[0], tmp_path / "new.png"
+    assert read_record(original).request.guidance is not None
+    run = t2i("generate", "--from", original, "--model", str(tmp_path / "schnell"), "-o", str(new), env=environment)
+    assert run.returncode == DONE, run.stderr
+    assert read_record(new).request.guidance is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--model", "x" * 300), "there is no model"),
+        (("--model", "~nosuchuser/model"), "there is no model"),
+        (("--device", "cudaxyz"), "device must be auto, cpu, cuda or cuda:N"),
+        (("--device", "mps"), "device must be auto, cpu, cuda or cuda:N"),
+    ],
+)
+def test_names_that_mean_nothing_are_bad_input(
+    arguments: tuple[str, str], words: str, environment: dict[str, str]
+) -> None:
+    run = t2i("generate", "-p", PROMPT, *arguments, env=environment)
+    assert run.returncode == BAD_INPUT
+    assert words in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_output_that_cannot_be_written_is_the_machines_fault(environment: dict[str, str]) -> None:
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "engine", "generate", "-p", PROMPT, "--steps", "0", "--json"]
+        run = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE)
+    assert run.returncode == FAILED
+    assert b"the output could not be written (No space left on device)" in run.stderr
+    assert b"Traceback" not in run.stderr
+
+
+def test_a_picture_whose_folder_went_away_is_rescued_and_exits_1(tmp_path: Path, environment: dict[str, str]) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    arguments = ("-p", PROMPT, "--steps", "300", "--json", "-o", str(folder / "a.png"))
+    with start("generate", *arguments, env=environment) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["event"] == "load_progress"
+        folder.rmdir()
+        printed, said = process.communicate(timeout=120)
+    saved = json_lines(printed)[-1]
+    assert (process.returncode, saved["event"]) == (FAILED, "image_saved")
+    assert Path(saved["path"]).parent == Path(environment["TEXTTOIMAGETOOL_STATE_DIR"]) / "rescued"
+    assert read_record(saved["path"]).request.prompt == PROMPT
+    assert "so it is kept as" in said

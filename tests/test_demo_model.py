@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from safetensors import safe_open
 
@@ -20,6 +19,7 @@ from engine.demo.scenes import Scene, Thing
 from engine.images.save import plan_output
 from engine.models.catalog import DEMO_FOLDER
 from tests.bench.accuracy import measure
+from tests.painting import largest_difference, open_pipeline, painted, painted_by_diffusers
 
 EXAMPLE = "a large red circle above a small blue square on a white background"
 SCENES = [
@@ -43,12 +43,6 @@ def engine() -> Iterator[Engine]:
         yield engine
 
 
-def painted(engine: Engine, request: Request, folder: Path) -> NDArray[np.uint8]:
-    *_, saved = engine.generate(request, plan_output(folder, request.count))
-    assert isinstance(saved, ImageSaved), saved
-    return np.asarray(Image.open(saved.path))
-
-
 def test_the_model_is_at_most_16_mb_in_bf16() -> None:
     files = [file for file in DEMO_FOLDER.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 16 * 10**6
@@ -64,10 +58,10 @@ def test_no_file_tells_where_the_model_was_trained() -> None:
         assert "_name_or_path" not in file.read_text("utf-8"), file
 
 
-def test_the_example_shows_what_it_says(engine: Engine, tmp_path: Path) -> None:
+def test_the_example_shows_what_it_says(engine: Engine) -> None:
     scene = parse(EXAMPLE)
     assert scene is not None
-    verdicts = [check(painted(engine, Request(EXAMPLE, seed=seed), tmp_path), scene) for seed in range(4)]
+    verdicts = [check(painted(engine, Request(EXAMPLE, seed=seed)), scene) for seed in range(4)]
     assert sum(verdict.places_and_colours for verdict in verdicts) >= 3
 
 
@@ -77,10 +71,10 @@ def test_most_simple_prompts_show_their_colours_places_and_backgrounds(engine: E
     assert result["background"] >= 0.75
 
 
-def test_other_seeds_put_a_free_thing_elsewhere(engine: Engine, tmp_path: Path) -> None:
+def test_other_seeds_put_a_free_thing_elsewhere(engine: Engine) -> None:
     scene = SCENES[0]
     found = [
-        check(painted(engine, Request("a large red circle on a white background", seed=seed), tmp_path), scene).found[0]
+        check(painted(engine, Request("a large red circle on a white background", seed=seed)), scene).found[0]
         for seed in range(6)
     ]
     centres = [(thing.x, thing.y) for thing in found if thing is not None]
@@ -103,14 +97,13 @@ def test_the_last_preview_looks_like_the_picture(engine: Engine, tmp_path: Path)
 
 def test_a_model_without_a_preview_learns_it_from_its_own_pictures(tmp_path: Path) -> None:
     shutil.copytree(DEMO_FOLDER, tmp_path / "model", ignore=shutil.ignore_patterns("preview.json"))
-    (tmp_path / "out").mkdir()
     with Engine.open(tmp_path / "model", device="cpu") as engine:
         first = list(engine.generate(Request("a green star on a pink background", seed=1), plan_output(tmp_path, 1)))
         assert all(event.preview is None for event in first if isinstance(event, StepFinished))
         for prompt in ("a red heart at sunset", "a blue circle on a yellow background", "a black square by the ocean"):
-            painted(engine, Request(prompt, seed=1), tmp_path / "out")
+            painted(engine, Request(prompt, seed=1))
     with Engine.open(tmp_path / "model", device="cpu") as reopened:  # the fit was kept
-        preview_error, plain_error = preview_errors(reopened, tmp_path / "out")
+        preview_error, plain_error = preview_errors(reopened, tmp_path)
     assert preview_error < 0.8 * plain_error
 
 
@@ -120,6 +113,7 @@ def preview_errors(engine: Engine, folder: Path) -> tuple[float, float]:
     preview = [event.preview for event in events if isinstance(event, StepFinished)][-1]
     saved = events[-1]
     assert preview is not None
+    assert (preview.width, preview.height) == (16, 16), "a cell for each latent"
     assert isinstance(saved, ImageSaved)
     shown = np.frombuffer(preview.rgb, np.uint8).reshape(preview.height, preview.width, 3).astype(float)
     small = np.asarray(
@@ -129,43 +123,24 @@ def preview_errors(engine: Engine, folder: Path) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (192, 128), (256, 256)])
-def test_every_size_in_range_paints(engine: Engine, width: int, height: int, tmp_path: Path) -> None:
-    assert painted(engine, Request(EXAMPLE, seed=1, width=width, height=height), tmp_path).shape == (height, width, 3)
+def test_every_size_in_range_paints(engine: Engine, width: int, height: int) -> None:
+    assert painted(engine, Request(EXAMPLE, seed=1, width=width, height=height)).shape == (height, width, 3)
 
 
-def test_diffusers_opens_the_same_folder_and_true_cfg_changes_the_picture(engine: Engine, tmp_path: Path) -> None:
-    from diffusers import FluxPipeline
-
-    pipeline = FluxPipeline.from_pretrained(DEMO_FOLDER).to(torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-
-    def theirs(true_cfg: float) -> NDArray[np.uint8]:
-        result = pipeline(
-            EXAMPLE,
-            negative_prompt="",
-            true_cfg_scale=true_cfg,
-            guidance_scale=1.0,
-            width=128,
-            height=128,
-            num_inference_steps=4,
-            max_sequence_length=32,
-            generator=torch.Generator("cpu").manual_seed(11),
-            output_type="np",
-        )
-        picture: NDArray[np.uint8] = np.round(result.images[0] * 255).astype(np.uint8)
-        return picture
-
-    plain, guided = theirs(1.0).astype(int), theirs(2.0)
-    ours = painted(engine, Request(EXAMPLE, seed=11, guidance=1.0), tmp_path).astype(int)
-    assert np.abs(ours - plain).max() <= 1
-    assert np.abs(guided.astype(int) - plain).max() > 8
+def test_diffusers_opens_the_same_folder_and_true_cfg_changes_the_picture(engine: Engine) -> None:
+    request = engine.resolve(Request(EXAMPLE, seed=11, guidance=1.0))
+    pipeline = open_pipeline(DEMO_FOLDER)
+    plain = painted_by_diffusers(pipeline, request)
+    guided = painted_by_diffusers(pipeline, request, negative_prompt="", true_cfg_scale=2.0)
+    assert largest_difference(painted(engine, request), plain) <= 1
+    assert largest_difference(guided, plain) > 8
     scene = parse(EXAMPLE)
     assert scene is not None
     assert check(guided, scene).background
 
 
 @pytest.mark.cuda
-def test_a_card_paints_what_the_cpu_paints(engine: Engine, tmp_path: Path) -> None:
+def test_a_card_paints_what_the_cpu_paints(engine: Engine) -> None:
     with Engine.open("demo", device="cuda") as on_card:
-        theirs = painted(on_card, Request(EXAMPLE, seed=1), tmp_path).astype(int)
-    assert np.abs(painted(engine, Request(EXAMPLE, seed=1), tmp_path).astype(int) - theirs).mean() < 2
+        theirs = painted(on_card, Request(EXAMPLE, seed=1)).astype(int)
+    assert np.abs(painted(engine, Request(EXAMPLE, seed=1)).astype(int) - theirs).mean() < 2

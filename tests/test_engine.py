@@ -216,6 +216,14 @@ TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
         (TRANSFORMER, "pickle", "never loaded"),
         ("tokenizer_2", "missing", "tokenizer_2"),
         ("scheduler/scheduler_config.json", "missing", "scheduler_config.json"),
+        (
+            "vae/config.json",
+            '{"latent_channels": 4, "block_out_channels": [8, 8, 8, 8], "sample_size": "x"}',
+            "is wrong",
+        ),
+        ("text_encoder/config.json", '{"architectures": 7}', "is wrong"),
+        ("t2i.json", '{"defaults": {"steps": 4}}', "wrong defaults"),
+        ("t2i.json", "{}", "wrong defaults"),
     ],
 )
 def test_a_broken_folder_is_refused_with_the_part_that_is_missing(
@@ -232,7 +240,12 @@ def test_a_broken_folder_is_refused_with_the_part_that_is_missing(
 
 @pytest.mark.parametrize(
     ("part", "how"),
-    [(TRANSFORMER, "truncated"), (TRANSFORMER, "not safetensors"), ("tokenizer/tokenizer.json", "{}")],
+    [
+        (TRANSFORMER, "truncated"),
+        (TRANSFORMER, "not safetensors"),
+        ("tokenizer/tokenizer.json", "{}"),
+        ("scheduler/scheduler_config.json", '{"use_karras_sigmas": true}'),
+    ],
 )
 def test_broken_weights_fail_with_one_sentence_that_names_the_file(
     part: str, how: str, model: Path, tmp_path: Path, destination: Destination
@@ -245,6 +258,30 @@ def test_broken_weights_fail_with_one_sentence_that_names_the_file(
     assert last.bad_input
     assert part.split("/")[0] in last.message
     assert "\n" not in last.message
+
+
+def test_one_broken_file_is_read_once_for_all_pictures(model: Path, tmp_path: Path, destination: Destination) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(model, folder)
+    _break(folder, TRANSFORMER, "truncated")
+    events = list(Engine.open(folder, device="cpu").generate(small(count=3), destination))
+    assert [event.image for event in events if isinstance(event, Failed)] == [0, 1, 2]
+    assert {event.image for event in events if isinstance(event, LoadProgress)} == {0}
+
+
+def test_t5_holds_its_embedding_once_and_clip_may_bring_its_position_ids(
+    model: Path, tmp_path: Path, destination: Destination
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "older"
+    shutil.copytree(model, folder)
+    clip = folder / "text_encoder" / "model.safetensors"
+    save_file({**load_file(clip), "text_model.embeddings.position_ids": torch.arange(32)[None]}, clip)
+    with Engine.open(folder, device="cpu") as engine:
+        assert isinstance(list(engine.generate(small(), destination))[-1], ImageSaved)
+        text_encoder_2 = engine._open_runtime().components._modules["text_encoder_2", torch.float32]
+    assert text_encoder_2.encoder.embed_tokens.weight is text_encoder_2.shared.weight
 
 
 def test_weights_that_are_not_numbers_do_not_become_a_picture(

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from engine import Engine, ImageSaved, Request
-from engine.images.save import plan_output
+from engine import Engine, Request
+from tests.painting import largest_difference, painted, painted_by_diffusers
 from tests.tiny import save_tiny
 
 PROMPT = "a large red circle above a small blue square on a white background"
@@ -21,24 +18,9 @@ PROMPT = "a large red circle above a small blue square on a white background"
 def test_every_pixel_is_within_one_level_of_diffusers(
     guided: bool, width: int, height: int, steps: int, tmp_path: Path
 ) -> None:
-    pipeline = save_tiny(tmp_path / "model", guided)
-    reference = pipeline(
-        PROMPT,
-        width=width,
-        height=height,
-        num_inference_steps=steps,
-        guidance_scale=2.5 if guided else 0.0,
-        generator=torch.Generator("cpu").manual_seed(42),
-        max_sequence_length=32,
-        output_type="np",
-    ).images[0]
-    (tmp_path / "out").mkdir()
-    with Engine.open(tmp_path / "model", device="cpu") as engine:
-        request = Request(PROMPT, steps=steps, seed=42, width=width, height=height, guidance=2.5 if guided else None)
-        events = list(engine.generate(request, plan_output(tmp_path / "out", 1)))
-    saved = events[-1]
-    assert isinstance(saved, ImageSaved), saved
-    ours = np.asarray(Image.open(saved.path), dtype=np.int64)
-    theirs = np.round(reference * 255).astype(np.int64)
+    request = Request(PROMPT, steps=steps, seed=42, width=width, height=height, guidance=2.5 if guided else None)
+    theirs = painted_by_diffusers(save_tiny(tmp_path, guided), request)
+    with Engine.open(tmp_path, device="cpu") as engine:
+        ours = painted(engine, request)
     assert ours.std() > 1, "a flat picture would prove nothing"
-    assert np.abs(ours - theirs).max() <= 1
+    assert largest_difference(ours, theirs) <= 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from engine import Engine, Failed, ImageSaved, Request
+from engine import Engine, Request
 from engine.demo import scenes
 from engine.demo.checker import Verdict, check
 from engine.demo.grammar import describe
 from engine.demo.scenes import Scene
-from engine.images.save import plan_output
+from tests.painting import painted
 
 ATTRIBUTES = ("background", "colours", "places", "sizes", "shapes", "clean", "places_and_colours", "strict")
 HEADINGS = ("background", "colours", "places", "sizes", "shapes", "clean", "col+place", "strict")
@@ -49,6 +48,9 @@ class Settings:
     guidance: float | None = None
     seed: int = 0
 
+    def request(self, prompt: str, seed: int) -> Request:
+        return Request(prompt, steps=self.steps, guidance=self.guidance, seed=seed)
+
 
 def measure(engine: Engine, chosen: Sequence[Scene], settings: Settings = Settings()) -> dict[str, float]:
     """Paint one picture for each scene: the share that is right in each attribute (see `summary`)."""
@@ -72,21 +74,8 @@ def paint(engine: Engine, chosen: Sequence[Scene], settings: Settings) -> Iterat
     rng = np.random.default_rng(settings.seed)
     for k, scene in enumerate(chosen):
         prompt = describe(scene, rng)
-        image = paint_prompt(engine, prompt, settings, settings.seed + k)
+        image = painted(engine, settings.request(prompt, settings.seed + k))
         yield Picture(scene, prompt, image, check(image, scene))
-
-
-def paint_prompt(engine: Engine, prompt: str, settings: Settings, seed: int) -> NDArray[np.uint8]:
-    """The picture that the engine saves for a prompt: uint8 [H, W, 3]."""
-    request = Request(prompt=prompt, steps=settings.steps, guidance=settings.guidance, seed=seed)
-    with tempfile.TemporaryDirectory() as folder:
-        for event in engine.generate(request, plan_output(Path(folder), 1)):
-            if isinstance(event, Failed):
-                raise RuntimeError(f"{prompt!r}, seed {seed}: {event.message}")
-            if isinstance(event, ImageSaved):
-                with Image.open(event.path) as image:
-                    return np.asarray(image.convert("RGB"))
-    raise RuntimeError(f"{prompt!r}, seed {seed}: the engine ended without a picture")
 
 
 def summary(pictures: Sequence[Picture]) -> dict[str, float]:
@@ -120,7 +109,7 @@ def spread(engine: Engine, settings: Settings, prompts: int = 10, seeds: int = 8
         prompt = describe(scene, rng)
         centres = []
         for seed in range(settings.seed, settings.seed + seeds):
-            image = paint_prompt(engine, prompt, settings, seed)
+            image = painted(engine, settings.request(prompt, seed))
             height, width = image.shape[:2]
             thing = check(image, scene).found[0]
             if thing is not None:

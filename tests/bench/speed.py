@@ -21,6 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
+
+from engine import Engine, PhaseFinished, Request
+from engine.images.save import plan_output
+from engine.models.catalog import DEMO_FOLDER
+from tests.painting import largest_difference, open_pipeline, painted, painted_by_diffusers
+from tests.tiny import save_tiny
 
 PROMPT = "a large red circle above a small blue square on a white background"
 SIX_CLASSES = (
@@ -35,24 +42,15 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def paired(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[float, float, float]:
-    """Median seconds of each, taken in turn, and the median of the rounds' ratios."""
-    ours(), theirs()
-    times = [(timed(ours), timed(theirs)) for _ in range(rounds)]
-    mine, other = (statistics.median(column) for column in zip(*times, strict=True))
-    return mine, other, statistics.median(a / b for a, b in times)
+def medians(pairs: list[tuple[float, float]]) -> tuple[float, float, float]:
+    """Median seconds of each side of pairs measured in turn, and the median of the pairs' ratios."""
+    mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return mine, other, statistics.median(a / b for a, b in pairs)
 
 
 def step_loop(rounds: int, steps: int = 20) -> tuple[float, float, float]:
     """The sampler loop with its events, cancel checks and previews against the pipeline's loop, same conditioning."""
-    from diffusers import FluxPipeline
-
-    from engine import Engine, PhaseFinished, Request
-    from engine.images.save import plan_output
-    from engine.models.catalog import DEMO_FOLDER
-
-    pipeline = FluxPipeline.from_pretrained(DEMO_FOLDER).to(torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = open_pipeline(DEMO_FOLDER)
     embeds, pooled, _ = pipeline.encode_prompt(PROMPT, None, max_sequence_length=32)
     with Engine.open("demo", device="cpu") as engine, tempfile.TemporaryDirectory() as folder:
         destination = plan_output(Path(folder), 1)
@@ -82,8 +80,7 @@ def step_loop(rounds: int, steps: int = 20) -> tuple[float, float, float]:
         for _ in range(rounds):
             ours()
             pairs.append((seconds[-1], timed(theirs)))
-    mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return mine / steps, other / steps, statistics.median(a / b for a, b in pairs)
+    return medians([(a / steps, b / steps) for a, b in pairs])
 
 
 def whole_command(rounds: int) -> tuple[float, float, float]:
@@ -94,7 +91,9 @@ def whole_command(rounds: int) -> tuple[float, float, float]:
         def run(command: list[str]) -> Callable[[], object]:
             return lambda: subprocess.run(command, check=True, capture_output=True)
 
-        return paired(run(generate), run([sys.executable, "-c", SIX_CLASSES]), rounds)
+        ours, theirs = run(generate), run([sys.executable, "-c", SIX_CLASSES])
+        ours(), theirs()
+        return medians([(timed(ours), timed(theirs)) for _ in range(rounds)])
 
 
 def import_engine(rounds: int) -> float:
@@ -106,60 +105,33 @@ def import_engine(rounds: int) -> float:
     return 1000 * statistics.median(float(run.stdout) for run in runs)
 
 
-def largest_pixel_difference(folder: Path, guidance: float | None, width: int = 128, height: int = 128) -> int:
+def difference_from_diffusers(folder: Path, guidance: float | None, width: int = 128, height: int = 128) -> int:
     """The engine's picture against diffusers' own with the same weights, seed and steps, in levels of 255, fp32."""
-    from diffusers import FluxPipeline
-    from PIL import Image
-
-    from engine import Engine, ImageSaved, Request
-    from engine.images.save import plan_output
-
-    with Engine.open(folder, device="cpu") as engine, tempfile.TemporaryDirectory() as out:
-        request = Request(PROMPT, seed=3, steps=4, width=width, height=height, guidance=guidance, precision="fp32")
-        *_, saved = engine.generate(request, plan_output(Path(out), 1))
-        assert isinstance(saved, ImageSaved), saved
-        ours = np.asarray(Image.open(saved.path)).astype(np.int64)
-    pipeline = FluxPipeline.from_pretrained(folder).to(torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    theirs = pipeline(
-        PROMPT,
-        width=width,
-        height=height,
-        num_inference_steps=4,
-        guidance_scale=guidance or 0.0,
-        generator=torch.Generator("cpu").manual_seed(3),
-        max_sequence_length=32,
-        output_type="np",
-    ).images[0]
-    return int(np.abs(ours - np.round(theirs * 255)).max())
+    request = Request(PROMPT, seed=3, steps=4, width=width, height=height, guidance=guidance, precision="fp32")
+    with Engine.open(folder, device="cpu") as engine:
+        return largest_difference(painted(engine, request), painted_by_diffusers(open_pipeline(folder), request))
 
 
 def regenerated_difference() -> int:
     """A demo picture against the one that its own PNG regenerates, in levels of 255."""
-    from PIL import Image
-
     with tempfile.TemporaryDirectory() as folder:
         first, again = Path(folder) / "first.png", Path(folder) / "again.png"
         command = [sys.executable, "-m", "engine", "generate", "--quiet"]
         subprocess.run([*command, "--prompt", PROMPT, "-o", str(first)], check=True, capture_output=True)
         subprocess.run([*command, "--from", str(first), "-o", str(again)], check=True, capture_output=True)
-        pictures = [np.asarray(Image.open(path)).astype(np.int64) for path in (first, again)]
-    return int(np.abs(pictures[0] - pictures[1]).max())
+        return largest_difference(np.asarray(Image.open(first)), np.asarray(Image.open(again)))
 
 
 def parity() -> dict[str, int]:
     """Largest differences from diffusers, by model: random ones of schnell's and dev's kind, and the demo."""
-    from engine.models.catalog import DEMO_FOLDER
-    from tests.tiny import save_tiny
-
     with tempfile.TemporaryDirectory() as folder:
         schnell, dev = Path(folder) / "schnell", Path(folder) / "dev"
         save_tiny(schnell, guided=False)
         save_tiny(dev, guided=True)
         return {
-            "schnell's kind (even steps)": largest_pixel_difference(schnell, None, 192, 96),
-            "dev's kind (dynamic shift, embedded guidance)": largest_pixel_difference(dev, 3.5, 192, 96),
-            "demo": largest_pixel_difference(DEMO_FOLDER, 2.0),
+            "schnell's kind (even steps)": difference_from_diffusers(schnell, None, 192, 96),
+            "dev's kind (dynamic shift, embedded guidance)": difference_from_diffusers(dev, 3.5, 192, 96),
+            "demo": difference_from_diffusers(DEMO_FOLDER, 2.0),
         }
 
 
