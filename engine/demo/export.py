@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from transformers import CLIPTextModel, T5EncoderModel
 
-from engine.demo.grammar import TRAINED_WORDS, WORDS
 from engine.demo.train_vae import SAMPLE_SIZE, draw_batch
-from engine.demo.vocabulary import clip_tokenizer, t5_tokenizer
 from engine.preview import PreviewMap
 
 SHIFT = 3.0  # of the noise schedule: four steps at 1, 0.9, 0.75, 0.5
@@ -38,36 +35,25 @@ def export(work: Path, target: Path, guidance: float) -> None:
         "text_encoder": CLIPTextModel.from_pretrained(work / "text_encoder"),
         "text_encoder_2": T5EncoderModel.from_pretrained(work / "text_encoder_2"),
     }
-    forget_untrained_words(modules["text_encoder"], clip_tokenizer())
-    forget_untrained_words(modules["text_encoder_2"], t5_tokenizer())
-    final, target = target, target.with_name(target.name + ".new")
-    shutil.rmtree(target, ignore_errors=True)
+    fresh = target.with_name(target.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
     fit_preview(modules["vae"]).save(
-        target / "preview.json", f"least squares on {PREVIEW_SCENES} decoded scenes of this model's own autoencoder"
+        fresh / "preview.json", f"least squares on {PREVIEW_SCENES} decoded scenes of this model's own autoencoder"
     )
     for name, module in modules.items():
-        module.to(torch.bfloat16).save_pretrained(target / name)
-        _clean(target / name / "config.json")
+        module.to(torch.bfloat16).save_pretrained(fresh / name)
+        _clean(fresh / name / "config.json")
     for name in ("tokenizer", "tokenizer_2"):
-        shutil.copytree(work / name, target / name)
-    FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(target / "scheduler")
-    _write(target / "model_index.json", {"_class_name": "FluxPipeline", **{k: list(v) for k, v in PARTS.items()}})
+        shutil.copytree(work / name, fresh / name)
+    FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(fresh / "scheduler")
+    _write(fresh / "model_index.json", {"_class_name": "FluxPipeline", **{k: list(v) for k, v in PARTS.items()}})
     defaults = {"steps": 4, "width": SAMPLE_SIZE, "height": SAMPLE_SIZE, "guidance": guidance, "precision": "fp32"}
-    _write(target / "t2i.json", {"defaults": defaults})
-    for file in target.rglob("*"):
+    _write(fresh / "t2i.json", {"defaults": defaults})
+    for file in fresh.rglob("*"):
         if file.is_file():
             file.chmod(0o644)
-    shutil.rmtree(final, ignore_errors=True)
-    target.rename(final)
-
-
-@torch.no_grad()
-def forget_untrained_words(encoder: Any, tokenizer: Any) -> None:
-    """Give words that training never showed the embedding of the unknown word, which it did show."""
-    embedding = encoder.get_input_embeddings().weight
-    for word in WORDS:
-        if word not in TRAINED_WORDS:
-            embedding[tokenizer.convert_tokens_to_ids(word)] = embedding[tokenizer.unk_token_id]
+    shutil.rmtree(target, ignore_errors=True)
+    fresh.rename(target)
 
 
 @torch.no_grad()

@@ -48,12 +48,8 @@ COLOUR_BACKGROUND_PHRASES = (
     "against a {} background",
     "with a {} background",
 )
+ARTICLES = ("a", "an", "the", "one")
 OPENINGS = ("there is", "a picture of", "a drawing of", "an image of", "show me", "draw", "paint", "please draw")
-FILLERS = (
-    *("a an the is are one two with without very nice simple pretty beautiful bright flat clean soft").split(),
-    *("photo painting illustration shape shapes object scene background sky water grass middle medium sized").split(),
-    *("of in on at to by and or but from it its that this there here between , . !").split(),
-)
 
 
 def _one(rng: np.random.Generator, options: tuple[str, ...], plain: float = 0.6) -> str:
@@ -108,7 +104,7 @@ def _alternatives(phrases: dict[str, str]) -> str:
 _SIZES, _COLOURS, _SHAPES = _readings(SIZE_WORDS), _readings(COLOUR_WORDS), _readings(SHAPE_WORDS)
 _RELATIONS, _PLACES = _readings(RELATION_PHRASES), _readings(PLACE_PHRASES)
 _SCENERIES = _readings(SCENERY_PHRASES)
-_ARTICLE = r"(?:(?:a|an|the|one) )?"
+_ARTICLE = rf"(?:(?:{'|'.join(ARTICLES)}) )?"
 _THING = rf"{_ARTICLE}(?:({_alternatives(_SIZES)}) )?({_alternatives(_COLOURS)}) ({_alternatives(_SHAPES)})"
 _PROMPT = re.compile(
     rf"(?:(?:{'|'.join(OPENINGS)}) )?{_THING}"
@@ -139,14 +135,12 @@ _PHRASES = (
     *(_SIZES | _COLOURS | _SHAPES | _RELATIONS | _PLACES | _SCENERIES),
     *COLOUR_BACKGROUND_PHRASES,
     *OPENINGS,
-    "a an the one , .",
+    *ARTICLES,
+    ", .",
 )
-TRAINED_WORDS = frozenset(word for phrase in _PHRASES for word in phrase.split() if word != "{}")
-WORDS = tuple(
-    sorted(TRAINED_WORDS | set(FILLERS))
-)  # of the tokenizers; `engine.demo.export` treats the rest as unknown
+WORDS = tuple(sorted({word for phrase in _PHRASES for word in phrase.split() if word != "{}"}))  # all that it is shown
 
 
 def unknown_words(prompt: str) -> tuple[str, ...]:
     """The words of a prompt that the demo model was never shown, in order, each once."""
-    return tuple(dict.fromkeys(word for word in re.findall(r"\w+", prompt.lower()) if word not in TRAINED_WORDS))
+    return tuple(dict.fromkeys(word for word in re.findall(r"\w+", prompt.lower()) if word not in WORDS))
