@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         Event,
         Failed,
         ImageSaved,
+        LatentsRestored,
         LoadProgress,
         MemoryUse,
         PhaseFinished,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
         Simulated,
         StepFinished,
     )
-    from engine.request import Request, RequestError
+    from engine.request import Option, Request, RequestError
 
     __version__: str
 
@@ -35,8 +36,10 @@ __all__ = [
     "Event",
     "Failed",
     "ImageSaved",
+    "LatentsRestored",
     "LoadProgress",
     "MemoryUse",
+    "Option",
     "PhaseFinished",
     "PhaseStarted",
     "Preview",

@@ -14,21 +14,31 @@ class CancelledError(Exception):
 class CancelFlag:
     """Set from any thread or signal handler; `check` raises in the thread that does the work.
 
-    A plain bool: a lock would deadlock a signal handler that interrupts its own thread inside it.
+    Plain bools: a lock would deadlock a signal handler that interrupts its own thread inside it.
     """
 
     def __init__(self) -> None:
         self._wanted = False
+        self._after_step = False
 
-    def set(self) -> None:
-        self._wanted = True
+    def set(self, after_step: bool = False) -> None:
+        """Ask to stop: as soon as anything polls, or at the end of the step or phase that is running."""
+        if after_step:
+            self._after_step = True
+        else:
+            self._wanted = True
 
     def clear(self) -> None:
-        self._wanted = False
+        self._wanted = self._after_step = False
 
     def check(self) -> None:
-        """Raises `CancelledError` once the flag is set."""
+        """Raises `CancelledError` once the flag is set to stop at once."""
         if self._wanted:
+            raise CancelledError
+
+    def check_between_steps(self) -> None:
+        """Raises `CancelledError` once the flag is set in either way; called where a step or a phase ends."""
+        if self._wanted or self._after_step:
             raise CancelledError
 
 

@@ -15,6 +15,7 @@ null without a device), and `job`: which prompt, from 0, in the order given. Byt
     encoded         tokens, token_limit, cached, hint
     step_finished   step, steps, sigma, seconds, preview
     image_saved     path, seed, width, height, seconds_by_phase, notice
+    latents_restored
     cancelled       phase
     failed          phase, message, bad_input
     simulated       peak_bytes
@@ -32,12 +33,10 @@ import errno
 import gc
 import io
 import json
-import logging
 import os
 import random
 import re
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -49,6 +48,7 @@ import typer
 
 from engine.events import Cancelled, Failed, ImageSaved
 from engine.interrupts import Interrupts
+from engine.libraries import collector_paused, hush_libraries
 from engine.progress import open_display, printable
 from engine.prompts import read_prompts
 from engine.request import PRECISIONS, Request, RequestError
@@ -187,6 +187,8 @@ def generate(
 
         record = read_record(Path(from_image))
         template = replace(record.request, **changes)
+        if prompt is not None or prompts_file is not None:
+            template = replace(template, template=None)  # the words are others now
         device = device or record.device.split(":")[0] or None
         if model is None:
             model = _recorded_model(record.model)
@@ -255,11 +257,11 @@ def _generate(
 
     destination = plan_output(output, sum(job.request.count for job in jobs))
     display = open_display(quiet=quiet, stdout_shared=as_json and sys.stdout is not None and sys.stdout.isatty())
-    _hush_libraries()
+    hush_libraries()
     with (
         closing(display),
         Interrupts() as interrupts,
-        _collector_paused(),
+        collector_paused(),
         Engine.open(model, device=device, threads=_recorded_threads(record)) as engine,
     ):
         jobs = _resolved(jobs, engine, display)
@@ -365,37 +367,6 @@ def _at(place: str) -> Iterator[None]:
         yield
     except RequestError as error:
         raise RequestError(error.field, f"{place}: {error}" if place else str(error)) from None
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """No garbage collection while torch and its company are imported: it takes a fifth of that time, to no use.
-
-    What was imported by the first event is frozen there, which spares the collections at the end, too.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-def _hush_libraries() -> None:
-    """Keep the libraries' warnings, logs and progress bars off stderr. A value already set by the person stays."""
-    quiet = {
-        "DIFFUSERS_VERBOSITY": "critical",
-        "TRANSFORMERS_VERBOSITY": "critical",
-        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TQDM_DISABLE": "1",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-    }
-    for name, value in quiet.items():
-        os.environ.setdefault(name, value)
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-        logging.captureWarnings(True)  # some libraries put filters of their own in front of ours
-    logging.getLogger().addHandler(logging.NullHandler())
 
 
 def _say(sentence: str) -> None:

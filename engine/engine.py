@@ -25,6 +25,7 @@ from engine.events import (
     Event,
     Failed,
     ImageSaved,
+    LatentsRestored,
     LoadProgress,
     MemoryUse,
     Phase,
@@ -35,7 +36,17 @@ from engine.events import (
 from engine.folders import cache_dir
 from engine.models.catalog import open_model, prompt_hint
 from engine.models.folder import ModelFolder, model_hash
-from engine.request import Defaults, Request, RequestError
+from engine.request import (
+    MAX_GUIDANCE,
+    MAX_STEPS,
+    MIN_SIDE,
+    PRECISIONS,
+    SIDE_MULTIPLE,
+    Defaults,
+    Option,
+    Request,
+    RequestError,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +54,7 @@ if TYPE_CHECKING:
     from engine.encode import Conditioning
     from engine.flow import Schedule
     from engine.images.save import Destination
+    from engine.latents import KeptLatents
     from engine.memory.components import Components
     from engine.preview import PreviewMap
 
@@ -85,9 +97,27 @@ class Engine:
             self._runtime.components.clear()
             self._runtime = None
 
-    def cancel(self) -> None:
-        """Give up the current job, inside a step too; what was saved stays saved."""
-        self._cancel.set()
+    def cancel(self, after_step: bool = False) -> None:
+        """Give up the current job, inside a step too, or when its step ends; what was saved stays saved."""
+        self._cancel.set(after_step)
+
+    @property
+    def device(self) -> str:
+        """What the loaded model computes on, as torch names it; as it was asked for before it is loaded."""
+        return self._device_name if self._runtime is None else str(self._runtime.device)
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """What this model lets a request choose, besides prompt, seed and count."""
+        defaults, top = self.defaults, self.max_side
+        options = [
+            Option("steps", defaults.steps, 1, MAX_STEPS, 1),
+            Option("width", defaults.width, MIN_SIDE, top, SIDE_MULTIPLE),
+            Option("height", defaults.height, MIN_SIDE, top, SIDE_MULTIPLE),
+        ]
+        if defaults.guidance is not None:
+            options.append(Option("guidance", defaults.guidance, 0, MAX_GUIDANCE, 0.5))
+        return (*options, Option("precision", defaults.precision, choices=PRECISIONS))
 
     @cached_property
     def model_hash(self) -> str:
@@ -123,6 +153,21 @@ class Engine:
         self._cancel.clear()
         return self._run(request, destination)
 
+    def load(self) -> Generator[Event, None, None]:
+        """Import torch and bring every component into memory now, so that the first picture need not wait for it.
+
+        Ends quietly when it is cancelled; raises `RequestError` for a device or a model that cannot be used.
+        """
+        from engine.images.save import Destination
+
+        self._cancel.clear()
+        request = self.resolve(Request("load", seed=0))
+        job = _Job(self, request, Destination(Path()), image=0, started=time.perf_counter())
+        with suppress(CancelledError):
+            job.open()
+            for component in ("text_encoder", "text_encoder_2", "transformer", "vae"):
+                yield from job.load(component)
+
     def _run(self, request: Request, destination: Destination) -> Generator[Event, None, None]:
         started = time.perf_counter()
         unloadable: RequestError | None = None
@@ -133,7 +178,7 @@ class Engine:
             try:
                 if unloadable is not None:
                     raise unloadable
-                self._cancel.check()
+                self._cancel.check_between_steps()
                 yield from job.paint()
                 continue
             except CancelledError:
@@ -214,6 +259,7 @@ class _Job:
         self.phase: Phase = "load"
         self.started = started  # of the whole job, on the performance counter
         self.seconds: dict[str, float] = {}
+        self.dtype: torch.dtype
         self._runtime: _Runtime | None = None
 
     @property
@@ -221,18 +267,53 @@ class _Job:
         assert self._runtime is not None, "opened by the first phase"
         return self._runtime
 
-    def paint(self) -> Generator[Event, None, None]:
-        """Encode, denoise, decode, save."""
+    def open(self) -> None:
+        """Import torch and open the device, if no job before did."""
         import torch
 
         self._runtime = self.engine._open_runtime()
         self.dtype = torch.bfloat16 if self.request.precision == "bf16" else torch.float32
-        conditioning = yield from self._encode()
-        latents = yield from self._denoise(conditioning)
-        pixels = yield from self._decode(latents)
-        saved = yield from self._save(pixels)
+
+    def paint(self) -> Generator[Event, None, None]:
+        """Encode, denoise, decode, save. Finished latents stay on disk until their picture does."""
+        self.open()
+        kept = self._kept_latents()
+        latents = kept.find(self._latents_shape)
+        if latents is None:
+            conditioning = yield from self._encode()
+            latents = yield from self._denoise(conditioning, kept)
+        else:
+            yield LatentsRestored(**self.stamp())
+        try:
+            pixels = yield from self._decode(latents)
+            saved = yield from self._save(pixels)
+        except (CancelledError, GeneratorExit):
+            kept.forget()
+            raise
+        kept.forget()
         self._learn_preview(latents, pixels)
         yield saved
+
+    def _kept_latents(self) -> KeptLatents:
+        import torch
+
+        from engine.latents import KeptLatents
+
+        return KeptLatents(
+            self.request,
+            model_hash=self.engine.model_hash,
+            versions=self.runtime.versions,
+            device=str(self.runtime.device),
+            threads=torch.get_num_threads(),
+        )
+
+    @property
+    def _latents_shape(self) -> tuple[int, int, int]:
+        from engine import flow
+
+        assert self.request.width and self.request.height
+        channels = int(self.engine.folder.configs["vae"]["latent_channels"])
+        return flow.tokens_shape(channels, self.request.width, self.request.height)
 
     def _encode(self) -> Generator[Event, None, Conditioning]:
         from engine import encode
@@ -251,8 +332,8 @@ class _Job:
         key = (request.prompt, str(self.dtype))
         cached = key in runtime.conditionings
         if not cached:
-            yield from self._load("text_encoder")
-            yield from self._load("text_encoder_2")
+            yield from self.load("text_encoder")
+            yield from self.load("text_encoder_2")
         began = yield from self._begin("encode")
         if not cached:
             check = self.engine._cancel.check
@@ -274,13 +355,13 @@ class _Job:
         yield self._end("encode", began)
         return runtime.conditionings[key]
 
-    def _denoise(self, conditioning: Conditioning) -> Generator[Event, None, torch.Tensor]:
+    def _denoise(self, conditioning: Conditioning, kept: KeptLatents) -> Generator[Event, None, torch.Tensor]:
         from engine import flow
         from engine.denoise import denoise
 
         request, runtime, folder = self.request, self.runtime, self.engine.folder
         assert request.seed is not None and request.steps and request.width and request.height
-        yield from self._load("transformer")
+        yield from self.load("transformer")
         began = yield from self._begin("denoise")
         channels = int(folder.configs["vae"]["latent_channels"])
         latents = flow.noise(request.seed, channels, request.width, request.height)
@@ -301,7 +382,9 @@ class _Job:
                         seconds=step.seconds,
                         preview=runtime.preview.frame(step.clean, request.width, request.height),
                     )
+                    self.engine._cancel.check_between_steps()
             latents = latents.cpu()
+        kept.keep(latents)
         yield self._end("denoise", began)
         return latents
 
@@ -310,7 +393,7 @@ class _Job:
 
         request, runtime = self.request, self.runtime
         assert request.width and request.height
-        yield from self._load("vae")
+        yield from self.load("vae")
         began = yield from self._begin("decode")
         with runtime.components.lend("vae", self.dtype) as vae:
             pixels = decode(vae, latents.to(runtime.device), request.width, request.height, self.engine._cancel.check)
@@ -367,18 +450,19 @@ class _Job:
         bad_input = isinstance(error, RequestError) and not error.machine
         return Failed(**self.stamp(), phase=self.phase, message=message, bad_input=bad_input)
 
-    def _load(self, component: str) -> Generator[Event, None, None]:
+    def load(self, component: str) -> Generator[Event, None, None]:
+        """Bring a component's weights into memory, if they are not there already."""
         self.phase = "load"
         began = time.perf_counter()
         for progress in self.runtime.components.load(component, self.dtype):
             yield LoadProgress(
                 **self.stamp(), component=component, done_bytes=progress.done_bytes, total_bytes=progress.total_bytes
             )
-            self.engine._cancel.check()
+            self.engine._cancel.check_between_steps()
         self.seconds["load"] = self.seconds.get("load", 0.0) + time.perf_counter() - began
 
     def _begin(self, phase: Phase) -> Generator[Event, None, float]:
-        self.engine._cancel.check()
+        self.engine._cancel.check_between_steps()
         self.phase = phase
         yield PhaseStarted(**self.stamp(), phase=phase)
         return time.perf_counter()

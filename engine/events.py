@@ -93,6 +93,11 @@ class StepFinished(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LatentsRestored(Event):
+    """This very picture was denoised before, by a run that ended too early to save it; only decode and save remain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSaved(Event):
     """The picture is on disk. `notice` says why it is not where it was asked for, if it is not."""
 

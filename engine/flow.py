@@ -99,6 +99,12 @@ def token_grid(width: int, height: int) -> tuple[int, int]:
     return height // side, width // side
 
 
+def tokens_shape(channels: int, width: int, height: int) -> tuple[int, int, int]:
+    """The shape [1, L, 4 * channels] of one picture's tokens."""
+    rows, columns = token_grid(width, height)
+    return 1, rows * columns, channels * PATCH_SIZE**2
+
+
 def image_position_ids(width: int, height: int) -> Tensor:
     """[L, 3] ids (0, row, column) of the image tokens, row by row."""
     rows, columns = token_grid(width, height)

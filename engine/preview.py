@@ -8,8 +8,6 @@ model's hash: from the second picture on there is a preview.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from engine import flow
 from engine.events import Preview
+from engine.files import write_whole
 
 MAX_SIDE = 64  # cells; a terminal shows no more
 RIDGE = 1e-3
@@ -79,11 +78,7 @@ class PreviewMap:
             "gram": self.gram.tolist(),
             "moment": self.moment.tolist(),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(values, stream)
-        os.replace(temporary, path)
+        write_whole(path, json.dumps(values).encode())
 
     @classmethod
     def read(cls, path: Path, channels: int) -> PreviewMap:

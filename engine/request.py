@@ -43,10 +43,26 @@ class Defaults:
 
 
 @dataclass(frozen=True, slots=True)
+class Option:
+    """A field of `Request` that an open model lets the person choose, and what it may be.
+
+    Numbers run from `low` to `high` in multiples of `multiple`; a text is one of `choices`.
+    """
+
+    name: str
+    default: int | float | str
+    low: float | None = None
+    high: float | None = None
+    multiple: float | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One job: a prompt and how to paint it. None means "as the model prefers" (a random number for the seed).
 
-    Image k of `count` uses seed + k. Raises `RequestError` where a value is out of range.
+    Image k of `count` uses seed + k. `template` is what the person wrote where the prompt is one variant of it; it
+    changes no pixel. Raises `RequestError` where a value is out of range.
     """
 
     prompt: str
@@ -57,9 +73,12 @@ class Request:
     count: int = 1
     guidance: float | None = None
     precision: str | None = None
+    template: str | None = None
 
     def __post_init__(self) -> None:
         _check_text("prompt", self.prompt)
+        if self.template is not None:
+            _check_text("template", self.template)
         _check_integer("steps", self.steps, 1, MAX_STEPS)
         _check_integer("count", self.count, 1, MAX_COUNT)
         _check_integer("seed", self.seed, 0, MAX_SEED)

@@ -1,32 +1,29 @@
-"""`t2i`: without a verb a short explanation, with one the verb."""
+"""`t2i`: without a verb the app, and its own verbs smoke and keys; every other verb is the engine's."""
 
 from __future__ import annotations
 
 import sys
 
-EXPLANATION = """\
-TextToImageTool makes pictures from text, on this machine.
-
-    {example}
-
-makes one with the small model that comes along, and prints where it was saved. More:
-
-    t2i generate --help    size, seed, number of pictures, prompts from a file, JSON
-    t2i doctor             what this machine has, and what to do if something is missing
-"""
-
 
 def main() -> int:
     """Run `t2i` with the process's own arguments; returns the exit code."""
+    arguments = sys.argv[1:]
     try:
-        if len(sys.argv) < 2:
-            from engine.cli import EXAMPLE
+        if not arguments or arguments[0].startswith("-"):
+            from tui.launch import main as open_app
 
-            print(EXPLANATION.format(example=EXAMPLE), end="")
-            return 0
+            return open_app(arguments)
+        if arguments[0] == "smoke":
+            from tui.smoke import main as smoke
+
+            return smoke(arguments[1:])
+        if arguments[0] == "keys":
+            from tui.keys import main as keys
+
+            return keys(arguments[1:])
         from engine import cli
 
-        return cli.main(sys.argv[1:])
+        return cli.main(arguments)
     except BrokenPipeError:
         sys.stdout = None  # nobody reads; keep the interpreter's last flush quiet
         return 130

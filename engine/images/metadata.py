@@ -125,6 +125,7 @@ def parameters_text(record: Record) -> str:
         "Size": f"{request.width}x{request.height}",
         "Model hash": record.model_hash[:10] or None,
         "Model": re.split(r"[\\/]", record.model.rstrip("\\/"))[-1] or None,  # a folder's name, not the way to it
+        "Template": request.template,
         "Version": f"{SOFTWARE} v{record.versions.get('engine', '?')}",
     }
     line = ", ".join(f"{key}: {_quoted(str(value))}" for key, value in details.items() if value is not None)

@@ -1,0 +1,354 @@
+"""The engine in a process of its own, and the end of the pipe that its owner holds.
+
+A fault of the card, a kill for want of memory or a hung kernel takes this process only; video memory is truly free
+when it has gone; and importing torch stalls nobody. Commands go in and messages come out over one duplex pipe. When
+the owner dies the pipe closes and the process leaves. What it would print goes to a log file.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import multiprocessing
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from contextlib import closing, redirect_stderr, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.events import Event
+from engine.folders import state_dir
+from engine.libraries import hush_libraries
+from engine.request import Defaults, Option, Request, RequestError
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
+
+LEAVE_SECONDS = 1.0  # for the work at hand to stop politely when the owner has gone
+END_SECONDS = 1.0  # for the process to be reaped after its pipe has closed
+MAX_LOGS = 10
+MAX_QUOTED_LINES, MAX_QUOTED_CHARACTERS = 3, 300
+
+
+@dataclass(frozen=True, slots=True)
+class OpenModel:
+    """Open a model by name or folder and load it; the answer is `ModelOpened` and `ModelLoaded`, or `ModelRefused`."""
+
+    model: str
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Paint:
+    """Make one picture with the open model, into a folder ("": the default one)."""
+
+    job: str
+    request: Request
+    output: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Give a job up: at once, or at the end of the running step. For a job that has not begun or has ended, too."""
+
+    job: str
+    after_step: bool = False
+
+
+Command = OpenModel | Paint | Cancel
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOpened:
+    """The model's folder is sound: what it is, and what it lets a request choose. Its weights are not loaded yet."""
+
+    model: str
+    defaults: Defaults
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoaded:
+    """torch and the weights are in memory; `device` is as torch names it, `device_name` as its maker does."""
+
+    device: str
+    device_name: str
+    device_uuid: str | None  # GPU-..., by which the driver knows it; None for the CPU
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRefused:
+    """The model or the device cannot be used; `message` is one sentence."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadEvent:
+    """What happens while a model loads ahead of the first job."""
+
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """What happens to a job; after the terminal event nothing more comes for it."""
+
+    job: str
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class JobRefused:
+    """The job was not begun: bad input, or nowhere to save. Terminal."""
+
+    job: str
+    message: str
+    field: str
+
+
+Message = ModelOpened | ModelLoaded | ModelRefused | LoadEvent | JobEvent | JobRefused
+
+
+class EngineProcess:
+    """The running process, seen by its owner. `send` and `receive` may be called from different threads."""
+
+    def __init__(self) -> None:
+        """Start it. Raises OSError where no process or log file can be made."""
+        self.log = _new_log()
+        self._oom_kills = _oom_kills()
+        context = multiprocessing.get_context("spawn")
+        self._connection, remote = context.Pipe(duplex=True)
+        self._process = context.Process(
+            target=serve, args=(remote, self.log), name="texttoimagetool-engine", daemon=True
+        )
+        # A terminal app puts something without a file descriptor in place of stderr, which multiprocessing hands on.
+        with self.log.open("a") as stream, redirect_stderr(stream):
+            self._process.start()
+        remote.close()  # or the pipe would stay open when the process has gone
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def send(self, command: Command) -> None:
+        """Hand a command over. A process that has gone is no error here: `receive` says so."""
+        with suppress(OSError):
+            self._connection.send(command)
+
+    def receive(self, timeout: float | None = None) -> Message | None:
+        """The next message; None after `timeout` seconds without one. Raises EOFError when the process has gone."""
+        try:
+            if not self._connection.poll(timeout):
+                return None
+            message: Message = self._connection.recv()
+        except OSError:
+            raise EOFError from None
+        return message
+
+    def stop(self) -> None:
+        """End it, and whatever it is doing, now. Its last message may be lost, a file that it saves may not."""
+        with suppress(OSError):
+            self._connection.send(None)
+        self._process.join(LEAVE_SECONDS)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join(END_SECONDS)
+
+    def kill(self) -> None:
+        """End it without ceremony."""
+        self._process.kill()
+
+    def death(self) -> str:
+        """Why it has gone, as one sentence; call it after `EOFError`."""
+        self._process.join(END_SECONDS)
+        if self._process.is_alive():  # it closed the pipe and hangs
+            self._process.kill()
+            self._process.join(END_SECONDS)
+        reason = _ending(self._process.exitcode, _oom_kills() > self._oom_kills)
+        quoted = _last_lines(self.log)
+        words = f" Its last words: {quoted} (all of them in {self.log})" if quoted else ""
+        return f"the engine ended: {reason}.{words}"
+
+
+def serve(connection: Connection, log: Path) -> None:
+    """The process's main function: carry out commands until the pipe closes."""
+    _redirect_output(log)
+    for name in ("SIGINT", "SIGHUP", "SIGTSTP"):  # the terminal's; the owner decides what they mean
+        number = getattr(signal, name, None)
+        if number is not None:
+            signal.signal(number, signal.SIG_IGN)
+    hush_libraries()
+    gc.disable()  # until torch is imported, which takes a fifth longer with the collector
+    _Server(connection).run()
+
+
+class _Server:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._commands: queue.SimpleQueue[OpenModel | Paint | None] = queue.SimpleQueue()
+        self._engine: Engine | None = None
+        self._job: str | None = None  # that is being painted
+        self._cancelled: dict[str, Cancel] = {}
+        self._left = threading.Event()
+
+    def run(self) -> None:
+        threading.Thread(target=self._listen, name="commands", daemon=True).start()
+        try:
+            while (command := self._commands.get()) is not None:
+                match command:
+                    case OpenModel():
+                        self._open(command)
+                    case Paint():
+                        self._paint(command)
+        except (BrokenPipeError, ConnectionError):
+            pass  # nobody listens any more
+        finally:
+            self._left.set()
+
+    def _listen(self) -> None:
+        """Take commands in, so that cancelling reaches a job that is running; leave when the owner does."""
+        command: Command | None = None
+        with suppress(EOFError, OSError):
+            while (command := self._connection.recv()) is not None:
+                match command:
+                    case Cancel(job=job, after_step=after_step):
+                        self._cancelled[job] = command  # before the look at the running job; `_paint` looks after
+                        if job == self._job and self._engine is not None:
+                            self._engine.cancel(after_step)
+                    case _:
+                        self._commands.put(command)
+        if self._engine is not None:
+            self._engine.cancel()
+        self._commands.put(None)
+        self._left.wait(LEAVE_SECONDS)
+        os._exit(0)  # also out of a kernel that hangs
+
+    def _open(self, command: OpenModel) -> None:
+        from engine.engine import Engine
+
+        began = time.perf_counter()
+        try:
+            if self._engine is not None:
+                self._engine.close()
+                self._engine = None
+            self._engine = engine = Engine.open(command.model, device=command.device)
+            self._send(ModelOpened(engine.model, engine.defaults, engine.options))
+            with closing(engine.load()) as events:
+                for event in events:
+                    self._send(LoadEvent(event))
+                    if not self._commands.empty():  # a job: it loads what it needs, and says so
+                        break
+            name, uuid = _device_name(engine.device)
+            self._send(ModelLoaded(engine.device, name, uuid, time.perf_counter() - began))
+        except RequestError as error:
+            self._engine = None
+            self._send(ModelRefused(str(error)))
+        finally:
+            gc.freeze()
+            gc.enable()
+
+    def _paint(self, command: Paint) -> None:
+        from engine.images.save import plan_output
+
+        job, engine = command.job, self._engine
+        if engine is None:
+            self._send(JobRefused(job, "no model is open; choose one that can be used.", "model"))
+            return
+        self._job = job
+        try:
+            destination = plan_output(Path(command.output) if command.output else None, 1)
+            with closing(engine.generate(command.request, destination)) as events:
+                cancel = self._cancelled.get(job)  # it came before `generate` cleared the engine's flag
+                if cancel is not None:
+                    engine.cancel(cancel.after_step)
+                for event in events:
+                    self._send(JobEvent(job, event))
+        except RequestError as error:
+            self._send(JobRefused(job, str(error), error.field))
+        finally:
+            self._job = None
+            self._cancelled.pop(job, None)
+
+    def _send(self, message: Message) -> None:
+        self._connection.send(message)
+
+
+def _redirect_output(log: Path) -> None:
+    """Point standard output and error at the log, for C libraries too, and standard input at nothing."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for name in ("stdout", "stderr"):
+        number = 1 if name == "stdout" else 2
+        setattr(
+            sys, name, os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+        )
+    faulthandler.enable(file=2, all_threads=False)
+
+
+def _new_log() -> Path:
+    folder = state_dir() / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    old = sorted(folder.glob("engine-*.log"), key=lambda path: path.name)
+    for path in old[: max(0, len(old) - MAX_LOGS + 1)]:
+        with suppress(OSError):
+            path.unlink()
+    return folder / f"engine-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+
+
+def _last_lines(log: Path) -> str:
+    """The end of the log, on one line."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(-min(log.stat().st_size, 8192), os.SEEK_END)
+            text = stream.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " / ".join(lines[-MAX_QUOTED_LINES:])[-MAX_QUOTED_CHARACTERS:]
+
+
+def _ending(code: int | None, oom: bool) -> str:
+    if code is None:
+        return "it does not answer any more"
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    if name == "SIGKILL" and oom:
+        return "killed by the kernel: out of memory"
+    return f"killed by {name}"
+
+
+def _oom_kills() -> int:
+    """How many processes the kernel killed for want of memory since it started; 0 where it does not tell."""
+    try:
+        for line in Path("/proc/vmstat").read_text("ascii").splitlines():
+            name, _, number = line.partition(" ")
+            if name == "oom_kill":
+                return int(number)
+    except (OSError, ValueError):
+        pass
+    return 0
+
+
+def _device_name(device: str) -> tuple[str, str | None]:
+    """The name that a device's maker gave it, and the driver's identifier of a card."""
+    if not device.startswith("cuda"):
+        return "CPU", None
+    import torch
+
+    properties = torch.cuda.get_device_properties(device)
+    return properties.name, f"GPU-{properties.uuid}"

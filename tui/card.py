@@ -1,0 +1,52 @@
+"""What the graphics card says of itself, by NVML. No torch, no CUDA context, and no error where there is no card."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class CardSample:
+    """A moment of a card; None for what it does not tell."""
+
+    name: str
+    used_bytes: int
+    total_bytes: int
+    utilization: int | None = None  # per cent
+    temperature: int | None = None  # degrees Celsius
+    watts: float | None = None
+
+
+class Card:
+    """An NVIDIA card. `sample` blocks for a few milliseconds: call it in a thread."""
+
+    def __init__(self, uuid: str) -> None:
+        """`uuid` as NVML and `nvidia-smi -L` write it: GPU-..."""
+        self.uuid = uuid
+        self._handle: Any = None
+        self._nvml: Any = None
+
+    def sample(self) -> CardSample | None:
+        """The card now; None where it cannot be asked."""
+        try:
+            if self._handle is None:
+                import pynvml
+
+                pynvml.nvmlInit()
+                self._nvml, self._handle = pynvml, pynvml.nvmlDeviceGetHandleByUUID(self.uuid)
+            nvml, handle = self._nvml, self._handle
+            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+            name = nvml.nvmlDeviceGetName(handle)
+        except Exception:  # no driver, no such card, one that was lost: NVML has an error class for each
+            return None
+        utilization = temperature = watts = None
+        with suppress(Exception):
+            utilization = int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+        with suppress(Exception):
+            temperature = int(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
+        with suppress(Exception):
+            watts = nvml.nvmlDeviceGetPowerUsage(handle) / 1000
+        text = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
+        return CardSample(text, int(memory.used), int(memory.total), utilization, temperature, watts)

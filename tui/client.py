@@ -1,0 +1,122 @@
+"""Where the app and the engine's process meet: commands go out, events come in as Textual messages.
+
+The only throttle is here: a step's event is replaced by the next one until it is due, every other goes through at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from textual.message import Message
+from textual.worker import Worker
+
+from engine import process
+from engine.events import StepFinished
+from engine.process import EngineProcess, JobEvent
+from tui.jobs import Job
+
+
+@dataclass
+class Received(Message, bubble=False):
+    """What the engine says, in its order; only steps are left out."""
+
+    content: process.Message
+
+
+@dataclass
+class Stepped(Message, bubble=False):
+    """The latest step of a job."""
+
+    job: str
+    event: StepFinished
+
+    def can_replace(self, message: Message) -> bool:
+        """The latest is enough."""
+        return isinstance(message, Stepped)
+
+
+@dataclass
+class EngineEnded(Message, bubble=False):
+    """The engine's process has gone, or could not be started; `reason` is a sentence."""
+
+    reason: str
+
+
+class EngineClient:
+    """Keeps one engine process for one open model, and starts a fresh one when the last has gone."""
+
+    def __init__(
+        self,
+        post: Callable[[Message], bool],
+        run_worker: Callable[..., Worker[None]],
+        *,
+        updates_per_second: float,
+        previews_per_second: float,
+    ) -> None:
+        """`post` and `run_worker` are the app's."""
+        self._post = post
+        self._run_worker = run_worker
+        self.update_seconds = 1 / updates_per_second
+        self.preview_seconds = 1 / previews_per_second
+        self._process: EngineProcess | None = None
+        self._stopping = False
+
+    @property
+    def pid(self) -> int | None:
+        """Of the engine's process, if there is one."""
+        return None if self._process is None else self._process.pid
+
+    def start(self, model: str, device: str = "auto") -> None:
+        """Open `model` in a fresh process; what happens comes as messages."""
+        self.stop()
+        try:
+            engine = EngineProcess()
+        except OSError as error:
+            self._post(EngineEnded(f"the engine could not be started: {error}."))
+            return
+        self._process = engine
+        engine.send(process.OpenModel(model, device))
+        self._run_worker(lambda: self._read(engine), name="engine", thread=True, exit_on_error=False)
+
+    def paint(self, job: Job) -> None:
+        """Make a job's picture; it waits inside the process while the model loads."""
+        if self._process is not None:
+            self._process.send(process.Paint(job.id, job.request, job.output))
+
+    def cancel(self, job_id: str, *, after_step: bool) -> None:
+        """Give a job up."""
+        if self._process is not None:
+            self._process.send(process.Cancel(job_id, after_step))
+
+    def stop(self) -> None:
+        """End the process, whatever it does. Takes up to two seconds where it does not listen."""
+        if self._process is not None:
+            engine, self._process = self._process, None
+            engine.stop()
+
+    def _read(self, engine: EngineProcess) -> None:
+        """In a thread: everything that the process says, until it has gone."""
+        waiting: Stepped | None = None  # the latest step, until it is due
+        due = preview_due = 0.0
+        try:
+            while True:
+                message = engine.receive(None if waiting is None else max(0.0, due - time.monotonic()))
+                now = time.monotonic()
+                if isinstance(message, JobEvent) and isinstance(message.event, StepFinished):
+                    step = message.event
+                    if step.preview is not None and now >= preview_due:
+                        preview_due = now + self.preview_seconds
+                    else:
+                        step = replace(step, preview=None if waiting is None else waiting.event.preview)
+                    waiting, message = Stepped(message.job, step), None
+                if waiting is not None and (message is not None or now >= due):
+                    self._post(waiting)
+                    waiting, due = None, now + self.update_seconds
+                if message is not None:
+                    self._post(Received(message))
+        except EOFError:
+            if engine is self._process:  # else it was stopped on purpose
+                self._process = None
+                self._post(EngineEnded(engine.death()))

@@ -1,0 +1,58 @@
+"""From the command line to the open app: settings, terminal profile, keys, theme."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from engine import folders
+
+if TYPE_CHECKING:
+    from tui.app import T2IApp
+
+
+def main(argv: Sequence[str]) -> int:
+    """Open the app with the flags in `argv`; returns the exit code."""
+    from tui.settings import parse_arguments
+
+    flags = parse_arguments(argv)
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        print("error: the app needs a terminal; `t2i generate --prompt ...` works without one.", file=sys.stderr)
+        return 2
+    try:
+        app = open_app(flags)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    app.run(mouse=app.profile.mouse)
+    if app.return_code:
+        return app.return_code
+    return 0
+
+
+def open_app(flags: dict[str, object]) -> T2IApp:
+    """The app with `flags` over the config file. Raises `RequestError` where it could not do what it is asked for."""
+    from tui.profile import detect, prepare
+    from tui.settings import merge, read_config
+
+    config, problem = read_config(folders.config_dir() / "config.toml")
+    settings = merge(config, flags)
+    profile = detect(os.environ, settings, sys.platform, getattr(sys.stdout, "encoding", None))
+    prepare(profile, os.environ)  # Textual reads these while it is imported
+    if settings.output is not None:
+        from engine.images.save import plan_output
+
+        plan_output(settings.output, 2)
+    from tui.app import T2IApp
+    from tui.bindings import read_keymap
+
+    keys, keymap_problem = read_keymap(folders.config_dir() / "keymap.toml")
+    return T2IApp(
+        settings,
+        profile,
+        keys=keys,
+        theme_is_chosen="theme" in {**config, **flags},
+        notices=[text for text in (problem, keymap_problem) if text],
+    )

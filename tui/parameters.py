@@ -1,0 +1,233 @@
+"""What the person chose besides the prompt: the options that the model announces, the seed and the count."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.request import MAX_COUNT, MAX_SEED, Option, Request, RequestError
+
+RATIOS = ((1, 1), (5, 4), (4, 3), (3, 2), (16, 9), (2, 1), (4, 5), (3, 4), (2, 3), (9, 16), (1, 2))
+SIZE = re.compile(r"\s*([0-9]{1,6})\s*[xX\u00d7* ]\s*([0-9]{1,6})\s*")
+
+
+@dataclass
+class Parameters:
+    """`chosen` holds only what differs from the model's own choice; a seed of None is drawn for each picture."""
+
+    options: tuple[Option, ...] = ()
+    chosen: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    count: int = 1
+
+    def names(self) -> list[str]:
+        """The rows of the panel, in order; width and height are one, called size."""
+        names = [option.name for option in self.options]
+        if "width" in names and "height" in names:
+            names[names.index("width")] = "size"
+            names.remove("height")
+        return [*names, "seed", "count"]
+
+    def value(self, name: str) -> Any:
+        """What is in effect; for the size a pair."""
+        if name == "size":
+            return self.value("width"), self.value("height")
+        if name in ("seed", "count"):
+            return getattr(self, name)
+        return self.chosen.get(name, self._option(name).default)
+
+    def shown(self, name: str) -> str:
+        """The value for people."""
+        value = self.value(name)
+        if name == "size":
+            return f"{value[0]}x{value[1]}"
+        if name == "seed":
+            return "random" if value is None else str(value)
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    def is_default(self, name: str) -> bool:
+        """Whether the model, not the person, decided."""
+        if name == "size":
+            return "width" not in self.chosen and "height" not in self.chosen
+        return {"seed": self.seed is None, "count": self.count == 1}.get(name, name not in self.chosen)
+
+    def allowed(self, name: str) -> str:
+        """The range, for people."""
+        if name == "seed":
+            return "random, or 0 to 2**63 - 1"
+        if name == "count":
+            return f"1 to {MAX_COUNT}"
+        option = self._option("width" if name == "size" else name)
+        if option.choices:
+            return " or ".join(option.choices)
+        step = f", multiples of {option.multiple:g}" if name == "size" else ""
+        return f"{option.low:g} to {option.high:g}{step}"
+
+    def step(self, name: str, direction: int) -> None:
+        """The next (1) or previous (-1) value; stops at the ends of the range."""
+        if name == "seed":
+            self.seed = None if self.seed is None else min(max(0, self.seed + direction), MAX_SEED)
+        elif name == "count":
+            self.count = min(max(1, self.count + direction), MAX_COUNT)
+        elif name == "size":
+            sizes, now = self.sizes(), self.value("size")
+            place = sizes.index(now) if now in sizes else 0
+            width, height = sizes[(place + direction) % len(sizes)]
+            self._choose("width", width)
+            self._choose("height", height)
+        else:
+            option, now = self._option(name), self.value(name)
+            if option.choices:
+                place = option.choices.index(now) if now in option.choices else 0
+                self._choose(name, option.choices[(place + direction) % len(option.choices)])
+            else:
+                by = option.multiple or 1
+                number = (math.floor if direction > 0 else math.ceil)(now / by) * by + direction * by
+                self._choose(name, _as(option, min(max(option.low or 0, number), option.high or number)))
+
+    def write(self, name: str, text: str) -> None:
+        """Take over what was typed; an empty text is the model's own choice. Raises `RequestError`."""
+        text = text.strip()
+        if not text:
+            self.reset(name)
+        elif name == "size":
+            match = SIZE.fullmatch(text)
+            if match is None:
+                raise RequestError(
+                    "size", f"size must be width x height, such as {self.shown(name)}, got {text[:40]!r}."
+                )
+            self._check(width=int(match[1]), height=int(match[2]))
+            self._choose("width", int(match[1]))
+            self._choose("height", int(match[2]))
+        elif name == "seed" and text.lower() in ("random", "r"):
+            self.seed = None
+        elif name in ("seed", "count"):
+            number = int(_number(text, self.allowed(name), name, whole=True))
+            Request("check", seed=number) if name == "seed" else Request("check", count=number)
+            setattr(self, name, number)
+        else:
+            option = self._option(name)
+            if option.choices:
+                matching = [choice for choice in option.choices if choice.startswith(text.lower())]
+                if len(matching) != 1:
+                    raise RequestError(name, f"{name} must be {self.allowed(name)}, got {text[:40]!r}.")
+                value: Any = matching[0]
+            else:
+                value = _number(text, self.allowed(name), name, whole=isinstance(option.default, int))
+            self._check(**{name: value})
+            self._choose(name, value)
+
+    def reset(self, name: str) -> None:
+        """Back to the model's own choice."""
+        if name == "seed":
+            self.seed = None
+        elif name == "count":
+            self.count = 1
+        for part in ("width", "height") if name == "size" else (name,):
+            self.chosen.pop(part, None)
+
+    def take(self, request: Request, *, seed: bool) -> list[str]:
+        """Take over all that `request` chose and this model offers; returns the names of what it does not offer."""
+        left_out = []
+        values = request.to_dict()
+        for option in self.options:
+            value = values.pop(option.name, None)
+            if value is None:
+                self.chosen.pop(option.name, None)
+                continue
+            try:
+                self._check(**{option.name: value})
+            except RequestError:
+                left_out.append(option.name)
+            else:
+                self._choose(option.name, value)
+        extra = [name for name in ("steps", "width", "height", "guidance", "precision") if values.get(name) is not None]
+        if seed:
+            self.seed = request.seed
+        return left_out + extra
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Sizes of the usual proportions with about as many pixels as the model prefers; the present one as well."""
+        width, height = self._option("width"), self._option("height")
+        area = float(width.default) * float(height.default)
+        found: dict[tuple[int, int], None] = {}
+        for across, down in RATIOS:
+            pair = (
+                _rounded(math.sqrt(area * across / down), width),
+                _rounded(math.sqrt(area * down / across), height),
+            )
+            found.setdefault(pair)
+        found.setdefault(self.value("size"))
+        return list(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the next start."""
+        return {"chosen": self.chosen, "seed": self.seed, "count": self.count}
+
+    def restore(self, values: object) -> None:
+        """What `to_dict` gave, checked when the model announces its options; nonsense is passed over."""
+        if not isinstance(values, Mapping):
+            return
+        chosen, seed, count = values.get("chosen"), values.get("seed"), values.get("count")
+        if isinstance(chosen, dict):
+            self.chosen = {str(name): value for name, value in chosen.items()}
+        if type(seed) is int and 0 <= seed <= MAX_SEED:
+            self.seed = seed
+        if type(count) is int and 1 <= count <= MAX_COUNT:
+            self.count = count
+
+    def announce(self, options: Sequence[Option]) -> None:
+        """Another model: keep of the choices what it offers, too."""
+        self.options = tuple(options)
+        for name, value in list(self.chosen.items()):
+            del self.chosen[name]
+            if any(option.name == name for option in self.options):
+                try:
+                    self._check(**{name: value})
+                except (RequestError, TypeError):
+                    continue
+                self._choose(name, value)
+
+    def _option(self, name: str) -> Option:
+        return next(option for option in self.options if option.name == name)
+
+    def _choose(self, name: str, value: Any) -> None:
+        if value == self._option(name).default:
+            self.chosen.pop(name, None)
+        else:
+            self.chosen[name] = value
+
+    def _check(self, **values: Any) -> None:
+        """Raises `RequestError` for a value that a request or this model cannot take."""
+        Request("check", **values)
+        for name, value in values.items():
+            option = self._option(name)
+            if option.choices:
+                wrong = value not in option.choices
+            else:
+                wrong = (option.low is not None and value < option.low) or (
+                    option.high is not None and value > option.high
+                )
+            if wrong:
+                row = "size" if name in ("width", "height") else name
+                raise RequestError(name, f"{name} must be {self.allowed(row)} for this model, got {value}.")
+
+
+def _rounded(value: float, option: Option) -> int:
+    by = option.multiple or 1
+    return int(min(max(option.low or by, round(value / by) * by), option.high or value))
+
+
+def _as(option: Option, value: float) -> int | float:
+    return int(value) if isinstance(option.default, int) else float(value)
+
+
+def _number(text: str, allowed: str, name: str, *, whole: bool) -> int | float:
+    pattern = r"[0-9]{1,19}" if whole else r"[0-9]{1,6}(\.[0-9]{0,6})?|\.[0-9]{1,6}"
+    if not re.fullmatch(pattern, text):
+        kind = "a whole number" if whole else "a number"
+        raise RequestError(name, f"{name} must be {kind}, {allowed}; got {text[:40]!r}.")
+    return int(text) if whole else float(text)

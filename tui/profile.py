@@ -1,0 +1,150 @@
+"""What the terminal can show and how much may be sent to it, decided once from the environment and the settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Literal
+
+from tui.settings import Settings
+
+Multiplexer = Literal["tmux", "screen", "zellij"]
+Colors = Literal["truecolor", "256", "16", "none"]
+PreviewSize = Literal["off", "low", "high"]
+
+LOCAL_FPS, SLOW_FPS = 10, 4  # of progress, while a job runs
+LOCAL_TYPING_FPS, SSH_TYPING_FPS = 30, 15  # of everything else: a typed letter may not wait for longer
+LOCAL_PREVIEWS, SLOW_PREVIEWS = 4, 2  # per second; more would queue up on a line of 1 Mbit/s
+SHORT_COLORS = {"truecolor": "truecolor", "256": "256c", "16": "16c", "none": "mono"}
+COLOR_SYSTEMS = {"truecolor": "truecolor", "256": "256", "16": "standard"}  # by Rich's names
+# Terminals with 256 colours or more. Few say so over SSH, which passes TERM on and COLORTERM not.
+MANY_COLORS = re.compile(r"-256color|kitty|ghostty|alacritty|wezterm|^foot")
+
+
+@dataclass(frozen=True, slots=True)
+class TerminalProfile:
+    """How to draw. `dataclasses.replace` with another `preview` changes the size that goes with it."""
+
+    ssh: bool
+    multiplexer: Multiplexer | None
+    color: Colors
+    fps: int  # updates of progress per second while a job runs
+    preview: PreviewSize
+    mouse: bool
+    ascii: bool  # no glyph beyond ASCII
+    images: bool  # the terminal may be asked for Kitty or Sixel graphics
+
+    @property
+    def slow(self) -> bool:
+        """Whether bytes or frames are dear: over SSH, and where a multiplexer draws every frame again."""
+        return self.ssh or self.multiplexer is not None
+
+    @property
+    def preview_columns(self) -> int:
+        """The most cells across that a preview may take; 0 when it is off."""
+        small = 24 if self.ssh and self.color != "truecolor" else 32
+        return {"off": 0, "low": small, "high": 64}[self.preview]
+
+    @property
+    def preview_rows(self) -> int:
+        """The most cells down: half as many as across, since a cell shows two pixels, one above the other."""
+        return self.preview_columns // 2
+
+    @property
+    def previews_per_second(self) -> int:
+        """The most previews drawn in a second; those in between are dropped."""
+        return SLOW_PREVIEWS if self.slow else LOCAL_PREVIEWS
+
+    @property
+    def label(self) -> str:
+        """A few words for the header, so that one sees why it looks as it does: "ssh tmux 256c ascii"."""
+        place = ["ssh"] if self.ssh else []
+        place += [self.multiplexer] if self.multiplexer else []
+        return " ".join([*(place or ["local"]), SHORT_COLORS[self.color], *(["ascii"] if self.ascii else [])])
+
+
+def detect(env: Mapping[str, str], settings: Settings, platform: str, stdout_encoding: str | None) -> TerminalProfile:
+    """The profile of the terminal that `env` describes; `platform` is `sys.platform`. What is set explicitly wins."""
+    ssh = any(env.get(name) for name in ("SSH_CONNECTION", "SSH_CLIENT", "SSH_TTY"))
+    multiplexer = _multiplexer(env)
+    color = settings.color if settings.color != "auto" else _colors(env, multiplexer, platform)
+    ascii_only = settings.ascii or not _unicode(env, stdout_encoding)
+    slow = ssh or multiplexer is not None
+    colourful = color in ("truecolor", "256") and not ascii_only
+    preview: PreviewSize
+    if ascii_only:  # half blocks are not ASCII
+        preview = "off"
+    elif settings.preview != "auto":
+        preview = settings.preview
+    else:
+        preview = "off" if not colourful else "low" if ssh else "high"
+    return TerminalProfile(
+        ssh=ssh,
+        multiplexer=multiplexer,
+        color=color,
+        fps=settings.fps if settings.fps != "auto" else SLOW_FPS if slow else LOCAL_FPS,
+        preview=preview,
+        mouse=settings.mouse,
+        ascii=ascii_only,
+        images=settings.images == "on" or (settings.images == "auto" and colourful and not slow),
+    )
+
+
+def environment(profile: TerminalProfile) -> dict[str, str]:
+    """The variables that Textual reads while it is imported."""
+    typing_fps = SSH_TYPING_FPS if profile.ssh else LOCAL_TYPING_FPS
+    variables = {
+        "TEXTUAL_FPS": str(max(typing_fps, profile.fps)),
+        "TEXTUAL_ANIMATIONS": "none",
+        "TEXTUAL_SMOOTH_SCROLL": "0",
+    }
+    if profile.color == "none":  # Textual then draws in the greys that it finds for itself
+        return {**variables, "NO_COLOR": "1"}
+    return {**variables, "TEXTUAL_COLOR_SYSTEM": COLOR_SYSTEMS[profile.color]}
+
+
+def prepare(profile: TerminalProfile, environ: MutableMapping[str, str]) -> None:
+    """Put `environment` into `environ`, before Textual is imported.
+
+    Takes NO_COLOR out where there is colour: Textual obeys even an empty one, and one that --color overruled.
+    """
+    environ.pop("NO_COLOR", None)
+    environ.update(environment(profile))
+
+
+def _multiplexer(env: Mapping[str, str]) -> Multiplexer | None:
+    term = env.get("TERM", "")
+    if env.get("TMUX") or term.startswith("tmux"):  # TERM reaches the far end of an SSH line, TMUX does not
+        return "tmux"
+    if env.get("ZELLIJ"):
+        return "zellij"
+    return "screen" if env.get("STY") or term.startswith("screen") else None
+
+
+def _colors(env: Mapping[str, str], multiplexer: Multiplexer | None, platform: str) -> Colors:
+    """By the same rules as Rich, with three exceptions: screen, Windows and terminals that Rich does not know."""
+    term = env.get("TERM", "").strip().lower()
+    if env.get("NO_COLOR") or term in ("dumb", "unknown"):
+        return "none"
+    # What screen inherits is what the terminal around it can do; screen itself shows no true colours.
+    said = env.get("COLORTERM", "").strip().lower() in ("truecolor", "24bit") or env.get("WT_SESSION")
+    if (said and multiplexer != "screen") or term.endswith("-direct") or (platform == "win32" and not term):
+        return "truecolor"
+    return "256" if MANY_COLORS.search(term) else "16"
+
+
+def _unicode(env: Mapping[str, str], stdout_encoding: str | None) -> bool:
+    """Whether the encoding and the locale both allow UTF-8; what is not known does."""
+    if stdout_encoding is not None and not _is_utf8(stdout_encoding):
+        return False
+    locale = env.get("LC_ALL") or env.get("LC_CTYPE") or env.get("LANG") or "UTF-8"
+    # In the C locale Python sets LC_CTYPE to C.UTF-8 for itself (PEP 538): that tells nothing about the terminal.
+    if not env.get("LC_ALL") and locale == "C.UTF-8" and env.get("LANG") in ("C", "POSIX"):
+        return False
+    return _is_utf8(locale)
+
+
+def _is_utf8(name: str) -> bool:
+    name = name.lower().replace("-", "").replace("_", "")
+    return "utf8" in name or name == "cp65001"  # the latter is Windows' name for it

@@ -1,0 +1,189 @@
+"""Small windows over the screen: a question, a line of text, a list to search, a text to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Vertical, VerticalScroll
+from textual.content import Content
+from textual.fuzzy import Matcher
+from textual.screen import ModalScreen
+from textual.widgets import Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from tui.parameters import Parameters
+from tui.text import printable, shortened
+from tui.widgets.parameters import ParametersPanel
+
+CLOSE = Binding("escape", "close", "Close", show=False)
+MAX_MATCHES = 200
+
+
+class Confirm(ModalScreen[bool]):
+    """A question; y or Enter says yes, anything else no."""
+
+    BINDINGS = [
+        Binding("y,enter", "answer(True)", "Yes"),
+        Binding("n,escape,q", "answer(False)", "No"),
+    ]
+
+    def __init__(self, question: str) -> None:
+        super().__init__()
+        self._question = question
+
+    def compose(self) -> ComposeResult:
+        """The question and the keys."""
+        with Vertical(classes="window small"):
+            yield Static(Content(printable(self._question)))
+            yield Static(Content("y  yes     n  no"), classes="muted")
+
+    def action_answer(self, yes: bool) -> None:
+        """Close with the answer."""
+        self.dismiss(yes)
+
+
+class AskText(ModalScreen[str | None]):
+    """One line of text; None when the person leaves."""
+
+    BINDINGS = [CLOSE]
+
+    def __init__(self, question: str, text: str = "") -> None:
+        super().__init__()
+        self._question, self._text = question, text
+
+    def compose(self) -> ComposeResult:
+        """The question and the field."""
+        with Vertical(classes="window small"):
+            yield Static(Content(printable(self._question)))
+            yield Input(self._text, compact=True)
+
+    def on_mount(self) -> None:
+        """No blinking: it writes all the time."""
+        self.query_one(Input).cursor_blink = False
+
+    @on(Input.Submitted)
+    def _done(self, event: Input.Submitted) -> None:
+        self.dismiss(event.value)
+
+    def action_close(self) -> None:
+        """Without an answer."""
+        self.dismiss(None)
+
+
+class SearchPrompts(ModalScreen[str | None]):
+    """Earlier prompts, searched by letters in order; Enter takes one over."""
+
+    BINDINGS = [CLOSE, Binding("down", "move(1)", show=False), Binding("up", "move(-1)", show=False)]
+
+    def __init__(self, prompts: Sequence[str]) -> None:
+        super().__init__()
+        self._prompts = prompts
+        self._found: list[str] = []
+
+    def compose(self) -> ComposeResult:
+        """The field and the list."""
+        with Vertical(classes="window large"):
+            yield Input(placeholder="search earlier prompts", compact=True)
+            yield OptionList(markup=False, compact=True)
+
+    def on_mount(self) -> None:
+        """Everything, newest first."""
+        self.query_one(Input).cursor_blink = False
+        self.query_one(OptionList).can_focus = False
+        self._show("")
+
+    @on(Input.Changed)
+    def _changed(self, event: Input.Changed) -> None:
+        self._show(event.value.strip())
+
+    def _show(self, query: str) -> None:
+        if query:
+            matcher = Matcher(query)
+            scored = [(matcher.match(prompt[:2000]), prompt) for prompt in self._prompts]
+            ranked = sorted((pair for pair in scored if pair[0] > 0), key=lambda pair: -pair[0])  # stable: newest first
+            self._found = [prompt for _, prompt in ranked]
+        else:
+            self._found = list(self._prompts)
+        del self._found[MAX_MATCHES:]
+        options = self.query_one(OptionList)
+        options.set_options([Option(Content(shortened(prompt, 400))) for prompt in self._found])
+        options.highlighted = 0 if self._found else None
+
+    def action_move(self, step: int) -> None:
+        """The list follows the arrows while the field has the focus."""
+        options = self.query_one(OptionList)
+        if step > 0:
+            options.action_cursor_down()
+        else:
+            options.action_cursor_up()
+
+    @on(Input.Submitted)
+    def _submitted(self) -> None:
+        place = self.query_one(OptionList).highlighted
+        self.dismiss(self._found[place] if place is not None and self._found else None)
+
+    @on(OptionList.OptionSelected)
+    def _selected(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss(self._found[event.option_index])
+
+    def action_close(self) -> None:
+        """Without a prompt."""
+        self.dismiss(None)
+
+
+class ReadText(ModalScreen[None]):
+    """Something to read: rows of name and text. The texts come from files, too: they are shown as they are."""
+
+    BINDINGS = [
+        Binding("escape,q,enter,i", "close", "Close", show=False),
+        Binding("down,j", "scroll(1)", show=False),
+        Binding("up,k", "scroll(-1)", show=False),
+    ]
+
+    def __init__(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
+        super().__init__()
+        self._title, self._rows = title, rows
+
+    def compose(self) -> ComposeResult:
+        """The rows, which scroll."""
+        with VerticalScroll(classes="window large") as window:
+            window.border_title = Content(printable(self._title))
+            window.border_subtitle = Content("Esc closes")
+            lines = []
+            for name, text in self._rows:
+                head, *rest = [printable(line) for line in text.split("\n")] or [""]
+                lines.append(f"{name:<12} {head}" if name else head)
+                lines += [" " * 13 * bool(name) + line for line in rest]
+            yield Static(Content("\n".join(lines)))
+
+    def action_scroll(self, step: int) -> None:
+        """A line up or down."""
+        self.query_one(VerticalScroll).scroll_relative(y=step, animate=False)
+
+    def action_close(self) -> None:
+        """Back."""
+        self.dismiss()
+
+
+class ParametersWindow(ModalScreen[None]):
+    """The parameters where the screen has no room for their panel."""
+
+    BINDINGS = [Binding("escape,f9,p,q", "close", "Close", show=False)]
+
+    def __init__(self, parameters: Parameters) -> None:
+        super().__init__()
+        self._parameters = parameters
+
+    def compose(self) -> ComposeResult:
+        """The panel in a window."""
+        with Vertical(classes="window small") as window:
+            window.border_title = Content("parameters")
+            window.border_subtitle = Content("Esc closes")
+            yield ParametersPanel(self._parameters)
+
+    def action_close(self) -> None:
+        """Back."""
+        self.dismiss()

@@ -1,0 +1,496 @@
+"""The main screen: prompt, phases, memory, pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+
+import psutil
+from textual import on
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+from textual.content import Content
+from textual.geometry import Size
+from textual.widgets import OptionList, Static, TextArea
+
+from engine.events import Preview
+from engine.request import MAX_PROMPT_CHARACTERS, RequestError
+from tui.bindings import LIST_BAR, PROMPT_BAR, bindings_of
+from tui.jobs import Job
+from tui.profile import PreviewSize
+from tui.screens.dialogs import AskText, Confirm, ParametersWindow, SearchPrompts
+from tui.screens.pictures import PicturesScreen
+from tui.session import waiting_seconds
+from tui.text import clean, duration
+from tui.variants import expand
+from tui.widgets.gauge import Gauge, Level
+from tui.widgets.joblist import JobList
+from tui.widgets.lines import HeaderLine, KeyBar
+from tui.widgets.parameters import ParametersPanel
+from tui.widgets.picture import PictureView
+from tui.widgets.prompt import PromptArea
+from tui.widgets.timeline import Timeline
+
+PREVIEWS: tuple[PreviewSize, ...] = ("off", "low", "high")
+DRAFT_SECONDS = 0.5  # of quiet before the draft is written
+
+
+class MainScreen(PicturesScreen):
+    """Where the evening is spent."""
+
+    BINDINGS = bindings_of("main", "pictures")
+    HORIZONTAL_BREAKPOINTS = [(0, "-tiny-width"), (60, "-narrow"), (100, "-normal"), (160, "-wide")]
+    VERTICAL_BREAKPOINTS = [(0, "-tiny-height"), (16, "-short"), (30, "-tall")]
+
+    def compose(self) -> ComposeResult:
+        """From top to bottom; the stylesheet decides what is seen at which size."""
+        t2i, profile = self.t2i, self.t2i.profile
+        yield HeaderLine(ascii_only=profile.ascii, id="header")
+        yield PromptArea(t2i.session.history.prompts, enter_submits=t2i.settings.enter_submits, id="prompt")
+        yield Static(id="variants")
+        yield Timeline(ascii_only=profile.ascii, id="timeline")
+        yield Gauge(ascii_only=profile.ascii, id="gauge")
+        yield Gauge(ascii_only=profile.ascii, id="ram")
+        with Horizontal(id="body"):
+            yield JobList(ascii_only=profile.ascii, is_favourite=self._is_favourite, id="jobs")
+            yield PictureView(rendering=t2i.rendering, id="picture")
+            yield ParametersPanel(t2i.session.parameters, id="parameters")
+        yield KeyBar(id="keys")
+
+    def on_mount(self) -> None:
+        """Everything that is known already."""
+        self.jobs = self.query_one(JobList)
+        self.prompt = self.query_one(PromptArea)
+        self.picture = self.query_one(PictureView)
+        self.timeline = self.query_one(Timeline)
+        self.prompt.border_title = Content("prompt")
+        self.query_one(ParametersPanel).border_title = Content("parameters")
+        self._limit_preview()
+        # What is seen moves only while something runs: idle writes nothing.
+        self._ticks = self.set_interval(1.0 if self.t2i.profile.slow else 0.5, self._tick, pause=True)
+        self._ticking = False
+        self._draft_timer = self.set_timer(DRAFT_SECONDS, self.save_draft, pause=True)
+        self._favourites: set[Path] = self.t2i.session.history.favourites()
+        self._shown_path: Path | None = None
+        self._frame: Preview | None = None
+        self.prompt.focus()
+        self._show_keys()
+        self.update(follow=True)
+
+    # What is shown.
+
+    def update(self, *, follow: bool = False) -> None:
+        """Take over the session's state; the highlight goes to the newest picture with `follow`."""
+        self._update_header()
+        self.jobs.show(self.t2i.session, follow=follow)
+        self.update_progress()
+        self._choose_picture()
+        busy = self.t2i.session.running is not None or self.t2i.session.engine_state in ("starting", "loading")
+        if busy != self._ticking:
+            self._ticking = busy
+            if busy:
+                self._ticks.resume()
+            else:
+                self._ticks.pause()
+
+    def update_progress(self) -> None:
+        """Timeline, gauges and live preview."""
+        session = self.t2i.session
+        self.timeline.show(session.progress, self._status(), skipped=session.restored)
+        self._update_gauges()
+        if session.running is not None and session.preview is not None and self._shows_live():
+            self.picture.show(session.preview, f"step {session.progress.step} of {session.progress.steps}")
+
+    def _status(self) -> str:
+        session = self.t2i.session
+        texts = []
+        if session.cancelling:
+            texts.append("cancelling ...")
+        if session.running is None:
+            texts.append(
+                {
+                    "starting": "starting the engine",
+                    "loading": "loading the model",
+                    "ready": "ready",
+                    "gone": "the engine is off; the next picture starts it",
+                    "refused": "no model can be used",
+                }[session.engine_state]
+                if not session.paused or not session.queue
+                else f"paused, {len(session.queue)} waiting: {self.t2i.keys.shown('queue.pause')} goes on"
+            )
+        if session.hint:
+            texts.append(f"hint: {session.hint}")
+        return "  ".join(texts)
+
+    def _update_header(self) -> None:
+        session, profile = self.t2i.session, self.t2i.profile
+        parameters = session.parameters
+        left = [Path(session.model).name or session.model]
+        for name in parameters.names():
+            text = parameters.shown(name)
+            if name == "size":
+                left.append(text)
+            elif name == "seed":
+                left.append(f"seed {text}" + (" LOCK" if parameters.seed is not None else ""))
+            elif name == "count":
+                left.append(f"x{text}")
+            else:
+                left.append(f"{name} {text}")
+        right = []
+        if session.queue:
+            seconds = waiting_seconds(session.queue, session.results)
+            about = f" ~{duration(seconds)}" if seconds else ""
+            right.append(f"{'PAUSED ' if session.paused else ''}queue {len(session.queue)}{about}")
+        right.append(profile.label)
+        self.query_one(HeaderLine).show(tuple(left), tuple(right))
+
+    def _update_gauges(self) -> None:
+        session = self.t2i.session
+        memory, card = session.progress.memory, self.t2i.card_sample
+        ram = psutil.virtual_memory()
+        if memory is None:
+            memory_level = Level("RAM", 0, ram.total, notes=session.device)
+        else:
+            peak = None if card is not None else session.peak_bytes
+            memory_level = Level("RAM", memory.ram_bytes, ram.total, peak, notes=session.device if card is None else "")
+        if card is None:
+            self.query_one("#gauge", Gauge).show(memory_level)
+            self.query_one("#ram", Gauge).show(None)
+            return
+        parts = [f"GPU {card.utilization}%" if card.utilization is not None else ""]
+        parts.append(f"{card.temperature} C" if card.temperature is not None else "")
+        parts.append(f"{card.watts:.0f} W" if card.watts is not None else "")
+        level = Level(
+            "VRAM", card.used_bytes, card.total_bytes, session.peak_bytes, notes=" ".join(filter(None, parts))
+        )
+        self.query_one("#gauge", Gauge).show(level)
+        self.query_one("#ram", Gauge).show(memory_level)
+
+    def _shows_live(self) -> bool:
+        """The live preview is shown while the prompt has the focus, or the running job is selected."""
+        if self.t2i.preview_size == "off":
+            return False
+        running = self.t2i.session.running
+        return self.prompt.has_focus or (running is not None and self.jobs.selected_id == running.id)
+
+    def _choose_picture(self) -> None:
+        """The live preview, or the selected picture's thumbnail."""
+        session = self.t2i.session
+        if session.running is not None and session.preview is not None and self._shows_live():
+            self._shown_path = None
+            self.update_progress()
+            return
+        job = self.selected_job()
+        if job is None:
+            self.picture.show(None, "" if session.results else "your picture will be here")
+        elif job.path is None:
+            if session.running is None or job.id != session.running.id:
+                self._shown_path = None
+                self.picture.show(None, job.message or job.state)
+        elif job.path != self._shown_path:
+            self._load_thumbnail(job)
+
+    def _load_thumbnail(self, job: Job) -> None:
+        path, room = job.path, self.picture.room
+        assert path is not None
+        self._shown_path = path
+        caption = f"seed {job.request.seed}" + (f"  {duration(job.seconds)}" if job.seconds is not None else "")
+
+        def load() -> None:
+            frame = self.t2i.thumbnails.get(path, room.width, room.height)
+            self.app.call_later(self._thumbnail_loaded, path, frame, caption)
+
+        self.app.run_worker(load, name="thumbnail", thread=True, exit_on_error=False)
+
+    def _thumbnail_loaded(self, path: Path, frame: Preview | None, caption: str) -> None:
+        if path == self._shown_path:
+            self.picture.show(frame, caption if frame is not None else f"{path.name} cannot be shown")
+
+    def _tick(self) -> None:
+        self.t2i.sample_card()
+        self.update_progress()
+
+    def _show_keys(self) -> None:
+        ids = PROMPT_BAR if self.prompt.has_focus else LIST_BAR
+        keys = self.t2i.keys
+        self.query_one(KeyBar).show(tuple((keys.shown(name), keys[name].label) for name in ids))
+
+    def _limit_preview(self) -> None:
+        """How large pictures are drawn: over SSH a frame costs seconds of a slow line."""
+        columns, rows = self.t2i.preview_limit
+        self.picture.limit = Size(columns, rows)
+
+    def on_resize(self) -> None:
+        """The room for pictures changed: load the thumbnail anew."""
+        self._shown_path = None
+        self.call_after_refresh(self._choose_picture)
+
+    def on_descendant_focus(self) -> None:
+        """Other keys, perhaps another picture."""
+        self._show_keys()
+        self._choose_picture()
+
+    # The prompt.
+
+    @on(TextArea.Changed, "#prompt")
+    def _prompt_changed(self) -> None:
+        self._draft_timer.reset()
+        self._draft_timer.resume()
+        text = self.prompt.text
+        variants = ""
+        if "{" in text and len(text) <= MAX_PROMPT_CHARACTERS:
+            expansion = expand(text)
+            count = self.t2i.session.parameters.count
+            variants = expansion.summary
+            if variants and count > 1:
+                variants += f" x {count} = {len(expansion.prompts) * count} pictures"
+        elif len(text) > MAX_PROMPT_CHARACTERS:
+            variants = f"{len(text)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed"
+        line = self.query_one("#variants", Static)
+        line.display = bool(variants)
+        line.update(Content(variants))
+
+    def save_draft(self) -> None:
+        """For the next start."""
+        self.t2i.session.history.save("draft", self.prompt.text)
+        self.t2i.tell_notices()
+
+    @on(PromptArea.Submitted)
+    def _submitted(self) -> None:
+        self.action_generate()
+
+    @on(PromptArea.Left)
+    def _left(self) -> None:
+        self.jobs.focus()
+
+    def take_prompt(self, text: str) -> None:
+        """Put a text into the prompt and go there; what was there is one undo away."""
+        self.prompt.put(text)
+        self.prompt.focus()
+
+    def action_toggle_focus(self) -> None:
+        """Between the prompt and the pictures."""
+        (self.jobs if self.prompt.has_focus else self.prompt).focus()
+
+    def action_edit(self) -> None:
+        """The prompt in $VISUAL or $EDITOR."""
+        try:
+            command = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "")
+        except ValueError:
+            command = []
+        if not command:
+            self.t2i.say("Set $EDITOR to the program that you write with, such as vim or nano.", "warning")
+            return
+        handle, name = tempfile.mkstemp(suffix=".txt", prefix="prompt-")
+        path = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as stream:
+                stream.write(self.prompt.text)
+            with self.app.suspend():
+                result = subprocess.run([*command, name], check=False)
+            if result.returncode:
+                self.t2i.say(
+                    f"{command[0]} ended with exit code {result.returncode}; the prompt is as it was.", "warning"
+                )
+            else:
+                self.take_prompt(path.read_text("utf-8", errors="replace").rstrip("\n"))
+        except OSError as error:
+            self.t2i.say(f"{command[0]} could not be run: {(error.strerror or 'unknown reason').lower()}.", "error")
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def action_search_history(self) -> None:
+        """Earlier prompts."""
+
+        def chosen(text: str | None) -> None:
+            if text is not None:
+                self.take_prompt(text)
+
+        self.app.push_screen(SearchPrompts(self.t2i.session.history.prompts()), chosen)
+
+    # Jobs.
+
+    def action_generate(self) -> None:
+        """The prompt as it is."""
+        self._enqueue()
+
+    def action_generate_new_seed(self) -> None:
+        """The prompt with a new seed, even if one is locked."""
+        self._enqueue(new_seed=True)
+
+    def action_generate_now(self) -> None:
+        """This one first: the running picture is given up at once."""
+        if self._enqueue(first=True) and self.t2i.session.running is not None:
+            self.t2i.cancel(after_step=False)
+
+    def _enqueue(self, *, new_seed: bool = False, first: bool = False) -> bool:
+        session = self.t2i.session
+        try:
+            jobs = session.enqueue(clean(self.prompt.text).strip(), new_seed=new_seed, first=first)
+        except RequestError as error:
+            self.t2i.say(str(error), "error")
+            return False
+        self.save_draft()
+        if session.running is not None:
+            self.t2i.say(f"Queued: {len(jobs)} more, {len(session.queue)} waiting.")
+        elif session.paused and len(session.queue) == len(jobs):  # nothing else waits for the pause to end
+            session.paused = False
+        self.t2i.go_on()
+        return True
+
+    def action_cancel(self) -> None:
+        """First after this step, then at once; copies where text is selected."""
+        selected = self.get_selected_text()
+        if selected:
+            self.app.copy_to_clipboard(selected)
+            return
+        session = self.t2i.session
+        if session.running is None:
+            self.t2i.say(f"Nothing runs. {self.t2i.keys.shown('app.quit')} leaves.")
+            return
+        self.t2i.cancel(after_step=not session.cancelling)
+
+    def action_pause(self) -> None:
+        """Hold the queue, or go on."""
+        session = self.t2i.session
+        session.paused = not session.paused
+        if not session.paused and session.engine_state == "refused":
+            session.engine_state = "gone"  # try again: the folder may be there by now
+        self.t2i.go_on()
+
+    def action_move(self, step: int) -> None:
+        """The selected job up or down the queue."""
+        job = self.selected_job()
+        if job is not None and job.state == "queued":
+            self.t2i.session.move(job.id, step)
+            self.update()
+
+    def action_clear_queue(self) -> None:
+        """Remove every waiting job, after asking."""
+        waiting = len(self.t2i.session.queue)
+        if not waiting:
+            self.t2i.say("The queue is empty.")
+            return
+
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self.t2i.say(f"{self.t2i.session.clear_queue()} removed; their prompts are in the history.")
+                self.update()
+
+        self.app.push_screen(Confirm(f"Remove all {waiting} waiting jobs?"), answered)
+
+    # Parameters.
+
+    def action_lock_seed(self) -> None:
+        """Lock the last used seed, or let go of it."""
+        try:
+            self.t2i.say(self.t2i.session.lock_seed())
+        except RequestError as error:
+            self.t2i.say(str(error), "warning")
+        self.t2i.parameters_changed()
+
+    def action_change_seed(self, step: int) -> None:
+        """One more or less."""
+        try:
+            self.t2i.session.change_seed(step)
+        except RequestError as error:
+            self.t2i.say(str(error), "warning")
+        self.t2i.parameters_changed()
+
+    def action_change_count(self, step: int) -> None:
+        """One more or less."""
+        self.t2i.session.parameters.step("count", step)
+        self.t2i.parameters_changed()
+
+    def action_parameters(self) -> None:
+        """To the panel, which is a window where the screen has no room for it."""
+        panel = self.query_one(ParametersPanel)
+        if panel.display:
+            (self.prompt if panel.has_focus else panel).focus()
+        else:
+            self.app.push_screen(ParametersWindow(self.t2i.session.parameters))
+
+    @on(ParametersPanel.Changed)
+    def _parameters_changed(self) -> None:
+        self.t2i.parameters_changed()
+
+    def parameters_changed(self) -> None:
+        """Show them."""
+        self.query_one(ParametersPanel).update()
+        self._update_header()
+        self._prompt_changed()
+
+    def action_cycle_preview(self) -> None:
+        """Live preview off, low, high."""
+        place = PREVIEWS.index(self.t2i.preview_size)
+        self.t2i.preview_size = PREVIEWS[(place + 1) % len(PREVIEWS)]
+        self._limit_preview()
+        self.t2i.say(f"Live preview: {self.t2i.preview_size}.")
+        self.on_resize()
+
+    def action_change_output(self) -> None:
+        """Save the next pictures elsewhere."""
+
+        def chosen(text: str | None) -> None:
+            if text is not None and text.strip():
+                self.t2i.change_output(text.strip())
+
+        self.app.push_screen(AskText("Save pictures to this folder:", self.t2i.session.output), chosen)
+
+    def action_gallery(self) -> None:
+        """All pictures of the output folder."""
+        from tui.screens.gallery import Gallery
+
+        self.app.push_screen(Gallery(self.t2i.output_folder))
+
+    # Pictures.
+
+    def selected_job(self) -> Job | None:
+        """The highlighted row's job."""
+        job_id = self.jobs.selected_id
+        return None if job_id is None else self.t2i.session.find(job_id)
+
+    def selected_path(self) -> Path | None:
+        """The highlighted row's picture."""
+        job = self.selected_job()
+        return None if job is None else job.path
+
+    def neighbour(self, path: Path, step: int) -> Path | None:
+        """The picture above or below in the list."""
+        paths = [job.path for job in self.t2i.session.results if job.path is not None]
+        place = paths.index(path) + step if path in paths else -1
+        return paths[place] if 0 <= place < len(paths) else None
+
+    def pictures_changed(self) -> None:
+        """Stars, or the list itself."""
+        self._favourites = self.t2i.session.history.favourites()
+        self._shown_path = None
+        self.update()
+
+    def action_remix(self) -> None:
+        """As everywhere; a job that failed is tried again as it was."""
+        job = self.selected_job()
+        if job is not None and job.state == "failed":
+            self.t2i.session.retry(job)
+            self.t2i.go_on()
+            return
+        super().action_remix()
+
+    @on(OptionList.OptionHighlighted, "#jobs")
+    def _highlighted(self) -> None:
+        self._choose_picture()
+
+    @on(OptionList.OptionSelected, "#jobs")
+    def _selected(self) -> None:
+        if self.selected_path() is not None:
+            self.action_view()
+        else:
+            self.action_info()
+
+    def _is_favourite(self, job: Job) -> bool:
+        return job.path in self._favourites

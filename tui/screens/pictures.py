@@ -1,0 +1,296 @@
+"""What can be done with a picture: the same keys on every screen that shows pictures."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textual.screen import Screen
+
+from engine.folders import shown_path
+from engine.images.metadata import Record, parameters_text, read_record
+from engine.request import Request, RequestError
+from tui.jobs import Job
+from tui.openers import Remote, check_openable, plan_open, run_plan
+from tui.screens.dialogs import Confirm, ReadText
+from tui.text import duration
+from tui.variants import escape
+
+if TYPE_CHECKING:
+    from tui.app import T2IApp
+
+TRASH = ".trash"
+
+
+class PicturesScreen(Screen[None]):
+    """A screen with a selected picture or job."""
+
+    @property
+    def t2i(self) -> T2IApp:
+        """The app."""
+        from tui.app import T2IApp
+
+        assert isinstance(self.app, T2IApp)
+        return self.app
+
+    def selected_path(self) -> Path | None:
+        """The selected picture's file, if there is one."""
+        raise NotImplementedError
+
+    def selected_job(self) -> Job | None:
+        """The selected job, if a job is selected."""
+        return None
+
+    def pictures_changed(self) -> None:
+        """A picture was deleted, or its star changed."""
+        raise NotImplementedError
+
+    def neighbour(self, path: Path, step: int) -> Path | None:
+        """The picture before or after another in the order of this screen."""
+        raise NotImplementedError
+
+    def action_view(self) -> None:
+        """Fill the terminal with the picture."""
+        path = self._path()
+        if path is not None:
+            from tui.screens.viewer import Viewer
+
+            self.app.push_screen(Viewer(path, self.neighbour))
+
+    def action_open(self) -> None:
+        """Open the picture in the system's viewer, or say how to see it where there can be none."""
+        path = self._path()
+        if path is None:
+            return
+        settings = self.t2i.settings
+        try:
+            plan = plan_open(
+                check_openable(path),
+                os.environ,
+                sys.platform,
+                shutil.which,
+                release=platform.uname().release,
+                user_command=settings.opener,
+                use_forwarded_display=settings.open_forwarded,
+            )
+        except RequestError as error:
+            self.t2i.say(str(error), "error")
+            return
+        if isinstance(plan, Remote):
+            self.app.copy_to_clipboard(_plain(plan.path))
+            rows = [
+                ("", plan.reason),
+                ("", ""),
+                ("path", f"{_plain(plan.path)}"),
+                ("", "(sent to the terminal's clipboard as well)"),
+                ("fetch it", plan.scp),
+                *([("show it", plan.hint)] if plan.hint else []),
+                ("here", f"{self.t2i.keys.shown('image.view')} fills the terminal with the picture"),
+            ]
+            self.app.push_screen(ReadText("Open the picture", rows))
+            return
+
+        def start() -> None:
+            problem = run_plan(plan)
+            if problem is not None:
+                self.t2i.say(problem, "error")  # notifications may come from any thread
+
+        self.app.run_worker(start, name="open", thread=True, exit_on_error=False)
+        self.t2i.say(f"Opening {path.name} ...")
+
+    def action_copy_path(self) -> None:
+        """The path to the clipboard, and on the screen: not every terminal takes it."""
+        path = self._path()
+        if path is not None:
+            self.app.copy_to_clipboard(_plain(path))
+            self.t2i.say(f"Sent to the terminal's clipboard: {_plain(path)}")
+
+    def action_copy_scp(self) -> None:
+        """A line that fetches the picture over SSH, to the clipboard and on the screen."""
+        path = self._path()
+        if path is not None:
+            plan = plan_open(path.absolute(), {**os.environ, "SSH_TTY": "1"}, "linux", lambda _: None)
+            assert isinstance(plan, Remote)
+            self.app.copy_to_clipboard(plan.scp)
+            self.t2i.say(f"Sent to the terminal's clipboard: {plan.scp}")
+
+    def action_info(self) -> None:
+        """The settings in the file; of a job without one, its request."""
+        job, path = self.selected_job(), self.selected_path()
+        if path is not None:
+            try:
+                self.app.push_screen(ReadText(path.name, record_rows(path, read_record(path))))
+            except RequestError as error:
+                self.t2i.say(str(error), "error")
+        elif job is not None:
+            self.app.push_screen(ReadText("a job without a picture", job_rows(job)))
+        else:
+            self._nothing()
+
+    def action_remix(self) -> None:
+        """Everything but the seed into prompt and parameters."""
+        self._take_over(seed=False)
+
+    def action_use_all(self) -> None:
+        """Everything into prompt and parameters, the seed too."""
+        self._take_over(seed=True)
+
+    def action_use_seed(self) -> None:
+        """Only the seed, locked."""
+        request = self._request()
+        if request is not None and request.seed is not None:
+            self.t2i.session.parameters.seed = request.seed
+            self.t2i.parameters_changed()
+            self.t2i.say(f"The seed stays {request.seed}.")
+
+    def action_favourite(self) -> None:
+        """Give the picture a star, or take it."""
+        path = self._path()
+        if path is not None:
+            history = self.t2i.session.history
+            history.set_favourite(path, not history.is_favourite(path))
+            self.t2i.tell_notices()
+            self.pictures_changed()
+
+    def action_compare(self) -> None:
+        """Mark a picture; with one marked, show the two side by side."""
+        path = self._path()
+        if path is None:
+            return
+        marked = self.t2i.marked
+        if marked is None or marked == path or not marked.is_file():
+            self.t2i.marked = path
+            self.t2i.say(
+                f"{path.name} is marked; choose another and press {self.t2i.keys.shown('image.compare')} again."
+            )
+            return
+        from tui.screens.compare import Compare
+
+        self.t2i.marked = None
+        self.app.push_screen(Compare(marked, path))
+
+    def action_delete(self) -> None:
+        """The picture to the trash folder, after asking; a job that waits off the queue."""
+        job, path = self.selected_job(), self.selected_path()
+        session = self.t2i.session
+        if job is not None and job.state == "queued":
+            try:
+                session.remove(job.id)
+            except RequestError as error:
+                self.t2i.say(str(error), "error")
+            self.pictures_changed()
+        elif job is not None and job.state in ("failed", "cancelled"):
+            session.forget_result(job.id)
+            self.pictures_changed()
+        elif path is not None:
+
+            def answered(yes: bool | None) -> None:
+                if yes:
+                    self._to_trash(path)
+
+            self.app.push_screen(Confirm(f"Move {path.name} to the trash folder?"), answered)
+        else:
+            self._nothing()
+
+    def _to_trash(self, path: Path) -> None:
+        try:
+            kept = move_to_trash(path)
+        except OSError as error:
+            reason = (error.strerror or "unknown reason").lower()
+            self.t2i.say(f"{shown_path(path)} cannot be moved to the trash folder: {reason}.", "error")
+            return
+        self.t2i.session.forget_picture(path)
+        self.t2i.say(f"Moved to {shown_path(kept)}.")
+        self.pictures_changed()
+
+    def _take_over(self, *, seed: bool) -> None:
+        request = self._request()
+        if request is None:
+            return
+        left_out = self.t2i.session.parameters.take(request, seed=seed)
+        self.t2i.take_prompt(escape(request.prompt) if seed or request.template is None else request.template)
+        self.t2i.parameters_changed()
+        if left_out:
+            self.t2i.say(
+                f"This model does not take {', '.join(left_out)} as they were; its own choice holds.", "warning"
+            )
+
+    def _request(self) -> Request | None:
+        """What the selected picture's file says; where there is none, what its job asked for."""
+        job, path = self.selected_job(), self.selected_path()
+        if path is not None:
+            try:
+                return read_record(path).request
+            except RequestError as error:
+                if job is None:
+                    self.t2i.say(str(error), "error")
+                    return None
+        if job is not None:
+            return job.request
+        self._nothing()
+        return None
+
+    def _path(self) -> Path | None:
+        path = self.selected_path()
+        if path is None:
+            self._nothing()
+        elif not path.is_file():
+            self.t2i.say(f"{shown_path(path)} is not there any more.", "warning")
+            return None
+        return path
+
+    def _nothing(self) -> None:
+        self.t2i.say("There is no picture here yet.")
+
+
+def move_to_trash(path: Path) -> Path:
+    """Move a picture to `.trash` beside it, never over another file; returns its new place. Raises OSError."""
+    folder = path.parent / TRASH
+    folder.mkdir(exist_ok=True)
+    for name in (path.name, f"{path.stem}-{time.time_ns()}{path.suffix}"):
+        target = folder / name
+        if not os.path.lexists(target):
+            break
+    os.rename(path, target)
+    return target
+
+
+def record_rows(path: Path, record: Record) -> list[tuple[str, str]]:
+    """What a picture's file says about itself, for reading."""
+    request = record.request
+    rows = [("prompt", request.prompt)]
+    if request.template is not None:
+        rows.append(("template", request.template))
+    rows += [(name, _shown(value)) for name, value in _choices(request)]
+    rows += [("model", record.model), ("model hash", record.model_hash[:16]), ("device", record.device)]
+    times = ", ".join(f"{phase} {duration(seconds)}" for phase, seconds in record.seconds_by_phase.items())
+    rows += [("took", times), ("versions", ", ".join(f"{name} {text}" for name, text in record.versions.items()))]
+    rows += [("file", str(path)), ("parameters", parameters_text(record))]
+    return [(name, text) for name, text in rows if text]
+
+
+def job_rows(job: Job) -> list[tuple[str, str]]:
+    """What a job asked for and what became of it, for reading."""
+    rows = [("state", job.state), ("message", job.message), ("prompt", job.request.prompt)]
+    rows += [("template", job.request.template or "")]
+    rows += [(name, _shown(value)) for name, value in _choices(job.request)]
+    return [(name, text) for name, text in [*rows, ("model", job.model)] if text]
+
+
+def _choices(request: Request) -> list[tuple[str, Any]]:
+    values = request.to_dict()
+    return [(name, values[name]) for name in values if name not in ("prompt", "template", "count")]
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _plain(path: Path) -> str:
+    """A path as text that can be encoded."""
+    return os.fsencode(path).decode("utf-8", "replace")

@@ -1,0 +1,313 @@
+"""What the app knows: queue, picture in work, results, model, parameters. No widget is touched here.
+
+Every change that must outlive the app is written to the history at once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from engine.events import (
+    Cancelled,
+    Encoded,
+    Event,
+    Failed,
+    ImageSaved,
+    LatentsRestored,
+    Preview,
+    StepFinished,
+)
+from engine.process import JobEvent, JobRefused, LoadEvent, Message, ModelLoaded, ModelOpened, ModelRefused
+from engine.progress import PictureProgress
+from engine.request import MAX_SEED, Request, RequestError
+from tui.history import History
+from tui.jobs import Job, State
+from tui.parameters import Parameters
+from tui.variants import expand
+
+MAX_NEW_JOBS = 1000  # of one press of Enter
+SHOWN_RESULTS = 200
+
+
+class Session:
+    """One evening. Methods that the person asks for raise `RequestError` with one sentence."""
+
+    def __init__(self, history: History, model: str, output: str) -> None:
+        self.history = history
+        self.model = model
+        self.output = output  # "": the default folder
+        self.parameters = Parameters()
+        self.queue: list[Job] = []  # waiting, the next one first
+        self.running: Job | None = None
+        self.results: list[Job] = history.results(SHOWN_RESULTS)  # newest first
+        self.paused = False
+        self.cancelling = False  # the person gave the running job up
+        self.last_seed: int | None = next((job.request.seed for job in self.results), None)
+        self.progress = PictureProgress()
+        self.preview: Preview | None = None
+        self.engine_state = "starting"  # starting, loading, ready, gone, refused
+        self.device = ""
+        self.hint = ""
+        self.restored = False  # the running picture was denoised by an earlier run
+        self.peak_bytes: int | None = None  # that the last picture took, which the next one will take, too
+        self._highest_bytes = 0
+
+    # What the person does.
+
+    def adopt(self) -> tuple[str, dict[str, Any]]:
+        """Take over what the last session left; returns the draft and the values kept with it.
+
+        Its jobs wait until the person goes on.
+        """
+        left = self.history.adopt()
+        if left is None:
+            return "", {}
+        self.parameters.restore(left.values.get("parameters"))
+        self.queue = [replace(job, state="queued") for job in left.jobs]
+        self.paused = bool(self.queue)
+        for job in self.queue:
+            self.history.put(job)
+        return left.draft, left.values
+
+    def enqueue(self, text: str, *, new_seed: bool = False, first: bool = False) -> list[Job]:
+        """A job for each variant of the prompt and each of the count. Raises `RequestError`; then nothing changed."""
+        expansion = expand(text)
+        count = self.parameters.count
+        if len(expansion.prompts) * count > MAX_NEW_JOBS:
+            pictures = f"{len(expansion.prompts)} variants times {count}"
+            raise RequestError("count", f"{pictures} are more than {MAX_NEW_JOBS} pictures; lower the count.")
+        template = text if len(expansion.prompts) > 1 else None  # the line under the prompt says where it is capped
+        locked = None if new_seed else self.parameters.seed
+        seed = random.SystemRandom().randrange(2**32) if locked is None else locked
+        seed = min(seed, MAX_SEED - count + 1)
+        jobs = []
+        for prompt in expansion.prompts:
+            for number in range(count):  # one job a picture: each can be moved, removed and recovered by itself
+                request = Request(prompt, seed=seed + number, template=template, **self.parameters.chosen)
+                jobs.append(Job(request, self.model, self.output))
+        if new_seed and self.parameters.seed is not None:
+            self.parameters.seed = seed
+        self.history.add_prompt(text)
+        self.queue = jobs + self.queue if first else self.queue + jobs
+        for job in jobs:
+            self.history.put(job)
+        self.save_order()
+        return jobs
+
+    def begin_next(self) -> Job | None:
+        """Take the next job off the queue as the running one, if nothing runs and the queue is not paused."""
+        if self.running is not None or self.paused or not self.queue:
+            return None
+        self.running = job = replace(self.queue.pop(0), state="running")
+        self.history.put(job)
+        self.last_seed = job.request.seed
+        self._new_progress()
+        self.preview, self.hint = None, ""
+        self.cancelling = self.restored = False
+        self._highest_bytes = 0
+        self.progress.start("load")  # until the engine says otherwise
+        return job
+
+    def move(self, job_id: str, step: int) -> None:
+        """Move a waiting job up (-1) or down (1)."""
+        place = self._place(job_id)
+        target = place + step
+        if 0 <= target < len(self.queue):
+            self.queue.insert(target, self.queue.pop(place))
+            self.save_order()
+
+    def remove(self, job_id: str) -> Job:
+        """Take a waiting job off the queue; its prompt stays in the history."""
+        job = self.queue.pop(self._place(job_id))
+        self.history.remove(job_id)
+        return job
+
+    def clear_queue(self) -> int:
+        """Remove every waiting job; returns how many."""
+        removed = len(self.queue)
+        for job in self.queue:
+            self.history.remove(job.id)
+        self.queue = []
+        return removed
+
+    def retry(self, job: Job) -> Job:
+        """The same request as a new job at the head of the queue."""
+        again = Job(job.request, self.model, self.output)
+        self.queue.insert(0, again)
+        self.history.put(again)
+        self.save_order()
+        return again
+
+    def lock_seed(self) -> str:
+        """Lock the last used seed; let go of it where it is the locked one. Returns a sentence."""
+        if self.last_seed is None:
+            raise RequestError("seed", "no seed was used yet; make a picture first.")
+        if self.parameters.seed == self.last_seed:
+            self.parameters.seed = None
+            return "The seed is drawn for each picture."
+        self.parameters.seed = self.last_seed
+        return f"The seed stays {self.last_seed}."
+
+    def change_seed(self, step: int) -> None:
+        """One more or less than the locked or the last used seed, and lock it."""
+        base = self.parameters.seed if self.parameters.seed is not None else self.last_seed
+        if base is None:
+            raise RequestError("seed", "no seed was used yet; make a picture first.")
+        self.parameters.seed = min(max(0, base + step), MAX_SEED)
+
+    def forget_picture(self, path: Path) -> None:
+        """Its file is in the trash: take it off the results."""
+        for job in [job for job in self.results if job.path == path]:
+            self.results.remove(job)
+            self.history.remove(job.id)
+
+    def forget_result(self, job_id: str) -> None:
+        """Take a result without a picture off the list."""
+        self.results = [job for job in self.results if job.id != job_id]
+        self.history.remove(job_id)
+
+    def find(self, job_id: str) -> Job | None:
+        """The job of this id, wherever it is."""
+        everywhere: Iterable[Job] = (*self.queue, *([self.running] if self.running else []), *self.results)
+        return next((job for job in everywhere if job.id == job_id), None)
+
+    def change_output(self, folder: str) -> None:
+        """Where the next pictures go, those that wait included."""
+        self.output = folder
+        self.history.save("output", folder)
+        self.queue = [replace(job, output=folder) for job in self.queue]
+        for job in self.queue:
+            self.history.put(job)
+
+    def save_parameters(self) -> None:
+        """For the next start."""
+        self.history.save("parameters", self.parameters.to_dict())
+
+    def save_order(self) -> None:
+        """For the next start."""
+        self.history.set_order([job.id for job in self.queue])
+
+    # What the engine says.
+
+    def receive(self, message: Message) -> str:
+        """Take a message over; returns a sentence for the person, or "" where the screen says enough."""
+        match message:
+            case ModelOpened(model=model, options=options):
+                self.engine_state, self.model = "loading", model
+                self.parameters.announce(options)
+                self.history.save("model", model)
+                if self.running is None:
+                    self.progress.start("load")
+            case ModelLoaded(device_name=name):
+                self.engine_state, self.device = "ready", name
+                if self.running is None:
+                    self._new_progress()
+            case ModelRefused(message=text):
+                self.engine_state = "refused"
+                self.paused = True
+                self._back_to_queue()
+                return text
+            case LoadEvent(event=event):
+                if self.running is None:
+                    self.progress.apply(event)
+            case JobEvent(job=job_id, event=event) if self._runs(job_id):
+                return self._apply(event)
+            case JobRefused(job=job_id, message=text, field=field) if self._runs(job_id):
+                if field == "model":  # said by ModelRefused already
+                    self._back_to_queue()
+                    return ""
+                self._finish("failed", text)
+                return text
+        return ""
+
+    def step(self, job_id: str, event: StepFinished) -> None:
+        """The latest of the running job's steps."""
+        if self._runs(job_id):
+            self._apply(event)
+
+    def engine_ended(self, reason: str) -> str:
+        """The engine's process has gone: say what that means. A picture that only had to be decoded gets another go."""
+        self.engine_state = "gone"
+        job, self.preview = self.running, None
+        if job is None:
+            self.progress = PictureProgress()
+            return f"{_capital(reason)} The next picture starts a fresh one."
+        if "denoise" in self.progress.seconds and not job.message:
+            self.running = None
+            self.queue.insert(0, again := replace(job, state="queued", message="decoded after a crash"))
+            self.history.put(again)
+            self.save_order()
+            self.progress = PictureProgress()
+            return f"{_capital(reason)} The finished latents are kept: a fresh engine decodes them."
+        phase = self.progress.running or "save"
+        self._finish("failed", f"in {phase}: {reason}")
+        return f"{_capital(reason)} This picture stopped in {phase}; press R on it to try again."
+
+    def _apply(self, event: Event) -> str:
+        job = self.running
+        assert job is not None
+        self.progress.apply(event)
+        used = event.memory.device_peak_bytes or event.memory.ram_bytes
+        self._highest_bytes = max(self._highest_bytes, used)
+        match event:
+            case StepFinished(preview=Preview() as preview):
+                self.preview = preview
+            case Encoded(hint=str(hint)):
+                self.hint = hint
+            case LatentsRestored():
+                self.restored = True
+            case ImageSaved(path=path, seconds_by_phase=seconds, notice=notice):
+                self.peak_bytes = self._highest_bytes
+                self._finish("done", notice or job.message, path, sum(seconds.values()))
+                return notice or ""
+            case Failed(message=text, phase=phase):
+                self._finish("failed", f"in {phase}: {text}")
+                return text
+            case Cancelled(phase=phase):
+                place = f"{self.progress.step}/{self.progress.steps}" if phase == "denoise" else phase
+                self._finish("cancelled", f"cancelled at {place}")
+        return ""
+
+    def _finish(self, state: State, message: str = "", path: Path | None = None, seconds: float | None = None) -> None:
+        assert self.running is not None
+        job = replace(self.running, state=state, message=message, path=path, seconds=seconds)
+        self.running, self.cancelling = None, False
+        self.results.insert(0, job)
+        del self.results[SHOWN_RESULTS:]
+        self.history.put(job)
+
+    def _back_to_queue(self) -> None:
+        if self.running is not None:
+            self.queue.insert(0, replace(self.running, state="queued"))
+            self.history.put(self.queue[0])
+            self.save_order()
+            self.running = None
+            self._new_progress()
+
+    def _new_progress(self) -> None:
+        """Nothing runs; memory is as it was."""
+        memory, self.progress = self.progress.memory, PictureProgress()
+        self.progress.memory = memory
+
+    def _runs(self, job_id: str) -> bool:
+        return self.running is not None and self.running.id == job_id
+
+    def _place(self, job_id: str) -> int:
+        for place, job in enumerate(self.queue):
+            if job.id == job_id:
+                return place
+        raise RequestError("queue", "this job does not wait any more.")
+
+
+def waiting_seconds(queue: Sequence[Job], results: Sequence[Job]) -> float | None:
+    """How long the queue will take, by the last picture that was made; None before there is one."""
+    last = next((job.seconds for job in results if job.seconds is not None), None)
+    return None if last is None else last * len(queue)
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]

@@ -1,0 +1,46 @@
+"""Text from people and files, made fit for the screen: never markup, never an escape sequence."""
+
+from __future__ import annotations
+
+import re
+
+from engine.progress import printable
+
+__all__ = ["clean", "duration", "printable", "shortened", "size"]
+
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def clean(text: str) -> str:
+    """Text for the prompt: without control characters and halves of characters; line ends are newlines."""
+    return CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n").replace("\t", " "))
+
+
+def shortened(text: str, width: int, ellipsis: str = "\u2026") -> str:
+    """`text` on one line of at most `width` terminal cells."""
+    from rich.cells import cell_len, set_cell_size
+
+    line = printable(text[: 4 * width + 16])
+    if width <= 0 or (cell_len(line) <= width and len(text) <= 4 * width + 16):
+        return line if width > 0 else ""
+    return set_cell_size(line, max(0, width - cell_len(ellipsis))).rstrip() + ellipsis
+
+
+def size(count: float) -> str:
+    """Bytes for people: 3.1 GiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 0.42 s, 9.6 s, 3:05, 1:00:00."""
+    if seconds < 1:
+        return f"{seconds:.2f} s"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,155 @@
+r"""One prompt that stands for several: `a {red|blue} circle` is a red circle, and a blue one.
+
+Groups may be nested and choices may be empty. `\{`, `\|` and `\}` are the characters themselves, every other backslash
+stays, and so do braces that have no `|` between them or no partner: nothing is an error. The leftmost group changes
+slowest, and a prompt that comes out twice is kept once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
+
+MAX_VARIANTS = 64  # prompts
+MAX_TEMPLATE_CHARACTERS = 50_000  # five times what `Request` takes; a longer template has no variants
+MAX_SUMMARY, MAX_LABEL, MAX_LISTED = 76, 24, 8  # characters of it, characters of a choice, choices and groups
+
+KEPT = MAX_VARIANTS + 1  # texts of a part of a prompt; the last one tells that there are more
+TOKEN = re.compile(r"\\[{|}]|[{|}]")
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """The prompts that a template stands for, at least one."""
+
+    prompts: tuple[str, ...]  # at most MAX_VARIANTS, without spaces at the ends
+    choices: tuple[tuple[str, ...], ...]  # of each outermost group; at most MAX_VARIANTS of each
+    total: int  # how many prompts there would be without the cap: up to 4000 digits
+    capped: bool  # `prompts` are the first of more; the same prompt may then count twice in `total`
+
+    @property
+    def summary(self) -> str:
+        """For the line under the prompt: "2 variants: oil painting / photo". Empty where there is one prompt only."""
+        if len(self.prompts) < 2:
+            return ""
+        number = f"{self.total:,}" if self.total < 10**9 else "more than a billion"
+        groups = [group for group in self.choices if len(group) > 1][:MAX_LISTED]
+        text = f"the first {len(self.prompts)} of {number} variants" if self.capped else f"{number} variants"
+        text += ": " + ", ".join(" / ".join(map(_label, group[:MAX_LISTED])) for group in groups)
+        return _shortened(text, MAX_SUMMARY)
+
+
+def expand(template: str) -> Expansion:
+    """The prompts of `template`. Never raises; its work depends on the template's length, not on their number."""
+    if len(template) > MAX_TEMPLATE_CHARACTERS:
+        return Expansion((template.strip(),), (), 1, capped=False)
+    marks = _marks(template)
+    choices = []
+    open_groups: list[list[list[str | _Part]]] = [[[]]]  # of each its alternatives, of each its parts; first the whole
+    end = 0
+    for token in TOKEN.finditer(template):
+        escaped = len(token[0]) == 2
+        if not escaped and token.start() not in marks:
+            continue
+        open_groups[-1][-1].append(template[end : token.start()])
+        end = token.end()
+        if escaped:
+            open_groups[-1][-1].append(token[0][1])
+        elif token[0] == "{":
+            open_groups.append([[]])
+        elif token[0] == "|":
+            open_groups[-1].append([])
+        else:
+            group = _either(open_groups.pop())
+            open_groups[-1][-1].append(group)
+            if len(open_groups) == 1:
+                choices.append(group.texts[:MAX_VARIANTS])
+    open_groups[-1][-1].append(template[end:])
+    whole = _sequence(open_groups[-1][-1])
+    prompts = tuple(dict.fromkeys(text.strip() for text in whole.texts))[:MAX_VARIANTS]
+    capped = len(whole.texts) == KEPT
+    return Expansion(prompts, tuple(choices), whole.count if capped else len(prompts), capped)
+
+
+def escape(text: str) -> str:
+    """The template that stands for `text` alone, as when a finished picture's prompt is edited again."""
+    return text if expand(text).prompts == (text.strip(),) else re.sub(r"[{|}]", r"\\\g<0>", text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a part of a template may become."""
+
+    texts: tuple[str, ...]  # the first KEPT different ones
+    count: int  # of all; where there are fewer than KEPT, of the different ones
+
+
+def _marks(template: str) -> set[int]:
+    """Where the braces and bars are that make groups; all others are text."""
+    marks: set[int] = set()
+    open_groups: list[list[int]] = []  # of each the places of its brace and its bars
+    for token in TOKEN.finditer(template):
+        if token[0] == "{":
+            open_groups.append([token.start()])
+        elif token[0] == "|" and open_groups:
+            open_groups[-1].append(token.start())
+        elif token[0] == "}" and open_groups:
+            group = open_groups.pop()
+            if len(group) > 1:
+                marks.update(group, [token.start()])
+    return marks
+
+
+def _either(alternatives: list[list[str | _Part]]) -> _Part:
+    parts = [_sequence(parts) for parts in alternatives]
+    return _part(chain.from_iterable(part.texts for part in parts), sum(part.count for part in parts))
+
+
+def _sequence(parts: list[str | _Part]) -> _Part:
+    """What parts in a row become. From the right, so that little is copied.
+
+    A part with two texts or more makes the number of texts grow. Once there are KEPT of them, only the first text of
+    each part further left is still of use: with it alone there are KEPT.
+    """
+    whole = _Part(("",), 1)
+    before: list[str] = []  # text to the left of `whole`, its pieces from right to left
+    count = 1
+    for part in reversed(parts):
+        if isinstance(part, str):
+            before.append(part)
+            continue
+        count *= part.count
+        if len(part.texts) == 1 or len(whole.texts) == KEPT:
+            before.append(part.texts[0])
+        else:
+            right = _prefixed(before, whole.texts)
+            whole = _part((left + text for left in part.texts for text in right), count)
+            count, before = whole.count, []
+    return _Part(tuple(_prefixed(before, whole.texts)), count)
+
+
+def _prefixed(pieces: list[str], texts: Iterable[str]) -> list[str]:
+    prefix = "".join(reversed(pieces))
+    return [prefix + text for text in texts]
+
+
+def _part(texts: Iterable[str], count: int) -> _Part:
+    """A part with the first KEPT different ones of `texts`; `count` is taken where there are that many."""
+    different: dict[str, None] = {}
+    for text in texts:
+        different[text] = None
+        if len(different) == KEPT:
+            return _Part(tuple(different), count)
+    return _Part(tuple(different), len(different))
+
+
+def _label(choice: str) -> str:
+    from engine.progress import printable  # for the display alone, and not before the first paint
+
+    return printable(_shortened(" ".join(choice.split()), MAX_LABEL)) or "(nothing)"
+
+
+def _shortened(text: str, characters: int) -> str:
+    return text if len(text) <= characters else text[: characters - 3] + "..."

@@ -1,0 +1,81 @@
+"""The picture in work, the queue, and what was made: one list, newest results first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from textual.content import Content
+from textual.widgets import OptionList
+from textual.widgets.option_list import Option
+
+from tui.jobs import Job, State
+from tui.session import Session
+from tui.text import duration, shortened
+
+MARKS: dict[State, str] = {
+    "queued": "\u25cb",
+    "running": "\u25b6",
+    "done": "\u25cf",
+    "failed": "\u2717",
+    "cancelled": "\u25cc",
+}
+ASCII_MARKS: dict[State, str] = {"queued": ".", "running": ">", "done": "*", "failed": "x", "cancelled": "-"}
+MAX_PROMPT = 400  # characters of a row; the widget cuts what does not fit
+
+
+class JobList(OptionList):
+    """Each row is a job, its id the job's."""
+
+    DEFAULT_CSS = "JobList { text-wrap: nowrap; text-overflow: ellipsis; }"
+
+    def __init__(self, *, ascii_only: bool = False, is_favourite: Callable[[Job], bool], id: str | None = None) -> None:
+        super().__init__(id=id, markup=False, compact=True)
+        self._marks = ASCII_MARKS if ascii_only else MARKS
+        self._star = "+" if ascii_only else "\u2605"
+        self._is_favourite = is_favourite
+        self._rows: list[tuple[str, str]] = []
+
+    def show(self, session: Session, *, follow: bool) -> None:
+        """Take over the session's jobs. The highlight stays on its job; with `follow` it goes to the newest result."""
+        running = [session.running] if session.running else []
+        rows = [(job.id, self._row(job)) for job in (*running, *session.queue, *session.results)]
+        highlighted = self.selected_id
+        if follow and session.results:
+            highlighted = session.results[0].id
+        if rows != self._rows:
+            ids = [job_id for job_id, _ in rows]
+            if ids == [job_id for job_id, _ in self._rows]:  # only texts changed
+                for index, (new, old) in enumerate(zip(rows, self._rows, strict=True)):
+                    if new != old:
+                        self.replace_option_prompt_at_index(index, Content(new[1]))
+            else:
+                self.set_options([Option(Content(text), id=job_id) for job_id, text in rows])
+            self._rows = rows
+        if highlighted != self.selected_id:
+            place = next((index for index, (job_id, _) in enumerate(rows) if job_id == highlighted), None)
+            self.highlighted = place if place is not None else (0 if rows else None)
+        running_text = "1 running, " if running else ""
+        self.border_title = (
+            Content(f"pictures ({running_text}{len(session.queue)} waiting)")
+            if (running or session.queue)
+            else Content("pictures")
+        )
+
+    @property
+    def selected_id(self) -> str | None:
+        """The highlighted job's id."""
+        if self.highlighted is None or self.highlighted >= self.option_count:
+            return None
+        return self.get_option_at_index(self.highlighted).id
+
+    def _row(self, job: Job) -> str:
+        star = self._star if job.path is not None and self._is_favourite(job) else " "
+        if job.state in ("queued", "running"):
+            what = {"queued": "waits", "running": "runs"}[job.state]
+        elif job.seconds is not None:
+            what = duration(job.seconds)
+        else:
+            what = job.message if job.state == "cancelled" else job.state
+        seed = "" if job.request.seed is None else str(job.request.seed)
+        prompt = shortened(job.request.prompt, MAX_PROMPT)
+        return f"{self._marks[job.state]}{star} {what:<7} {seed:>10}  {prompt}"

@@ -1,0 +1,73 @@
+"""Single lines: what is at the top and at the bottom of the screen."""
+
+from __future__ import annotations
+
+from rich.segment import Segment
+from textual.strip import Strip
+from textual.widget import Widget
+
+from tui.text import shortened
+
+
+class HeaderLine(Widget):
+    """What the next picture will be like on the left, the terminal's profile on the right."""
+
+    DEFAULT_CSS = "HeaderLine { height: 1; padding: 0 1; background: $panel; color: $foreground; }"
+
+    def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._separator = " | " if ascii_only else " \u2502 "
+        self._left: tuple[str, ...] = ()
+        self._right: tuple[str, ...] = ()
+
+    def show(self, left: tuple[str, ...], right: tuple[str, ...]) -> None:
+        """Take over the parts; repaints only if they changed. Those at the right end go first where room is short."""
+        if (left, right) != (self._left, self._right):
+            self._left, self._right = left, right
+            self.refresh()
+
+    def render_line(self, y: int) -> Strip:
+        """The line."""
+        width, base = self.size.width, self.rich_style
+        right = list(self._right)
+        left = self._separator.join(self._left)
+        while right and len(left) + len(self._separator.join(right)) + 2 > width:
+            right.pop()
+        end = self._separator.join(right)
+        left = shortened(left, width - len(end) - (2 if end else 0))
+        start = Strip([Segment(left, base)]).adjust_cell_length(max(0, width - len(end)), base)
+        return Strip([*start, Segment(end, base)]).adjust_cell_length(width, base)
+
+
+class KeyBar(Widget):
+    """The keys of what has the focus: at most seven."""
+
+    COMPONENT_CLASSES = {"keybar--key"}
+    DEFAULT_CSS = """
+    KeyBar {
+        height: 1; padding: 0 1; background: $panel; color: $foreground;
+        & > .keybar--key { color: $accent; text-style: bold; }
+    }
+    """
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._keys: tuple[tuple[str, str], ...] = ()
+
+    def show(self, keys: tuple[tuple[str, str], ...]) -> None:
+        """(key, label) pairs."""
+        if keys != self._keys:
+            self._keys = keys
+            self.refresh()
+
+    def render_line(self, y: int) -> Strip:
+        """The line; pairs that do not fit are left out whole."""
+        width, base = self.size.width, self.rich_style
+        style = base + self.get_component_rich_style("keybar--key", partial=True)
+        segments, room = [], width
+        for key, label in self._keys:
+            if len(key) + len(label) + 3 > room:
+                break
+            room -= len(key) + len(label) + 3
+            segments += [Segment(key, style), Segment(f" {label}  ", base)]
+        return Strip(segments).adjust_cell_length(width, base)

@@ -1,0 +1,151 @@
+"""The panel of parameters: choose a row, change it with the arrows, or type a value and press Enter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.message import Message
+from textual.strip import Strip
+from textual.widget import Widget
+
+from engine.request import RequestError
+from tui.parameters import Parameters
+from tui.text import shortened
+
+MAX_TYPED = 24
+
+
+class ParametersPanel(Widget, can_focus=True):
+    """One row for each option that the model announces, then seed and count."""
+
+    COMPONENT_CLASSES = {"parameters--cursor", "parameters--changed", "parameters--muted", "parameters--error"}
+    DEFAULT_CSS = """
+    ParametersPanel {
+        height: auto; width: 1fr; min-height: 3;
+        & > .parameters--cursor { background: $primary; color: $background; }
+        & > .parameters--changed { text-style: bold; color: $accent; }
+        & > .parameters--muted { color: $muted; }
+        & > .parameters--error { color: $error; }
+    }
+    """
+
+    @dataclass
+    class Changed(Message):
+        """The person changed a value."""
+
+    def __init__(self, parameters: Parameters, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.parameters = parameters
+        self._row = 0
+        self._typed: str | None = None  # while a value is typed
+        self._problem = ""
+
+    def update(self) -> None:
+        """The parameters changed elsewhere."""
+        self._row = min(self._row, max(0, len(self.parameters.names()) - 1))
+        self.refresh(layout=True)
+
+    def get_content_height(self, container: object, viewport: object, width: int) -> int:
+        """A row each, one for the range, one for a problem."""
+        return len(self.parameters.names()) + 2
+
+    def on_key(self, event: events.Key) -> None:
+        """Arrows move and change, digits type, Enter takes over, Escape or Delete goes back."""
+        names = self.parameters.names()
+        if not names:
+            return
+        name, handled = names[self._row], True
+        if self._typed is not None and event.key == "enter":
+            self._write(name)
+        elif self._typed is not None and event.key == "escape":
+            self._typed, self._problem = None, ""
+        elif self._typed is not None and event.key == "backspace":
+            self._typed = self._typed[:-1]
+        elif event.key in ("up", "down", "tab", "shift+tab") and self._typed is None and len(names) > 1:
+            step = -1 if event.key in ("up", "shift+tab") else 1
+            if not 0 <= self._row + step < len(names) and event.key.endswith("tab"):
+                handled = False
+            else:
+                self._row, self._problem = (self._row + step) % len(names), ""
+        elif event.key in ("left", "right") and self._typed is None:
+            self._change(lambda: self.parameters.step(name, 1 if event.key == "right" else -1))
+        elif event.key in ("backspace", "delete") and self._typed is None:
+            self._change(lambda: self.parameters.reset(name))
+        elif event.key == "enter" and self._typed is None:
+            self._typed = ""
+        elif event.character and event.is_printable and self._may_type(event):
+            self._typed = ((self._typed or "") + event.character)[:MAX_TYPED]
+        else:
+            handled = False
+        if handled:
+            event.stop()
+            event.prevent_default()
+            self.refresh()
+
+    def on_click(self, event: events.Click) -> None:
+        """Choose a row."""
+        if event.y < len(self.parameters.names()):
+            self._row, self._typed = event.y, None
+            self.refresh()
+
+    def on_blur(self) -> None:
+        """What was being typed is given up."""
+        self._typed, self._problem = None, ""
+        self.refresh()
+
+    def on_focus(self) -> None:
+        """Show the cursor."""
+        self.refresh()
+
+    def _may_type(self, event: events.Key) -> bool:
+        """A digit begins to type; letters do after Enter only, for alone they are commands."""
+        return self._typed is not None or bool(event.character and event.character in "0123456789.")
+
+    def _write(self, name: str) -> None:
+        typed, self._typed = self._typed or "", None
+        self._change(lambda: self.parameters.write(name, typed))
+
+    def _change(self, change: object) -> None:
+        assert callable(change)
+        try:
+            change()
+            self._problem = ""
+        except RequestError as error:
+            self._problem = str(error)
+        self.post_message(self.Changed())
+
+    def render_line(self, y: int) -> Strip:
+        """A row."""
+        names, width, base = self.parameters.names(), self.size.width, self.rich_style
+        if y < len(names):
+            name = names[y]
+            chosen = y == self._row and self.has_focus
+            style = base
+            if chosen:
+                style = base + self._style("cursor")
+            elif not self.parameters.is_default(name):
+                style = base + self._style("changed")
+            value = self.parameters.shown(name)
+            if chosen and self._typed is not None:
+                value = self._typed + "_"
+            text = shortened(f" {name:<10} {value}", width)
+            return Strip([Segment(text, style)]).adjust_cell_length(width, style)
+        if y == len(names) and names:
+            if self._problem:
+                return self._line(self._problem, base + self._style("error"))
+            return self._line(
+                f"{names[self._row]}: {self.parameters.allowed(names[self._row])}", base + self._style("muted")
+            )
+        if y == len(names) + 1 and self.has_focus:
+            return self._line("arrows change, digits or Enter type", base + self._style("muted"))
+        return Strip.blank(width, base)
+
+    def _line(self, text: str, style: Style) -> Strip:
+        width = self.size.width
+        return Strip([Segment(shortened(" " + text, width), style)]).adjust_cell_length(width, self.rich_style)
+
+    def _style(self, kind: str) -> Style:
+        return self.get_component_rich_style(f"parameters--{kind}", partial=True)

@@ -1,0 +1,148 @@
+"""A small picture in half-blocks: two pixels a cell, no terminal extension needed."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.geometry import Size
+from textual.strip import Strip
+from textual.widget import Widget
+
+from engine.events import Preview
+from tui.text import shortened
+
+Rendering = Literal["blocks", "letters"]
+RAMP = " .:-=+*#%@"  # from dark to bright, where there are no colours
+
+
+class PictureView(Widget):
+    """Shows a `Preview` as large as it fits, in the middle, with a line of text below."""
+
+    DEFAULT_CSS = "PictureView { height: 1fr; width: 1fr; }"
+
+    def __init__(self, *, rendering: Rendering = "blocks", id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.rendering: Rendering = rendering
+        self.limit = Size(0, 0)  # most columns and rows of the picture; 0: as many as there are
+        self._frame: Preview | None = None
+        self._caption = ""
+        self._strips: list[Strip] = []
+        self._offset = (0, 0)
+
+    def show(self, frame: Preview | None, caption: str = "") -> None:
+        """Show `frame` (None: nothing) over `caption`; costs nothing when both are shown already."""
+        if frame is self._frame and caption == self._caption:
+            return
+        if frame is not self._frame:
+            self._frame = frame
+            self._arrange()
+        self._caption = caption
+        self.refresh()
+
+    @property
+    def room(self) -> Size:
+        """Columns and rows for the picture itself."""
+        columns, rows = self.size.width, max(0, self.size.height - 1)
+        if self.limit.width:
+            columns, rows = min(columns, self.limit.width), min(rows, self.limit.height)
+        return Size(columns, rows)
+
+    def on_resize(self) -> None:
+        """Fit again."""
+        self._arrange()
+
+    def _arrange(self) -> None:
+        self._strips = []
+        if self._frame is not None:
+            self._strips = strips(self._frame, self.room, self.rendering)
+            width = self._strips[0].cell_length if self._strips else 0
+            self._offset = (
+                max(0, (self.size.width - width) // 2),
+                max(0, (self.size.height - 1 - len(self._strips)) // 2),
+            )
+
+    def render_line(self, y: int) -> Strip:
+        """One line of the widget."""
+        width = self.size.width
+        background = self.rich_style
+        left, top = self._offset
+        caption_row = min(self.size.height - 1, top + len(self._strips)) if self._strips else self.size.height // 2
+        if y == caption_row:
+            return _centred(shortened(self._caption, width), width, background)
+        if 0 <= y - top < len(self._strips):
+            line = self._strips[y - top]
+            return Strip([Segment(" " * left, background), *line]).adjust_cell_length(width, background)
+        return Strip.blank(width, background)
+
+
+def strips(frame: Preview, room: Size, rendering: Rendering = "blocks") -> list[Strip]:
+    """`frame` as large as it fits into `room` (cells), its proportions kept: a cell is one pixel wide and two high."""
+    tall = 2 if rendering == "blocks" else 1
+    width, height = fitted(frame, room)
+    if not width:
+        return []
+    from PIL import Image
+
+    picture = Image.frombytes("RGB", (frame.width, frame.height), frame.rgb)
+    rows = height * tall
+    if (width, rows) != picture.size:
+        larger = width >= frame.width and rows >= frame.height
+        # Nearest: equal neighbours are sent as one, which halves the bytes of an enlarged preview.
+        picture = picture.resize((width, rows), Image.Resampling.NEAREST if larger else Image.Resampling.BOX)
+    pixels = picture.tobytes()
+    line = 3 * width
+    if rendering == "letters":
+        return [_letters(pixels[row * line : (row + 1) * line]) for row in range(height)]
+    return [
+        _half_blocks(pixels[2 * row * line : (2 * row + 1) * line], pixels[(2 * row + 1) * line : (2 * row + 2) * line])
+        for row in range(height)
+    ]
+
+
+def fitted(frame: Preview, room: Size) -> tuple[int, int]:
+    """Columns and rows that a picture of these proportions takes in `room`."""
+    if min(frame.width, frame.height, room.width, room.height) < 1:
+        return 0, 0
+    scale = min(room.width / frame.width, 2 * room.height / frame.height)
+    return max(1, int(frame.width * scale)), max(1, int(frame.height * scale / 2))
+
+
+def _half_blocks(upper: bytes, lower: bytes) -> Strip:
+    """A line of cells from two rows of RGB; equal neighbours become one segment."""
+    segments: list[Segment] = []
+    run, before = 0, b""
+    for column in range(0, len(upper), 3):
+        colours = upper[column : column + 3] + lower[column : column + 3]
+        if colours != before and run:
+            segments.append(Segment("\u2580" * run, _style(before)))
+            run = 0
+        before = colours
+        run += 1
+    segments.append(Segment("\u2580" * run, _style(before)))
+    return Strip(segments, len(upper) // 3)
+
+
+def _letters(row: bytes) -> Strip:
+    """A line of letters as bright as the pixels."""
+    text = "".join(
+        RAMP[(299 * row[i] + 587 * row[i + 1] + 114 * row[i + 2]) * len(RAMP) // 255_001] for i in range(0, len(row), 3)
+    )
+    return Strip([Segment(text)], len(text))
+
+
+@lru_cache(maxsize=16384)
+def _style(colours: bytes) -> Style:
+    from rich.color import Color
+
+    r, g, b, r2, g2, b2 = colours
+    return Style(color=Color.from_rgb(r, g, b), bgcolor=Color.from_rgb(r2, g2, b2))
+
+
+def _centred(text: str, width: int, style: Style) -> Strip:
+    from rich.cells import cell_len
+
+    left = max(0, (width - cell_len(text)) // 2)
+    return Strip([Segment(" " * left + text, style)]).adjust_cell_length(width, style)

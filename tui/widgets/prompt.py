@@ -1,0 +1,98 @@
+"""The prompt: several lines, Enter generates, Up and Down at the edges walk through earlier prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from textual import events
+from textual.actions import SkipAction
+from textual.message import Message
+from textual.widgets import TextArea
+
+from tui.bindings import bindings_of
+from tui.text import clean
+
+
+class PromptArea(TextArea):
+    """What the person writes. Nothing typed is lost: walking through the history keeps the draft."""
+
+    BINDINGS = bindings_of("prompt")
+
+    @dataclass
+    class Submitted(Message):
+        """The person wants a picture of the prompt."""
+
+    @dataclass
+    class Left(Message):
+        """The person wants to leave the prompt for the pictures."""
+
+    def __init__(self, history: Callable[[], Sequence[str]], *, enter_submits: bool = True, id: str) -> None:
+        """`history` gives the earlier prompts, newest first."""
+        super().__init__(id=id, soft_wrap=True, tab_behavior="focus", highlight_cursor_line=False, compact=True)
+        self.cursor_blink = False  # a blinking cursor writes all the time
+        self.enter_submits = enter_submits
+        self._history = history
+        self._earlier: Sequence[str] = ()  # while walking
+        self._place = -1  # in the history; -1: the draft
+        self._draft = ""
+
+    def put(self, text: str) -> None:
+        """Replace the whole text, which becomes the draft; the cursor goes to its end."""
+        self._place = -1
+        self._replace(clean(text))
+
+    def _replace(self, text: str) -> None:
+        # An edit, not `load_text`: undo brings back what was there.
+        self.replace(text, self.document.start, self.document.end)
+        self.move_cursor(self.document.end)
+
+    def action_submit(self) -> None:
+        """Generate, or a new line where the two are swapped."""
+        if self.enter_submits:
+            self.post_message(self.Submitted())
+        else:
+            self.insert("\n")
+
+    def action_newline(self) -> None:
+        """A new line, or generate where the two are swapped."""
+        if self.enter_submits:
+            self.insert("\n")
+        else:
+            self.post_message(self.Submitted())
+
+    def action_leave(self) -> None:
+        """To the pictures."""
+        self.post_message(self.Left())
+
+    def action_history(self, step: int) -> None:
+        """An earlier (-1) or later (1) prompt, from the first or the last line only."""
+        row = self.wrapped_document.location_to_offset(self.cursor_location).y
+        edge = 0 if step < 0 else self.wrapped_document.height - 1
+        if row != edge or not self.selection.is_empty:
+            raise SkipAction
+        if self._place < 0:
+            if step > 0:
+                raise SkipAction
+            self._draft, self._earlier = self.text, [text for text in self._history() if text != self.text]
+        place = self._place - step
+        if place >= len(self._earlier):
+            return
+        self._place = max(-1, place)
+        self._replace(self._draft if self._place < 0 else clean(self._earlier[self._place]))
+        if step < 0:
+            self.move_cursor(self.document.start)
+
+    async def _on_key(self, event: events.Key) -> None:
+        if event.key.startswith("alt+"):  # it carries a character, which would be typed
+            event.stop()
+            event.prevent_default()
+            return
+        if event.is_printable and self._place >= 0:
+            self._place = -1  # an earlier prompt that is changed is the draft now
+        await super()._on_key(event)
+
+    async def _on_paste(self, event: events.Paste) -> None:
+        event.prevent_default()  # Textual would run TextArea's own handler as well
+        self._place = -1
+        await super()._on_paste(events.Paste(clean(event.text)))

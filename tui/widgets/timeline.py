@@ -1,0 +1,196 @@
+"""The phases of the picture in work, each with its state and time, and the line that says how far it is."""
+
+from __future__ import annotations
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.strip import Strip
+from textual.widget import Widget
+
+from engine.events import LoadProgress, Phase
+from engine.progress import PictureProgress
+from tui.text import duration, shortened, size
+
+PHASES: tuple[Phase, ...] = ("encode", "denoise", "decode", "save")
+MARKS = {"done": "\u25cf", "running": "\u25b6", "waiting": "\u25cb", "failed": "\u2717", "skipped": "\u25cc"}
+ASCII_MARKS = {"done": "*", "running": ">", "waiting": ".", "failed": "x", "skipped": "-"}
+BAR = ("\u2501", "\u2500")
+ASCII_BAR = ("#", "-")
+
+
+class Timeline(Widget):
+    """One line where there is one, two in a small terminal, a line for each phase in a tall one."""
+
+    COMPONENT_CLASSES = {
+        "timeline--done",
+        "timeline--running",
+        "timeline--waiting",
+        "timeline--failed",
+        "timeline--bar",
+    }
+    DEFAULT_CSS = """
+    Timeline {
+        height: 2; padding: 0 1;
+        & > .timeline--done { color: $success; }
+        & > .timeline--running { color: $primary; text-style: bold; }
+        & > .timeline--waiting { color: $muted; }
+        & > .timeline--failed { color: $error; }
+        & > .timeline--bar { color: $accent; }
+    }
+    """
+
+    def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.marks = ASCII_MARKS if ascii_only else MARKS
+        self.bar = ASCII_BAR if ascii_only else BAR
+        self.joint = " -- " if ascii_only else " \u2500\u2500 "
+        self.ellipsis = "..." if ascii_only else "\u2026"
+        self.progress = PictureProgress()
+        self.status = ""  # what is said in the last line when nothing runs, and before the rest when something does
+        self.skipped = False  # encode and denoise were done by an earlier run
+        self.failed: Phase | None = None
+        self._lines: list[Strip] = []
+        self._shown: tuple[object, ...] = ()
+
+    def show(
+        self, progress: PictureProgress, status: str = "", *, skipped: bool = False, failed: Phase | None = None
+    ) -> None:
+        """Take over the state; repaints only if anything that is seen changed."""
+        self.progress, self.status, self.skipped, self.failed = progress, status, skipped, failed
+        self._arrange()
+
+    def on_resize(self) -> None:
+        """Fit again."""
+        self._arrange()
+
+    def notify_style_update(self) -> None:
+        """Another theme."""
+        super().notify_style_update()
+        self._shown = ()
+        self._arrange()
+
+    def _arrange(self) -> None:
+        width, height = self.size
+        if not height or not width:
+            return
+        if height == 1:
+            texts = [self._one_line(width)]
+        elif height < 6:
+            texts = [self._compact(width), [(self._detail(width), "")]]
+        else:
+            texts = self._tall(width)
+        shown = (width, height, *(tuple(line) for line in texts))
+        if shown == self._shown:
+            return
+        self._shown = shown
+        base = self.rich_style
+        self._lines = [
+            Strip(
+                [Segment(text, base + self._style(kind) if kind else base) for text, kind in line if text]
+            ).adjust_cell_length(width, base)
+            for line in texts[:height]
+        ]
+        self.refresh()
+
+    def render_line(self, y: int) -> Strip:
+        """One line of the widget."""
+        if y < len(self._lines):
+            return self._lines[y]
+        return Strip.blank(self.size.width, self.rich_style)
+
+    def _style(self, kind: str) -> Style:
+        return self.get_component_rich_style(f"timeline--{kind}", partial=True)
+
+    def _state(self, phase: Phase) -> str:
+        if phase == self.failed:
+            return "failed"
+        if phase == self.progress.running:
+            return "running"
+        if self.skipped and phase in ("encode", "denoise"):
+            return "skipped"
+        return "done" if phase in self.progress.seconds else "waiting"
+
+    def _phase(self, phase: Phase) -> tuple[str, str]:
+        """(`● encode 0.4 s`, its kind)."""
+        state = self._state(phase)
+        text = f"{self.marks[state]} {phase}"
+        if phase == "denoise" and state == "running" and self.progress.steps:
+            text += f" {self.progress.step}/{self.progress.steps}"
+        elif phase in self.progress.seconds:
+            text += f" {duration(self.progress.seconds[phase])}"
+        return text, "waiting" if state == "skipped" else state
+
+    def _phases(self) -> list[Phase]:
+        loads = self.progress.running == "load" or self.progress.seconds.get("load", 0) >= 0.1
+        return ["load", *PHASES] if loads else list(PHASES)
+
+    def _one_line(self, width: int) -> list[tuple[str, str]]:
+        running = self.progress.running
+        if running is None:
+            return [(shortened(self.status or "ready", width, self.ellipsis), "")]
+        text, kind = self._phase(running)
+        detail = self._detail(max(0, width - len(text) - 2))
+        return [(text, kind), ("  " + detail, "")]
+
+    def _compact(self, width: int) -> list[tuple[str, str]]:
+        parts: list[tuple[str, str]] = []
+        for phase in self._phases():
+            if parts:
+                parts.append((self.joint, "waiting"))
+            parts.append(self._phase(phase))
+        room = width - sum(len(text) for text, _ in parts)
+        if self.progress.running == "denoise" and self.progress.steps and room >= 8:
+            place = next(i for i, (text, _) in enumerate(parts) if " denoise" in text)
+            parts[place + 1 : place + 1] = [(" ", ""), *self._bar(min(24, room - 1))]
+        return parts
+
+    def _bar(self, width: int) -> list[tuple[str, str]]:
+        done = width * self.progress.step // max(1, self.progress.steps)
+        return [(self.bar[0] * done, "bar"), (self.bar[1] * (width - done), "waiting")]
+
+    def _tall(self, width: int) -> list[list[tuple[str, str]]]:
+        lines = []
+        for phase in ("load", *PHASES):
+            state = self._state(phase)
+            seconds = self.progress.seconds.get(phase)
+            took = duration(seconds) if seconds is not None and state != "running" else ""
+            kind = "waiting" if state == "skipped" else state
+            line = [(f"{self.marks[state]} {phase:<8}", kind), (f"{took:>9}  ", "")]
+            if phase == "denoise" and self.progress.steps and state in ("running", "done"):
+                line += self._bar(max(4, min(40, width - 50)))
+                line.append((f"  {self._steps()}", ""))
+            elif phase == "load" and state == "running":
+                line.append((shortened(self._detail(width), width - 22, self.ellipsis), ""))
+            elif state == "skipped":
+                line.append(("kept from an earlier run", "waiting"))
+            lines.append(line)
+        lines.append([(shortened(self.status, width, self.ellipsis), "")])
+        return lines
+
+    def _steps(self) -> str:
+        progress = self.progress
+        each, left = progress.seconds_per_step, progress.remaining_seconds
+        if each is None or left is None:
+            return f"{progress.step}/{progress.steps}"
+        remaining = f", {duration(left)} left" if progress.running == "denoise" else ""
+        return f"{progress.step}/{progress.steps}  {each:.3g} s/step{remaining}"
+
+    def _detail(self, width: int) -> str:
+        """How far the running phase is; the status where none runs."""
+        progress = self.progress
+        texts = []
+        if progress.running == "load":
+            texts.append(_load(progress.loading))
+        elif progress.running == "denoise" and progress.steps:
+            texts.append(f"step {self._steps()}")
+        elif progress.running is not None:
+            texts.append(f"{progress.running} {duration(progress.clock() - progress.started)}")
+        if self.status:
+            texts.append(self.status)
+        return shortened("  ".join(texts), width, self.ellipsis)
+
+
+def _load(loading: LoadProgress | None) -> str:
+    if loading is None:
+        return "importing torch"
+    return f"reading {loading.component.replace('_', ' ')} {size(loading.done_bytes)} of {size(loading.total_bytes)}"
