@@ -52,7 +52,15 @@ def contrast(first: Color, second: Color) -> float:
 def css_colors(theme: Theme) -> dict[str, Color]:
     """What a stylesheet gets for the theme's plain colours, as `App.get_css_variables` puts it together."""
     variables = VARIABLE_DEFAULTS | theme.to_color_system().generate() | theme.variables
-    names = {*COLORS, *COLOR_VARIABLES, *VARIABLE_DEFAULTS, "text-muted", "text-disabled", "foreground-muted"}
+    names = {
+        *COLORS,
+        *COLOR_VARIABLES,
+        *VARIABLE_DEFAULTS,
+        "text-muted",
+        "text-disabled",
+        "foreground-muted",
+        "foreground-disabled",
+    }
     automatic = {name for name in names if variables[name].startswith("auto") or variables[name] == "transparent"}
     return {name: Color.parse(variables[name]) for name in names - automatic}
 
@@ -144,7 +152,7 @@ def test_the_contrast_ratio_is_that_of_wcag() -> None:
 @pytest.mark.parametrize("name", RGB)
 def test_text_is_legible_on_every_background(name: str) -> None:
     colors = css_colors(BUILT_IN[name])
-    texts = ("foreground", "muted", "text-muted", "foreground-muted", "text-disabled")
+    texts = ("foreground", "muted", "text-muted", "text-disabled", "foreground-muted", "foreground-disabled")
     colored = ("success", "warning", "error", "accent", "primary", "secondary")
     pairs = [(text, place) for text in (*texts, *colored) for place in ("background", "surface", "panel")]
     pairs += [(text, "footer-background") for text in (*texts, "footer-key-foreground")]

@@ -359,7 +359,7 @@ def _prepare(db: sqlite3.Connection) -> None:
         older = "(SELECT id FROM {} LIMIT -1 OFFSET ?)"
         db.execute(f"DELETE FROM prompts WHERE id IN {older.format('prompts ORDER BY id DESC')}", (PROMPTS_KEPT,))
         db.execute(f"DELETE FROM jobs WHERE id IN {older.format(RESULTS)}", (RESULTS_KEPT,))
-    with suppress(sqlite3.OperationalError):  # of two that begin at once, one switches for both
+    with suppress(sqlite3.OperationalError):  # no WAL now (another app has a lock) or here: the plain journal will do
         db.execute("PRAGMA journal_mode = WAL")
 
 

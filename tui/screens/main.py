@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 from textual import on
-from textual.app import ComposeResult
+from textual.app import ComposeResult, SuspendNotSupported
 from textual.containers import Horizontal
 from textual.content import Content
 from textual.geometry import Size
@@ -298,6 +298,8 @@ class MainScreen(PicturesScreen):
                 )
             else:
                 self.take_prompt(path.read_text("utf-8", errors="replace").rstrip("\n"))
+        except SuspendNotSupported:
+            self.t2i.say("This terminal cannot be lent to another program.", "warning")
         except OSError as error:
             self.t2i.say(f"{command[0]} could not be run: {(error.strerror or 'unknown reason').lower()}.", "error")
         finally:

@@ -133,11 +133,12 @@ class Timeline(Widget):
         return [(text, kind), ("  " + detail, "")]
 
     def _compact(self, width: int) -> list[tuple[str, str]]:
-        parts: list[tuple[str, str]] = []
-        for phase in self._phases():
-            if parts:
-                parts.append((self.joint, "waiting"))
-            parts.append(self._phase(phase))
+        phases = [self._phase(phase) for phase in self._phases()]
+        length = sum(len(text) for text, _ in phases)
+        joint = self.joint if length + len(self.joint) * (len(phases) - 1) <= width else "  "
+        parts = phases[:1]
+        for part in phases[1:]:
+            parts += [(joint, "waiting"), part]
         room = width - sum(len(text) for text, _ in parts)
         if self.progress.running == "denoise" and self.progress.steps and room >= 8:
             place = next(i for i, (text, _) in enumerate(parts) if " denoise" in text)
