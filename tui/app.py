@@ -16,7 +16,7 @@ from textual.screen import Screen
 
 from engine import folders
 from engine.images.save import plan_output
-from engine.process import JobRefused, ModelLoaded, ModelOpened
+from engine.process import JobRefused, ModelLoaded, ModelOpened, ModelRefused
 from engine.request import RequestError
 from tui.bindings import Keys, bindings_of
 from tui.card import Card, CardSample
@@ -172,6 +172,8 @@ class T2IApp(App[None]):
             case ModelLoaded(device_uuid=uuid) if uuid:
                 self._card = Card(uuid)
                 self.sample_card()
+            case ModelRefused():
+                self.client.stop()  # the next job tries again, in a fresh process: the folder may be there by then
             case ModelOpened():
                 self.main.parameters_changed()
             case JobRefused(field="output") if was_running is not None:
@@ -231,6 +233,10 @@ class T2IApp(App[None]):
         self.main.update_progress()
 
     # What screens ask for.
+
+    def on_parameters_panel_changed(self) -> None:
+        """From the panel, wherever it is."""
+        self.parameters_changed()
 
     def parameters_changed(self) -> None:
         """Keep and show them."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import string
 import tomllib
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,12 +17,16 @@ from pathlib import Path
 from typing import Literal
 
 from textual.binding import Binding, BindingType
+from textual.events import Key
 
 from engine.progress import printable
 
 Scope = Literal["prompt", "main", "pictures", "gallery", "app"]
 MAX_FILE_BYTES = 64 * 1024
+MAX_PROBLEMS = 5  # that are named in one message; it is for reading
 QUIT = "app.quit"
+UNBOUND = "unbound"  # a name that no key has
+ANYWHERE = re.compile(r"ctrl\+|alt\+|f[0-9]")  # keys that neither type nor edit
 # With the Kitty protocol or not: these arrive as another key, or not at all, in one terminal or another.
 UNREACHABLE = {
     "ctrl+h": "arrives as backspace",
@@ -33,10 +38,15 @@ UNREACHABLE = {
     "shift+enter": "arrives as enter in most terminals",
     "alt+enter": "arrives as enter in most terminals",
     "ctrl+backspace": "arrives as backspace in most terminals",
+    "alt+b": "arrives as ctrl+left",
+    "alt+f": "arrives as ctrl+right",
     "ctrl+s": "stops the output of many terminals",
     "ctrl+z": "suspends the app",
     "ctrl+backslash": "ends the app in many terminals",
 }
+# Prompt and list move their own cursor with these, and Enter is the prompt's: no other command would see them.
+KEPT = {"enter", "up", "down", "home", "end", "pageup", "pagedown"}
+SHORT_NAMES = {"escape": "Esc", "pageup": "PgUp", "pagedown": "PgDn", "delete": "Del"}
 NAMED_KEYS = {
     *("enter", "escape", "tab", "shift+tab", "space", "backspace", "delete", "insert", "home", "end"),
     *("pageup", "pagedown", "up", "down", "left", "right"),
@@ -59,17 +69,27 @@ class Command:
     def key_list(self) -> list[str]:
         return self.keys.split()
 
-    def bindings(self) -> list[Binding]:
-        """What Textual needs, the Alt aliases of letters included."""
+    def textual_keys(self, *, first: bool) -> list[str]:
+        """Textual's names of the keys that are asked first, before what has the focus, or of the others.
+
+        First come those of the prompt, which would type them, the Alt aliases of letters, and the way out. Never
+        empty: without any binding Textual's keymap could not give a command a key of this kind.
+        """
         found = []
         for key in self.key_list:
-            # A prompt takes what it can type before any other binding is asked, so its own come first.
-            first = self.scope == "prompt" or (self.id == QUIT and len(key) > 1)
-            found.append(Binding(_textual_key(key), self.action, self.label, show=False, id=self.id, priority=first))
-            alias = _alias(key)
-            if alias:
-                found.append(Binding(alias, self.action, self.label, show=False, id=f"{self.id}.alt", priority=True))
-        return found
+            if first == (self.scope == "prompt" or (self.id == QUIT and bool(ANYWHERE.match(key)))):
+                found.append(_textual_key(key))
+            if first and (alias := _alias(key)):
+                found.append(alias)
+        return found or [UNBOUND]
+
+    def bindings(self) -> list[Binding]:
+        """What Textual needs."""
+        return [
+            Binding(key, self.action, self.label, show=False, id=binding_id, priority=first)
+            for binding_id, first in ((self.id, False), (f"{self.id}.first", True))
+            for key in self.textual_keys(first=first)
+        ]
 
 
 COMMANDS = (
@@ -157,10 +177,8 @@ class Keys:
         changed = {}
         for default, command in zip(COMMANDS, self.commands, strict=True):
             if default.keys != command.keys:
-                changed[command.id] = ",".join(_textual_key(key) for key in command.key_list)
-                aliases = [alias for key in command.key_list if (alias := _alias(key))]
-                if any(map(_alias, default.key_list)):
-                    changed[f"{command.id}.alt"] = ",".join(aliases) or "f24"  # an empty text would keep the old ones
+                changed[command.id] = ",".join(command.textual_keys(first=False))
+                changed[f"{command.id}.first"] = ",".join(command.textual_keys(first=True))
         return changed
 
     def shown(self, command_id: str) -> str:
@@ -170,12 +188,16 @@ class Keys:
 
 def display(key: str) -> str:
     """A key as people write it: ^G, F5, Esc, K."""
-    names = {"escape": "Esc", "space": "Space", "pageup": "PgUp", "pagedown": "PgDn", "delete": "Del"}
     if key.startswith("ctrl+"):
         return "^" + key.removeprefix("ctrl+").upper()
     if len(key) == 1:
         return key
-    return names.get(key) or "+".join(part.capitalize() for part in key.split("+"))
+    return SHORT_NAMES.get(key) or "+".join(part.capitalize() for part in key.split("+"))
+
+
+def types(event: Key) -> bool:
+    """Whether a key writes its character. With Alt or Ctrl it does not, though terminals and tmux send one along."""
+    return event.is_printable and not event.key.startswith(("alt+", "ctrl+", "super+", "hyper+", "meta+"))
 
 
 def bindings_of(*scopes: Scope) -> list[BindingType]:
@@ -190,11 +212,13 @@ def read_keymap(path: Path) -> tuple[Keys, str | None]:
     """
     name = path.name
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # opening a pipe would wait for its other end
+            raise ValueError("it is not a file of text")
         with path.open("rb") as stream:
             data = stream.read(MAX_FILE_BYTES + 1)
         if len(data) > MAX_FILE_BYTES:
             raise ValueError(f"it is larger than {MAX_FILE_BYTES // 1024} KiB")
-        values = tomllib.loads(data.decode("utf-8"))
+        keys, problems = apply_keymap(tomllib.loads(data.decode("utf-8-sig")))
     except FileNotFoundError:
         return Keys(), None
     except OSError as error:
@@ -203,9 +227,12 @@ def read_keymap(path: Path) -> tuple[Keys, str | None]:
         return Keys(), f"{name} is not UTF-8 text; the usual keys hold."
     except ValueError as error:
         return Keys(), printable(f"{name}: {error}; the usual keys hold.")
-    keys, problems = apply_keymap(values)
+    except RecursionError:
+        return Keys(), f"{name}: it holds a value that is nested too deep; the usual keys hold."
     if not problems:
         return keys, None
+    if len(problems) > MAX_PROBLEMS:
+        problems[MAX_PROBLEMS:] = [f"{len(problems) - MAX_PROBLEMS} more lines are wrong"]
     return keys, printable(f"{name}: {'; '.join(problems)}. The usual keys hold there.")
 
 
@@ -214,19 +241,20 @@ def apply_keymap(values: Mapping[str, object]) -> tuple[Keys, list[str]]:
     problems: list[str] = []
     known = {command.id for command in COMMANDS}
     wanted: dict[str, str] = {}
-    for command_id, keys in _flat(values):
+    for command_id, value in _flat(values):
+        keys = [_spelled(key) for key in value.replace(",", " ").split()] if isinstance(value, str) else []
         if command_id not in known:
             near = difflib.get_close_matches(command_id, known, n=1)
             hint = f", did you mean {near[0]}?" if near else "; `t2i keys` lists them"
             problems.append(f"there is no command {command_id[:60]}{hint}")
-        elif not isinstance(keys, str) or not keys.replace(",", " ").split():
+        elif not keys:
             problems.append(f"{command_id} must be keys as text, such as {_default(command_id).keys!r}")
-        elif wrong := [reason for key in keys.replace(",", " ").split() if (reason := _problem(key))]:
-            problems += [f"{command_id}: {reason}" for reason in wrong]
-        elif command_id == QUIT and not any(len(key) > 1 for key in keys.split()):
-            problems.append(f"{QUIT} needs a key that is no letter, for it must work in the prompt, too")
+        elif wrong := next((reason for key in keys if (reason := _problem(key, _default(command_id).scope))), None):
+            problems.append(f"{command_id}: {wrong}")
+        elif command_id == QUIT and not any(map(ANYWHERE.match, keys)):
+            problems.append(f"{QUIT} needs a key with ctrl or alt or an F key, for it must work in the prompt, too")
         else:
-            wanted[command_id] = " ".join(_spelled(key) for key in keys.replace(",", " ").split())
+            wanted[command_id] = " ".join(dict.fromkeys(keys))
     while True:  # a clash takes the user's line back, which may bring another to light
         commands = tuple(replace(command, keys=wanted.get(command.id, command.keys)) for command in COMMANDS)
         clash = next(_clashes(commands, wanted), None)
@@ -258,22 +286,31 @@ def _default(command_id: str) -> Command:
 
 
 def _spelled(key: str) -> str:
-    return key if len(key) == 1 else key.lower()
-
-
-def _problem(key: str) -> str | None:
-    """What is wrong with a key; None if nothing is."""
+    """A key by its own name, from that or from what `display` makes of it."""
     if len(key) == 1:
-        return None if key.isprintable() and key != "," else f"{key!r} is no key that can be named"
+        return key
+    if len(key) == 2 and key[0] == "^":
+        return f"ctrl+{key[1].lower()}"
     lower = key.lower()
-    if lower in UNREACHABLE:
-        return f"{lower} cannot be used, it {UNREACHABLE[lower]}"
-    if re.fullmatch(r"alt\+[0-9]", lower) or lower.startswith("ctrl+shift+"):
-        return f"{lower} does not arrive in most terminals"
-    if lower in NAMED_KEYS or re.fullmatch(r"ctrl\+[a-z]|alt\+[a-z]|alt\+shift\+[a-z]", lower):
+    return next((name for name, short in SHORT_NAMES.items() if short.lower() == lower), lower)
+
+
+def _problem(key: str, scope: Scope) -> str | None:
+    """What is wrong with a key for a command of this scope; None if nothing is."""
+    if len(key) == 1 and not key.isprintable():
+        return f"{key!r} is no key that can be named"
+    if key in UNREACHABLE:
+        return f"{key} cannot be used, it {UNREACHABLE[key]}"
+    if re.fullmatch(r"alt\+[0-9]", key) or key.startswith("ctrl+shift+"):
+        return f"{key} does not arrive in most terminals"
+    if scope == "prompt" and (len(key) == 1 or key == "space"):
+        return f"{key} cannot be used, it is typed into the prompt"
+    if scope != "prompt" and key in KEPT:
+        return f"{key} cannot be used, prompt and list take it for themselves"
+    if len(key) == 1 or key in NAMED_KEYS or re.fullmatch(r"ctrl\+[a-z]|alt\+[a-z]|alt\+shift\+[a-z]", key):
         return None
-    near = difflib.get_close_matches(lower, [*NAMED_KEYS, *(f"ctrl+{c}" for c in "abcdefg")], n=1)
-    return f"{key[:40]} is no key" + (f", did you mean {near[0]}?" if near else "")
+    near = difflib.get_close_matches(key[:40], [*NAMED_KEYS, *(f"ctrl+{c}" for c in string.ascii_lowercase)], n=1)
+    return f"{key[:40]} cannot be used" + (f", did you mean {near[0]}?" if near else "")
 
 
 def _clashes(commands: Iterable[Command], wanted: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -302,7 +339,7 @@ def _textual_key(key: str) -> str:
 
 
 def _alias(key: str) -> str | None:
-    """Escape and a letter in one packet arrive as Alt and the letter; Alt+F is the prompt's own word jump."""
-    if not re.fullmatch("[A-Za-z]", key) or key == "f":
+    """Escape and a letter in one packet arrive as Alt and the letter; Alt+B and Alt+F are the prompt's word jumps."""
+    if not re.fullmatch("[A-Za-z]", key) or key in "bf":
         return None
     return f"alt+{key}" if key.islower() else f"alt+shift+{key.lower()}"

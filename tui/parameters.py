@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from engine.request import MAX_COUNT, MAX_SEED, Option, Request, RequestError
 
 RATIOS = ((1, 1), (5, 4), (4, 3), (3, 2), (16, 9), (2, 1), (4, 5), (3, 4), (2, 3), (9, 16), (1, 2))
+CHOICES = ("steps", "width", "height", "guidance", "precision")  # fields of a request that a model may offer
 SIZE = re.compile(r"\s*([0-9]{1,6})\s*[xX\u00d7* ]\s*([0-9]{1,6})\s*")
 
 
@@ -135,8 +137,8 @@ class Parameters:
         values = request.to_dict()
         for option in self.options:
             value = values.pop(option.name, None)
+            self.chosen.pop(option.name, None)
             if value is None:
-                self.chosen.pop(option.name, None)
                 continue
             try:
                 self._check(**{option.name: value})
@@ -144,7 +146,7 @@ class Parameters:
                 left_out.append(option.name)
             else:
                 self._choose(option.name, value)
-        extra = [name for name in ("steps", "width", "height", "guidance", "precision") if values.get(name) is not None]
+        extra = [name for name in CHOICES if values.get(name) is not None]
         if seed:
             self.seed = request.seed
         return left_out + extra
@@ -168,12 +170,17 @@ class Parameters:
         return {"chosen": self.chosen, "seed": self.seed, "count": self.count}
 
     def restore(self, values: object) -> None:
-        """What `to_dict` gave, checked when the model announces its options; nonsense is passed over."""
+        """What `to_dict` gave; nonsense is passed over, and what the model does not offer when it announces that."""
         if not isinstance(values, Mapping):
             return
         chosen, seed, count = values.get("chosen"), values.get("seed"), values.get("count")
-        if isinstance(chosen, dict):
-            self.chosen = {str(name): value for name, value in chosen.items()}
+        if isinstance(chosen, Mapping):
+            for name in CHOICES:
+                value = chosen.get(name)
+                with suppress(RequestError):
+                    Request("check", **{name: value})
+                    if value is not None:
+                        self.chosen[name] = value
         if type(seed) is int and 0 <= seed <= MAX_SEED:
             self.seed = seed
         if type(count) is int and 1 <= count <= MAX_COUNT:

@@ -217,7 +217,8 @@ class Session:
             case JobEvent(job=job_id, event=event) if self._runs(job_id):
                 return self._apply(event)
             case JobRefused(job=job_id, message=text, field=field) if self._runs(job_id):
-                if field == "model":  # said by ModelRefused already
+                if field == "model":  # ModelRefused said why
+                    self.paused = True
                     self._back_to_queue()
                     return ""
                 self._finish("failed", text)

@@ -361,8 +361,6 @@ class MainScreen(PicturesScreen):
         """Hold the queue, or go on."""
         session = self.t2i.session
         session.paused = not session.paused
-        if not session.paused and session.engine_state == "refused":
-            session.engine_state = "gone"  # try again: the folder may be there by now
         self.t2i.go_on()
 
     def action_move(self, step: int) -> None:
@@ -416,10 +414,6 @@ class MainScreen(PicturesScreen):
             (self.prompt if panel.has_focus else panel).focus()
         else:
             self.app.push_screen(ParametersWindow(self.t2i.session.parameters))
-
-    @on(ParametersPanel.Changed)
-    def _parameters_changed(self) -> None:
-        self.t2i.parameters_changed()
 
     def parameters_changed(self) -> None:
         """Show them."""

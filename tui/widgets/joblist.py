@@ -51,6 +51,8 @@ class JobList(OptionList):
             else:
                 self.set_options([Option(Content(text), id=job_id) for job_id, text in rows])
             self._rows = rows
+        if highlighted is None and rows:
+            highlighted = rows[0][0]
         if highlighted != self.selected_id:
             place = next((index for index, (job_id, _) in enumerate(rows) if job_id == highlighted), None)
             self.highlighted = place if place is not None else (0 if rows else None)

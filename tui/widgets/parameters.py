@@ -12,6 +12,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from engine.request import RequestError
+from tui.bindings import types
 from tui.parameters import Parameters
 from tui.text import shortened
 
@@ -57,6 +58,7 @@ class ParametersPanel(Widget, can_focus=True):
         names = self.parameters.names()
         if not names:
             return
+        self._row = min(self._row, len(names) - 1)
         name, handled = names[self._row], True
         if self._typed is not None and event.key == "enter":
             self._write(name)
@@ -76,7 +78,7 @@ class ParametersPanel(Widget, can_focus=True):
             self._change(lambda: self.parameters.reset(name))
         elif event.key == "enter" and self._typed is None:
             self._typed = ""
-        elif event.character and event.is_printable and self._may_type(event):
+        elif event.character and types(event) and self._may_type(event):
             self._typed = ((self._typed or "") + event.character)[:MAX_TYPED]
         else:
             handled = False
@@ -87,8 +89,9 @@ class ParametersPanel(Widget, can_focus=True):
 
     def on_click(self, event: events.Click) -> None:
         """Choose a row."""
-        if event.y < len(self.parameters.names()):
-            self._row, self._typed = event.y, None
+        place = event.get_content_offset(self)
+        if place is not None and place.y < len(self.parameters.names()):
+            self._row, self._typed = place.y, None
             self.refresh()
 
     def on_blur(self) -> None:
@@ -120,9 +123,10 @@ class ParametersPanel(Widget, can_focus=True):
     def render_line(self, y: int) -> Strip:
         """A row."""
         names, width, base = self.parameters.names(), self.size.width, self.rich_style
+        row = min(self._row, len(names) - 1)  # another model may have fewer
         if y < len(names):
             name = names[y]
-            chosen = y == self._row and self.has_focus
+            chosen = y == row and self.has_focus
             style = base
             if chosen:
                 style = base + self._style("cursor")
@@ -136,9 +140,7 @@ class ParametersPanel(Widget, can_focus=True):
         if y == len(names) and names:
             if self._problem:
                 return self._line(self._problem, base + self._style("error"))
-            return self._line(
-                f"{names[self._row]}: {self.parameters.allowed(names[self._row])}", base + self._style("muted")
-            )
+            return self._line(f"{names[row]}: {self.parameters.allowed(names[row])}", base + self._style("muted"))
         if y == len(names) + 1 and self.has_focus:
             return self._line("arrows change, digits or Enter type", base + self._style("muted"))
         return Strip.blank(width, base)

@@ -10,7 +10,7 @@ from textual.actions import SkipAction
 from textual.message import Message
 from textual.widgets import TextArea
 
-from tui.bindings import bindings_of
+from tui.bindings import bindings_of, types
 from tui.text import clean
 
 
@@ -52,14 +52,17 @@ class PromptArea(TextArea):
         if self.enter_submits:
             self.post_message(self.Submitted())
         else:
-            self.insert("\n")
+            self._break_line()
 
     def action_newline(self) -> None:
         """A new line, or generate where the two are swapped."""
         if self.enter_submits:
-            self.insert("\n")
+            self._break_line()
         else:
             self.post_message(self.Submitted())
+
+    def _break_line(self) -> None:
+        self.replace("\n", *self.selection, maintain_selection_offset=False)
 
     def action_leave(self) -> None:
         """To the pictures."""
@@ -71,6 +74,8 @@ class PromptArea(TextArea):
         edge = 0 if step < 0 else self.wrapped_document.height - 1
         if row != edge or not self.selection.is_empty:
             raise SkipAction
+        if self._place >= 0 and self.text != clean(self._earlier[self._place]):
+            self._place = -1  # an earlier prompt that was changed is the draft now
         if self._place < 0:
             if step > 0:
                 raise SkipAction
@@ -84,15 +89,11 @@ class PromptArea(TextArea):
             self.move_cursor(self.document.start)
 
     async def _on_key(self, event: events.Key) -> None:
-        if event.key.startswith("alt+"):  # it carries a character, which would be typed
-            event.stop()
-            event.prevent_default()
+        if event.is_printable and not types(event):
+            event.prevent_default()  # it goes on to the bindings
             return
-        if event.is_printable and self._place >= 0:
-            self._place = -1  # an earlier prompt that is changed is the draft now
         await super()._on_key(event)
 
     async def _on_paste(self, event: events.Paste) -> None:
         event.prevent_default()  # Textual would run TextArea's own handler as well
-        self._place = -1
         await super()._on_paste(events.Paste(clean(event.text)))

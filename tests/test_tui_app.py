@@ -1,0 +1,670 @@
+"""The app as a person uses it: the real one, on the real engine and the demo model, driven by keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+from textual import events
+from textual.pilot import Pilot
+
+from engine import folders
+from engine.images.metadata import read_record
+from engine.process import JobEvent, Message
+from engine.request import Request, RequestError
+from tests.apps import notes, run, running, screen_text, settled, until
+from tui.app import T2IApp
+from tui.history import History
+from tui.screens.dialogs import AskText, Confirm, ParametersWindow, ReadText, SearchPrompts
+from tui.widgets.parameters import ParametersPanel
+
+PROMPT = "a red circle above a blue square"
+
+
+async def write(app: T2IApp, pilot: Pilot[None], text: str) -> None:
+    """Put a text into the prompt as a paste does."""
+    app.main.prompt.focus()
+    app.main.prompt.clear()
+    await pilot.pause()
+    app.post_message(events.Paste(text))
+    await pilot.pause()
+
+
+async def generate(app: T2IApp, pilot: Pilot[None], text: str = PROMPT) -> None:
+    """Write a prompt, press Enter, wait until nothing runs or waits any more."""
+    await write(app, pilot, text)
+    await pilot.press("enter")
+    await until(pilot, lambda: app.session.running is None and not app.session.queue)
+
+
+def test_a_prompt_becomes_a_picture_with_the_prompt_in_it() -> None:
+    async def test() -> None:
+        async with running() as (app, pilot):
+            assert app.focused is app.main.prompt
+            await pilot.press(*"a red heart".replace(" ", "_").replace("_", " "))
+            assert app.main.prompt.text == "a red heart"
+            await pilot.press("enter")
+            await until(pilot, lambda: app.session.results)
+            job = app.session.results[0]
+            assert job.state == "done"
+            assert job.path is not None
+            record = read_record(job.path)
+            assert record.request.prompt == "a red heart"
+            assert record.request.seed == job.request.seed == app.session.last_seed
+            assert app.main.prompt.text == "a red heart"  # it stays for the next change
+            await settled(pilot, app)
+            text = screen_text(app)
+            assert "● encode" in text
+            assert "● save" in text
+            assert "▀▀▀▀" in text
+            assert str(job.request.seed) in text
+
+    run(test())
+
+
+def test_the_parameters_are_those_that_the_model_announces(tmp_path: Path) -> None:
+    from tests.tiny import tiny_pipeline
+
+    tiny_pipeline(guided=False).save_pretrained(tmp_path / "schnell")
+
+    async def test() -> None:
+        async with running(model=str(tmp_path / "schnell")) as (app, pilot):
+            assert app.session.parameters.names() == ["steps", "size", "precision", "seed", "count"]
+            await generate(app, pilot)
+            assert app.session.results[0].state == "done"
+        async with running() as (app, pilot):
+            assert app.session.model == str(tmp_path / "schnell")  # the last used one
+        async with running(model="demo") as (app, pilot):
+            names = app.session.parameters.names()
+            assert names == ["steps", "size", "guidance", "precision", "seed", "count"]
+
+    run(test())
+
+
+@pytest.mark.parametrize("phase", ["load", "encode", "denoise", "decode", "save"])
+def test_the_engine_is_killed_and_nothing_is_lost(phase: str) -> None:
+    async def test() -> None:
+        async with running() as (app, pilot):
+            session, killed = app.session, []
+            if phase == "load":
+                app.client.stop()
+                app.client.start(session.model)
+            session.parameters.write("steps", "200" if phase == "denoise" else "2")
+
+            receive = session.receive
+
+            def receive_and_kill(message: Message) -> str:
+                said = receive(message)
+                started = isinstance(message, JobEvent) and getattr(message.event, "phase", None) == phase
+                if app.client.pid is not None and not killed and (started or phase == "load"):
+                    killed.append(app.client.pid)
+                    psutil.Process(app.client.pid).kill()
+                return said
+
+            session.receive = receive_and_kill  # type: ignore[method-assign]
+            for text in (PROMPT, "a white star"):
+                await write(app, pilot, text)
+                await pilot.press("enter")
+            await until(pilot, lambda: len(session.results) == 2)
+            assert killed
+            assert app.client.pid != killed[0]
+            assert any("killed by SIGKILL" in note for note in notes(app))
+            states = {job.request.prompt: job.state for job in session.results}
+            assert states["a white star"] == "done"  # the queue went on in a fresh process
+            assert states[PROMPT] == ("done" if phase in ("decode", "save") else "failed")
+            assert app.main.prompt.text == "a white star"
+            assert not list(app.output_folder.glob("*.tmp"))
+            done = [job for job in session.results if job.state == "done"]
+            assert [read_record(job.path).request.prompt for job in done if job.path] == [
+                j.request.prompt for j in done
+            ]
+
+    run(test())
+
+
+def test_a_failed_job_is_tried_again_by_remix() -> None:
+    async def test() -> None:
+        async with running() as (app, pilot):
+            await write(app, pilot, PROMPT)
+            app.session.parameters.write("steps", "500")
+            await pilot.press("enter")
+            await until(pilot, lambda: app.session.progress.step > 1)
+            assert app.client.pid is not None
+            psutil.Process(app.client.pid).kill()
+            await until(pilot, lambda: app.session.results)
+            assert app.session.results[0].state == "failed"
+            assert "denoise" in app.session.results[0].message
+            await pilot.press("escape", "home", "r")
+            await until(pilot, lambda: app.session.progress.step > 1)
+            assert app.session.running is not None
+            assert app.session.running.request == app.session.results[0].request
+
+    run(test())
+
+
+def test_cancelling_first_waits_for_the_step_and_then_does_not() -> None:
+    async def test() -> None:
+        async with running() as (app, pilot):
+            pid = app.client.pid
+            app.session.parameters.write("steps", "1000")
+            for presses in (["ctrl+c"], ["ctrl+c", "ctrl+c"], ["f8"], ["escape", "x"]):
+                await write(app, pilot, PROMPT)
+                await pilot.press("enter")
+                await until(pilot, lambda: app.session.progress.step > 1)
+                await pilot.press(*presses)
+                await until(pilot, lambda: app.session.running is None)
+                assert app.session.results[0].state == "cancelled"
+                assert "cancelled at" in app.session.results[0].message
+            assert len(app.session.results) == 4
+            assert app.client.pid == pid  # process and weights stay
+
+    run(test())
+
+
+def test_the_queue_is_seen_reordered_and_emptied_while_one_runs() -> None:
+    async def test() -> None:
+        async with running() as (app, pilot):
+            session = app.session
+            session.parameters.write("steps", "1000")
+            for prompt in ("first", "second", "third", "fourth"):
+                await write(app, pilot, prompt)
+                await pilot.press("enter")
+            waiting = lambda: [job.request.prompt for job in session.queue]  # noqa: E731
+            assert waiting() == ["second", "third", "fourth"]
+            assert "3 waiting" in screen_text(app)
+            await pilot.press("escape", "home", "down", "down", "down", "K")
+            assert waiting() == ["second", "fourth", "third"]
+            selected = app.main.selected_job()
+            assert selected is not None
+            assert selected.request.prompt == "fourth"  # the highlight goes with the job
+            await pilot.press("J")
+            assert waiting() == ["second", "third", "fourth"]
+            await pilot.press("d")
+            assert waiting() == ["second", "third"]
+            await pilot.press("space")
+            assert session.paused
+            await pilot.press("x", "x")
+            await until(pilot, lambda: session.running is None)
+            assert waiting() == ["second", "third"]  # paused: nothing new begins
+            await pilot.press("X")
+            assert isinstance(app.screen, Confirm)
+            await pilot.press("n")
+            assert len(session.queue) == 2
+            await pilot.press("X", "y")
+            assert not session.queue
+
+    run(test())
+
+
+def test_seeds_are_locked_changed_and_drawn_anew() -> None:
+    async def test() -> None:
+        async with running(engine=False) as (app, pilot):
+            session = app.session
+            await pilot.press("escape", "s")
+            assert any("no seed was used yet" in note for note in notes(app))
+            session.last_seed = 41
+            await pilot.press("s")
+            assert session.parameters.seed == 41
+            assert "seed 41 LOCK" in screen_text(app)
+            await pilot.press("=", "=", "-")
+            assert session.parameters.seed == 42
+            await write(app, pilot, PROMPT)
+            await pilot.press("enter")
+            assert session.running is not None
+            assert session.running.request.seed == 42
+            await pilot.press("escape", "n")
+            assert session.queue[0].request.seed not in (41, 42)
+            session.last_seed = 42
+            session.parameters.seed = 42
+            await pilot.press("s")
+            assert session.parameters.seed is None
+
+    run(test())
+
+
+def test_variants_are_shown_before_and_the_template_stays_in_the_file() -> None:
+    async def test() -> None:
+        async with running() as (app, pilot):
+            template = "a {red|green} circle"
+            await write(app, pilot, template)
+            assert "2 variants: red / green" in screen_text(app)
+            await pilot.press("escape", ">")
+            assert "x 2 = 4 pictures" in screen_text(app)
+            await pilot.press("<", "g")
+            await until(pilot, lambda: len(app.session.results) == 2)
+            requests = [read_record(job.path).request for job in app.session.results if job.path]
+            assert [request.prompt for request in requests] == ["a green circle", "a red circle"]
+            assert {request.template for request in requests} == {template}
+            assert requests[0].seed == requests[1].seed  # so that only the words differ
+            await write(app, pilot, "")
+            await pilot.press("escape", "home", "r")
+            assert app.main.prompt.text == template
+
+    run(test())
+
+
+def test_everything_of_a_picture_is_taken_over_and_braces_stay_literal() -> None:
+    async def test() -> None:
+        async with running() as (app, pilot):
+            parameters = app.session.parameters
+            for name, text in (("steps", "2"), ("size", "96x64"), ("guidance", "2"), ("seed", "77")):
+                parameters.write(name, text)
+            await generate(app, pilot, r"a red circle \{really|perhaps\}")
+            assert app.session.results[0].request.prompt == "a red circle {really|perhaps}"
+            for name in parameters.names():
+                parameters.reset(name)
+            await write(app, pilot, "")
+            await pilot.press("escape", "home", "a")
+            assert app.main.prompt.text == r"a red circle \{really\|perhaps\}"
+            assert parameters.chosen == {"steps": 2, "width": 96, "height": 64, "guidance": 2.0}
+            assert parameters.seed == 77
+            await pilot.press("enter")
+            await until(pilot, lambda: len(app.session.results) == 2)
+            first, second = (Path(str(job.path)) for job in app.session.results)
+            from PIL import Image
+
+            assert Image.open(first).tobytes() == Image.open(second).tobytes()
+
+    run(test())
+
+
+def test_prompts_are_walked_through_and_searched() -> None:
+    async def test() -> None:
+        async with running(engine=False) as (app, pilot):
+            prompt = app.main.prompt
+            for text in ("one red circle", "two\nblue squares", "three green stars"):
+                await write(app, pilot, text)
+                await pilot.press("enter")
+            await write(app, pilot, "my draft")
+            await pilot.press("up")
+            assert prompt.text == "three green stars"
+            await pilot.press("up")
+            assert prompt.text == "two\nblue squares"
+            await pilot.press("up", "up", "up")
+            assert prompt.text == "one red circle"
+            for _ in range(8):
+                await pilot.press("down")
+            assert prompt.text == "my draft"
+            await pilot.press("ctrl+r")
+            assert isinstance(app.screen, SearchPrompts)
+            await pilot.press(*"blsq", "enter")
+            assert prompt.text == "two\nblue squares"
+            await pilot.press("ctrl+r", "escape")
+            assert prompt.text == "two\nblue squares"
+
+    run(test())
+
+
+HOSTILE = {
+    "closing tag": "a cat [/b] on a mat",
+    "action link": "[@click=app.quit]x[/]",
+    "style": "[bold red on white]x[/] [x](1.2) [not closed",
+    "escape sequences": "red \x1b[31m circle \x1b]0;title\x07 \x1b[2J",
+    "wide": "日本の赤い円 🟥👩‍🚀 e\u0301",
+    "right to left": "دائرة حمراء \u202e reversed \u2066",
+    "braces": "{" * 50 + "a|b" + "}" * 30 + "{|}",
+    "many lines": "\n" * 200 + "circle",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_prompts_are_only_text(text: str) -> None:
+    async def test() -> None:
+        async with running(engine=False) as (app, pilot):
+            await write(app, pilot, text)
+            await pilot.press("enter")
+            assert app.session.running is not None, notes(app)
+            await pilot.press("enter", "escape", "i")  # as a note, in the list, in a window
+            assert isinstance(app.screen, ReadText)
+            await pilot.press("escape", "h", "escape")
+            for size in ((30, 8), (120, 40)):
+                await pilot.resize_terminal(*size)
+                shown = screen_text(app)
+                assert "\x1b" not in shown
+                assert "\x07" not in shown
+            job = app.session.running
+            app.session._finish("failed", f"in denoise: {text}")
+            app.say(f"failed: {text}", "error")
+            app.main.update()
+            await pilot.pause()
+            assert app.is_running
+            assert job.request.prompt.strip()
+
+    run(test())
+
+
+def test_a_prompt_of_100_kb_is_refused_with_a_sentence_and_stays() -> None:
+    async def test() -> None:
+        async with running(engine=False) as (app, pilot):
+            text = "red circle " * 9400
+            await write(app, pilot, text)
+            await pilot.press("enter")
+            assert any("at most 10000" in note for note in notes(app))
+            assert app.main.prompt.text == text
+            assert app.session.running is None
+
+    run(test())
+
+
+@pytest.mark.parametrize("trouble", ["missing", "file"])
+def test_an_output_folder_that_cannot_be_used_gets_another(trouble: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running() as (app, pilot):
+            place = tmp_path / "pictures"
+            if trouble == "file":
+                place.write_text("in the way")
+            app.session.output = str(place)
+            await write(app, pilot, PROMPT)
+            await pilot.press("enter")
+            await until(pilot, lambda: app.session.results)
+            assert app.session.results[0].state == "failed"
+            assert isinstance(app.screen, AskText)  # another place is offered
+            other = tmp_path / "other"
+            other.mkdir()
+            await pilot.press(*["backspace"] * len(str(place)), *str(other), "enter")
+            assert app.session.output == str(other)
+            await pilot.press("escape", "home", "r")
+            await until(pilot, lambda: len(app.session.results) == 2)
+            assert app.session.results[0].state == "done"
+            assert app.session.results[0].path is not None
+            assert app.session.results[0].path.parent == other
+
+    run(test())
+
+
+def test_the_window_shrinks_to_nothing_and_grows_again_while_denoising() -> None:
+    async def test() -> None:
+        async with running() as (app, pilot):
+            app.session.parameters.write("steps", "300")
+            await write(app, pilot, PROMPT)
+            await pilot.press("enter")
+            await until(pilot, lambda: app.session.progress.step > 1)
+            for size in ((1, 1), (200, 60), (59, 15), (1, 60), (300, 1), (80, 24)):
+                await pilot.resize_terminal(*size)
+                step = app.session.progress.step
+                await until(pilot, lambda step=step: app.session.progress.step > step or app.session.running is None)
+            assert "denoise" in screen_text(app)
+            await until(pilot, lambda: app.session.running is None)
+            assert app.session.results[0].state == "done"
+
+    run(test())
+
+
+def test_a_small_terminal_shows_prompt_and_one_status_line() -> None:
+    async def test() -> None:
+        async with running((50, 12), engine=False) as (app, pilot):
+            await write(app, pilot, PROMPT)
+            visible = {widget.id for widget in app.main.query("*") if widget.display and widget.region.area}
+            assert visible & {"header", "prompt", "timeline", "gauge", "jobs", "picture", "keys"} == {
+                "prompt",
+                "timeline",
+            }
+            assert screen_text(app).splitlines()[0].startswith(PROMPT)
+
+    run(test())
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)])
+def test_everything_has_its_place_at_every_usual_size(size: tuple[int, int]) -> None:
+    async def test() -> None:
+        async with running(size, engine=False) as (app, _pilot):
+            for name in ("header", "prompt", "timeline", "gauge", "jobs", "picture", "keys"):
+                region = app.main.query_one(f"#{name}").region
+                assert region.area > 0, name
+                assert region.right <= size[0]
+                assert region.bottom <= size[1]
+            assert app.main.query_one("#parameters").display == (size[0] >= 160)
+
+    run(test())
+
+
+def test_parameters_are_changed_in_their_window_and_kept() -> None:
+    async def test() -> None:
+        async with running() as (app, pilot):
+            await pilot.press("f9")
+            assert isinstance(app.screen, ParametersWindow)
+            assert isinstance(app.focused, ParametersPanel)
+            await pilot.press("8", "enter", "down", "down", "down", "right", "escape")
+            assert app.session.parameters.value("steps") == 8
+            assert app.session.parameters.value("precision") == "bf16"
+            assert "steps 8" in screen_text(app)
+        async with running() as (app, pilot):
+            assert app.session.parameters.value("steps") == 8
+            assert app.session.parameters.value("precision") == "bf16"
+
+    run(test())
+
+
+def test_draft_queue_and_parameters_come_back() -> None:
+    async def test() -> None:
+        async with running(engine=False) as (app, pilot):
+            for text in ("runs", "waits"):
+                await write(app, pilot, text)
+                await pilot.press("enter")
+            await write(app, pilot, "not sent yet [/b]")
+            app.session.parameters.seed = 5
+            await pilot.press("ctrl+q")
+        async with running() as (app, pilot):
+            assert app.main.prompt.text == "not sent yet [/b]"
+            assert [job.request.prompt for job in app.session.queue] == ["runs", "waits"]
+            assert app.session.parameters.seed == 5
+            assert app.session.paused  # nothing runs before the person says so
+            assert any("2 pictures of last time" in note for note in notes(app))
+            await pilot.press("escape", "space")
+            await until(pilot, lambda: len(app.session.results) == 2)
+            assert {job.state for job in app.session.results} == {"done"}
+
+    run(test())
+
+
+def test_favourites_and_trash() -> None:
+    async def test() -> None:
+        async with running() as (app, pilot):
+            await generate(app, pilot)
+            path = app.session.results[0].path
+            assert path is not None
+            await pilot.press("escape", "home", "f")
+            assert app.session.history.is_favourite(path)
+            assert "★" in screen_text(app)
+            await pilot.press("d", "n")
+            assert path.exists()
+            await pilot.press("d", "y")
+            assert not path.exists()
+            assert (path.parent / ".trash" / path.name).is_file()
+            assert not app.session.results
+
+    run(test())
+
+
+def test_the_info_window_shows_what_is_in_the_file() -> None:
+    async def test() -> None:
+        async with running((120, 40)) as (app, pilot):
+            app.session.parameters.write("seed", "12345")
+            await generate(app, pilot)
+            await pilot.press("escape", "home", "i")
+            assert isinstance(app.screen, ReadText)
+            text = screen_text(app)
+            assert PROMPT in text
+            assert "12345" in text
+            await pilot.press("escape")
+            assert app.session.results[0].path is not None
+            app.session.results[0].path.write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+            await pilot.press("i")
+            assert any("ends too early" in note for note in notes(app))
+
+    run(test())
+
+
+def test_a_picture_that_cannot_be_opened_here_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSH_CONNECTION", "192.0.2.7 50000 192.0.2.1 22")
+    monkeypatch.delenv("DISPLAY", raising=False)
+
+    async def test() -> None:
+        async with running((120, 40)) as (app, pilot):
+            assert "ssh" in screen_text(app)
+            await generate(app, pilot)
+            await pilot.press("escape", "home", "o")
+            assert isinstance(app.screen, ReadText)
+            text = screen_text(app)
+            assert "scp" in text
+            assert "192.0.2.1" in text
+            path = app.session.results[0].path
+            assert path is not None
+            assert app.clipboard == str(path)
+
+    run(test())
+
+
+def test_settings_that_are_broken_are_said_once_each_and_the_app_runs() -> None:
+    config = folders.config_dir()
+    (config / "themes").mkdir(parents=True)
+    (config / "config.toml").write_text('them = "dark"\nfps = 900')
+    (config / "keymap.toml").write_text('"job.cancl" = "x"\n"job.cancel" = "ctrl+m"')
+    (config / "themes" / "mine.toml").write_text("dark = 3")
+
+    async def test() -> None:
+        async with running(engine=False) as (app, _pilot):
+            said = notes(app)
+            assert len([note for note in said if "config.toml" in note and "them" in note and "fps" in note]) == 1
+            assert len([note for note in said if "keymap.toml" in note and "job.cancel" in note]) == 1
+            assert len([note for note in said if "mine.toml" in note]) == 1
+            assert app.theme == "dark"
+
+    run(test())
+
+
+def test_an_unknown_theme_is_said_and_the_usual_one_taken() -> None:
+    async def test() -> None:
+        async with running(engine=False, theme="drak") as (app, _pilot):
+            assert any("drak" in note for note in notes(app))
+            assert app.theme == "dark"
+
+    run(test())
+
+
+@pytest.mark.parametrize("theme", ["dark", "light", "contrast", "ansi", "darkroom", "blueprint"])
+def test_the_app_wears_every_theme(theme: str) -> None:
+    async def test() -> None:
+        async with running((200, 60), engine=False, theme=theme) as (app, pilot):
+            await write(app, pilot, PROMPT)
+            await pilot.press("enter", "f9", "escape", "f1")
+            assert app.theme == theme
+            assert isinstance(app.screen, ReadText)
+
+    run(test())
+
+
+def test_a_chosen_theme_is_remembered() -> None:
+    async def test() -> None:
+        async with running(engine=False) as (app, pilot):
+            app.theme = "darkroom"
+            await pilot.pause()
+            await pilot.press("ctrl+q")
+        from tui.launch import open_app
+
+        app = open_app({})
+        async with app.run_test():
+            assert app.theme == "darkroom"
+
+    run(test())
+
+
+def test_ascii_means_ascii() -> None:
+    async def test() -> None:
+        async with running((120, 40), ascii=True) as (app, pilot):
+            await generate(app, pilot)
+            await settled(pilot, app)
+            body = [
+                line for line in screen_text(app).splitlines() if not line.startswith(("\u256d", "\u2570", "\u2502"))
+            ]
+            assert "* encode" in "\n".join(body)
+            assert "▀" not in "\n".join(body)
+
+    run(test())
+
+
+def test_a_broken_history_is_set_aside_and_said() -> None:
+    state = folders.state_dir()
+    state.mkdir(parents=True)
+    (state / "history.sqlite3").write_bytes(b"this is no database" * 100)
+
+    async def test() -> None:
+        async with running(engine=False) as (app, pilot):
+            assert any("history-broken" in note for note in notes(app))
+            await write(app, pilot, PROMPT)
+            await pilot.press("enter")
+            assert app.session.history.prompts() == [PROMPT]
+        assert list(state.glob("history-broken-*"))
+
+    run(test())
+
+
+def test_a_missing_model_is_said_and_the_queue_waits(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(model=str(tmp_path / "gone")) as (app, pilot):
+            assert app.session.engine_state == "refused"
+            assert any("is no model" in note for note in notes(app)), notes(app)
+            await write(app, pilot, PROMPT)
+            await pilot.press("enter")
+            await until(pilot, lambda: app.session.queue)
+            assert [job.request.prompt for job in app.session.queue] == [PROMPT]
+            app.session.model = "demo"
+            await pilot.press("escape", "space")
+            await until(pilot, lambda: app.session.results)
+            assert app.session.results[0].state == "done"
+
+    run(test())
+
+
+def test_a_history_that_cannot_be_written_stops_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    blocked = tmp_path / "state"
+    blocked.write_text("a file where the folder should be")
+    history = History.open(blocked)
+    assert history.take_notices()
+    history.add_prompt("kept in memory")
+    assert history.prompts() == ["kept in memory"]
+
+
+def test_the_app_never_imports_torch() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, asyncio\n"
+        "from tui.launch import open_app\n"
+        "app = open_app({})\n"
+        "async def go():\n"
+        "    async with app.run_test() as pilot:\n"
+        "        while app.session.engine_state != 'ready': await pilot.pause(0.05)\n"
+        "        await pilot.press('a', 'enter')\n"
+        "        while not app.session.results: await pilot.pause(0.05)\n"
+        "        assert app.session.results[0].state == 'done', app.session.results\n"
+        "asyncio.run(go())\n"
+        "print(*sorted({'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == []
+
+
+def test_a_request_of_the_app_is_checked_before_it_is_queued() -> None:
+    async def test() -> None:
+        async with running(engine=False) as (app, pilot):
+            await pilot.press("enter")
+            assert any("prompt is empty" in note for note in notes(app))
+            app.session.parameters.count = 1000
+            await write(app, pilot, "{a|b}")
+            await pilot.press("enter")
+            assert any("more than 1000 pictures" in note for note in notes(app))
+            assert app.session.running is None
+            assert app.session.history.prompts() == []
+
+    run(test())
+    with pytest.raises(RequestError):
+        Request("")

@@ -1,0 +1,81 @@
+"""`t2i keys`: the keys in effect, as a table for the terminal or for README."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+
+from engine import folders
+from tui.bindings import Keys, Scope, display, read_keymap
+
+HEADINGS: dict[Scope, str] = {
+    "prompt": "In the prompt",
+    "main": "On the main screen",
+    "pictures": "With a picture, there and in the gallery",
+    "gallery": "In the gallery",
+    "app": "Everywhere",
+}
+LETTERS = "Letters work where no text is being typed (Tab or Esc leaves the prompt), and all but f with Alt in the prompt, too."
+USAGE = """\
+usage: t2i keys [--markdown]
+
+Prints every key of the app, after your keymap.toml. A line there gives a command other keys: "job.cancel" = "f8 x"
+
+  --markdown  print the table as it is in README
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table; returns 0, 1 after a message about `keymap.toml`, or 2 after one about `argv`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a key's character gets its number
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if any(word in ("-h", "--help") for word in argv):
+        print(USAGE, end="", flush=True)
+        return 0
+    if any(word != "--markdown" for word in argv):
+        print("error: t2i keys takes nothing but --markdown; see t2i keys --help.", file=sys.stderr)
+        return 2
+    path = folders.config_dir() / "keymap.toml"
+    keys, problem = read_keymap(path)
+    if argv:
+        text = markdown_table(keys)
+    else:
+        text = f"{plain_table(keys)}\n{LETTERS}\nYour own keys go into {folders.shown_path(path)}.\n"
+    print(text, end="", flush=True)
+    if problem is not None:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def plain_table(keys: Keys) -> str:
+    """Keys, id and purpose of every command, under a heading for each place where they work."""
+    rows = {command: " ".join(map(display, command.key_list)) for command in keys.commands}
+    across, along = max(map(len, rows.values())), max(len(command.id) for command in rows)
+    lines: list[str] = []
+    for scope, heading in HEADINGS.items():
+        lines += ["", heading] if lines else [heading]
+        lines += [
+            f"  {shown:<{across}}  {command.id:<{along}}  {command.tooltip}"
+            for command, shown in rows.items()
+            if command.scope == scope
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_table(keys: Keys) -> str:
+    """The same table as README shows it."""
+    lines = ["| keys | what it does | id in `keymap.toml` |", "|---|---|---|"]
+    for scope, heading in HEADINGS.items():
+        lines.append(f"| **{heading}** | | |")
+        for command in keys.commands:
+            if command.scope == scope:
+                shown = " ".join(_code(display(key)) for key in command.key_list)
+                lines.append(f"| {shown} | {command.tooltip} | `{command.id}` |")
+    return "\n".join(lines) + "\n"
+
+
+def _code(key: str) -> str:
+    """A key as Markdown code inside a table."""
+    return "`` ` ``" if key == "`" else f"`{key}`".replace("|", "\\|")
