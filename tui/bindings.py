@@ -1,7 +1,8 @@
 """Every key of the app in one table: screens, footer, help, palette, README and `keymap.toml` read it.
 
 A single character is a command letter: it works where no text is being typed, and with Alt everywhere. Other keys work
-everywhere on their screen. Keys that terminals cannot send apart from others are refused.
+everywhere on their screen, unless they edit the prompt while it has the focus. Keys that terminals cannot send apart
+from others are refused.
 """
 
 from __future__ import annotations
@@ -72,8 +73,7 @@ class Command:
     def textual_keys(self, *, first: bool) -> list[str]:
         """Textual's names of the keys that are asked first, before what has the focus, or of the others.
 
-        First come those of the prompt, which would type them, the Alt aliases of letters, and the way out. Never
-        empty: without any binding Textual's keymap could not give a command a key of this kind.
+        First come those of the prompt, which would type them, the Alt aliases of letters, and the way out.
         """
         found = []
         for key in self.key_list:
@@ -81,14 +81,18 @@ class Command:
                 found.append(_textual_key(key))
             if first and (alias := _alias(key)):
                 found.append(alias)
-        return found or [UNBOUND]
+        return found
 
     def bindings(self) -> list[Binding]:
-        """What Textual needs."""
+        """What Textual needs.
+
+        A keymap replaces the keys of bindings, and while the prompt has the focus Textual takes those of letters away
+        before: each of the two kinds has one more, which never rings.
+        """
         return [
             Binding(key, self.action, self.label, show=False, id=binding_id, priority=first)
             for binding_id, first in ((self.id, False), (f"{self.id}.first", True))
-            for key in self.textual_keys(first=first)
+            for key in (*self.textual_keys(first=first), UNBOUND)
         ]
 
 
@@ -132,7 +136,7 @@ COMMANDS = (
     Command("gallery.filter", "gallery", "/", "filter", "Filter", "Only prompts with these words"),
     Command("gallery.favourites", "gallery", "*", "favourites_only", "Favourites", "Only pictures with a star"),
     Command("gallery.back", "gallery", "escape l", "back", "Back", "Back to the prompt"),
-    Command("app.palette", "app", "ctrl+p", "command_palette", "Commands", "Every command, searched by name"),
+    Command("app.palette", "app", "ctrl+p", "command_palette", "Menu", "Every command, searched by name"),
     Command("app.help", "app", "f1 ?", "help", "Help", "All keys"),
     Command("app.redraw", "app", "ctrl+l", "redraw", "Redraw", "Paint the whole screen again"),
     Command(QUIT, "app", "ctrl+q q", "quit", "Quit", "Leave; prompt, queue and settings are kept"),
@@ -177,13 +181,14 @@ class Keys:
         changed = {}
         for default, command in zip(COMMANDS, self.commands, strict=True):
             if default.keys != command.keys:
-                changed[command.id] = ",".join(command.textual_keys(first=False))
-                changed[f"{command.id}.first"] = ",".join(command.textual_keys(first=True))
+                changed[command.id] = ",".join(command.textual_keys(first=False)) or UNBOUND
+                changed[f"{command.id}.first"] = ",".join(command.textual_keys(first=True)) or UNBOUND
         return changed
 
-    def shown(self, command_id: str) -> str:
-        """The first key of a command, as people write it."""
-        return display(self[command_id].key_list[0])
+    def shown(self, command_id: str, *, letter: bool = False) -> str:
+        """The first key of a command, as people write it; its letter, if it has one and that is preferred."""
+        keys = self[command_id].key_list
+        return display(next((key for key in keys if letter and len(key) == 1), keys[0]))
 
 
 def display(key: str) -> str:
@@ -245,7 +250,7 @@ def apply_keymap(values: Mapping[str, object]) -> tuple[Keys, list[str]]:
         keys = [_spelled(key) for key in value.replace(",", " ").split()] if isinstance(value, str) else []
         if command_id not in known:
             near = difflib.get_close_matches(command_id, known, n=1)
-            hint = f", did you mean {near[0]}?" if near else "; `t2i keys` lists them"
+            hint = f", the nearest is {near[0]}" if near else "; `t2i keys` lists them"
             problems.append(f"there is no command {command_id[:60]}{hint}")
         elif not keys:
             problems.append(f"{command_id} must be keys as text, such as {_default(command_id).keys!r}")
@@ -310,7 +315,7 @@ def _problem(key: str, scope: Scope) -> str | None:
     if len(key) == 1 or key in NAMED_KEYS or re.fullmatch(r"ctrl\+[a-z]|alt\+[a-z]|alt\+shift\+[a-z]", key):
         return None
     near = difflib.get_close_matches(key[:40], [*NAMED_KEYS, *(f"ctrl+{c}" for c in string.ascii_lowercase)], n=1)
-    return f"{key[:40]} cannot be used" + (f", did you mean {near[0]}?" if near else "")
+    return f"{key[:40]} cannot be used" + (f", the nearest is {near[0]}" if near else "")
 
 
 def _clashes(commands: Iterable[Command], wanted: Mapping[str, str]) -> Iterator[tuple[str, str]]:

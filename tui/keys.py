@@ -16,7 +16,7 @@ HEADINGS: dict[Scope, str] = {
     "gallery": "In the gallery",
     "app": "Everywhere",
 }
-LETTERS = "Letters work where no text is being typed (Tab or Esc leaves the prompt), and all but f with Alt in the prompt, too."
+LETTERS = "Letters work where no text is being typed (Tab or Esc leaves the prompt); all but f with Alt in it, too."
 USAGE = """\
 usage: t2i keys [--markdown]
 

@@ -176,7 +176,7 @@ class Parameters:
         chosen, seed, count = values.get("chosen"), values.get("seed"), values.get("count")
         if isinstance(chosen, Mapping):
             for name in CHOICES:
-                value = chosen.get(name)
+                value: Any = chosen.get(name)
                 with suppress(RequestError):
                     Request("check", **{name: value})
                     if value is not None:

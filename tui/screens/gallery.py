@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.cells import cell_len
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.content import Content
-from textual.geometry import Size
 from textual.message import Message
 from textual.widgets import Input, Static
 from textual.worker import get_current_worker
@@ -104,8 +104,7 @@ class Gallery(PicturesScreen):
         self.grid = self.query_one(PictureGrid)
         self.filter = self.query_one(Input)
         self.filter.cursor_blink = False
-        keys = self.t2i.keys
-        self.query_one(KeyBar).show(tuple((keys.shown(name), keys[name].label) for name in GALLERY_BAR))
+        self._show_keys()
         self.grid.focus()
         self._favourites = self.t2i.session.history.favourites()
         self._show()
@@ -230,16 +229,15 @@ class Gallery(PicturesScreen):
         if self._words:
             stars = " and a star" if self._favourites_only else ""
             return f"No picture has these words in its prompt{stars}."
-        return (
-            f"No picture has a star yet: {keys.shown('image.favourite')} gives one, "
-            f"{keys.shown('gallery.favourites')} shows all pictures again."
-        )
+        give, leave = keys.shown("image.favourite"), keys.shown("gallery.favourites")
+        return f"No picture here has a star: {give} gives one, {leave} shows all pictures again."
 
     @on(PictureGrid.Selected)
     def _update_lines(self) -> None:
         """What is above the pictures and below."""
         count, everything = len(self._shown), len(self._files)
-        left = [f"{count} of {everything} pictures" if count != everything else f"{count} pictures"]
+        left = [f"{count} of {everything}" if count != everything else f"{count}"]
+        left[0] += " picture" if everything == 1 else " pictures"
         if self._words:
             left.append(f"with {self.filter.value.strip()!r}" + (" (reading)" if self._searching else ""))
         if self._favourites_only:
@@ -251,11 +249,12 @@ class Gallery(PicturesScreen):
         file = self.grid.selected
         if file is None:
             return ""
-        width = self.size.width - 2
         place = f"{self.grid.place + 1}/{len(self._shown)}"
-        name = shortened(file.path.name, width // 3)
-        facts = self._facts.get(file, Facts())
-        return f"{place}  {shortened(facts.prompt, max(8, width - len(place) - len(name) - 4))}  {name}"
+        prompt, name = self._facts.get(file, Facts()).prompt, file.path.name
+        ellipsis = "..." if self.t2i.profile.ascii else "\u2026"
+        room = self.size.width - 2 - len(place) - 4
+        name = shortened(name, max(room - cell_len(prompt), room // 3), ellipsis)
+        return f"{place}  {shortened(prompt, room - cell_len(name), ellipsis)}  {name}"
 
     def _caption(self, file: PictureFile) -> str:
         facts = self._facts.get(file)
@@ -264,6 +263,11 @@ class Gallery(PicturesScreen):
         star = ("+ " if self.t2i.profile.ascii else "\u2605 ") if file.path in self._favourites else ""
         text = f"{facts.seed} {facts.prompt}" if facts.seed is not None else file.path.name
         return f"{star}{text}"
+
+    def _show_keys(self) -> None:
+        keys = self.t2i.keys
+        bar = tuple((keys.shown(name), keys[name].label) for name in GALLERY_BAR)
+        self.query_one(KeyBar).show((("Enter", "Keep"), ("Esc", "All pictures")) if self.filter.display else bar)
 
     def on_resize(self) -> None:
         """The lines are as long as the screen is wide."""
@@ -275,6 +279,7 @@ class Gallery(PicturesScreen):
         """Ask for words."""
         self.filter.display = True
         self.filter.focus()
+        self._show_keys()
 
     @on(Input.Changed)
     def _filter_changed(self) -> None:
@@ -285,6 +290,7 @@ class Gallery(PicturesScreen):
         """Back to the pictures; the words stay."""
         self.grid.focus()
         self.filter.display = False
+        self._show_keys()
 
     def action_favourites_only(self) -> None:
         """Only pictures with a star, or all."""
@@ -332,7 +338,7 @@ class Gallery(PicturesScreen):
 
 
 def pictures_in(folder: Path) -> list[PictureFile]:
-    """The PNG files in `folder`, newest first: by the number in the name where there is one, else by the time of change.
+    """The PNG files in `folder`, newest first: by the number in the name, where there is none by the time of change.
 
     Raises `OSError` or, for what is no path, `ValueError`.
     """

@@ -217,7 +217,8 @@ class MainScreen(PicturesScreen):
     def _show_keys(self) -> None:
         ids = PROMPT_BAR if self.prompt.has_focus else LIST_BAR
         keys = self.t2i.keys
-        self.query_one(KeyBar).show(tuple((keys.shown(name), keys[name].label) for name in ids))
+        letters = not self.prompt.has_focus
+        self.query_one(KeyBar).show(tuple((keys.shown(name, letter=letters), keys[name].label) for name in ids))
 
     def _limit_preview(self) -> None:
         """How large pictures are drawn: over SSH a frame costs seconds of a slow line."""
@@ -258,10 +259,6 @@ class MainScreen(PicturesScreen):
         """For the next start."""
         self.t2i.session.history.save("draft", self.prompt.text)
         self.t2i.tell_notices()
-
-    @on(PromptArea.Submitted)
-    def _submitted(self) -> None:
-        self.action_generate()
 
     @on(PromptArea.Left)
     def _left(self) -> None:
@@ -319,31 +316,31 @@ class MainScreen(PicturesScreen):
 
     def action_generate(self) -> None:
         """The prompt as it is."""
-        self._enqueue()
+        self.prompt.submit()
 
     def action_generate_new_seed(self) -> None:
         """The prompt with a new seed, even if one is locked."""
-        self._enqueue(new_seed=True)
+        self.prompt.submit("new seed")
 
     def action_generate_now(self) -> None:
         """This one first: the running picture is given up at once."""
-        if self._enqueue(first=True) and self.t2i.session.running is not None:
-            self.t2i.cancel(after_step=False)
+        self.prompt.submit("first")
 
-    def _enqueue(self, *, new_seed: bool = False, first: bool = False) -> bool:
+    @on(PromptArea.Submitted)
+    def _submitted(self, event: PromptArea.Submitted) -> None:
         session = self.t2i.session
+        first = event.how == "first"
         try:
-            jobs = session.enqueue(clean(self.prompt.text).strip(), new_seed=new_seed, first=first)
+            jobs = session.enqueue(clean(event.text).strip(), new_seed=event.how == "new seed", first=first)
         except RequestError as error:
             self.t2i.say(str(error), "error")
-            return False
+            return
         self.save_draft()
-        if session.running is not None:
-            self.t2i.say(f"Queued: {len(jobs)} more, {len(session.queue)} waiting.")
-        elif session.paused and len(session.queue) == len(jobs):  # nothing else waits for the pause to end
+        if session.running is None and len(session.queue) == len(jobs):  # nothing else waits for the pause to end
             session.paused = False
+        if first and session.running is not None:
+            self.t2i.cancel(after_step=False)
         self.t2i.go_on()
-        return True
 
     def action_cancel(self) -> None:
         """First after this step, then at once; copies where text is selected."""

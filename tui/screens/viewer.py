@@ -13,7 +13,6 @@ from textual.binding import Binding
 from textual.containers import Container
 from textual.content import Content
 from textual.message import Message
-from textual.widget import Widget
 from textual.widgets import Static
 
 from engine.events import Preview
@@ -30,7 +29,7 @@ MAX_SIDE = 2048  # pixels of what is handed to a terminal that shows real pictur
 
 
 class Viewer(PicturesScreen):
-    """A picture of the screen below, in half-blocks or, where the terminal can, as it is."""
+    """A picture of the screen below: in half-blocks, or as it is where the app found that the terminal can."""
 
     BINDINGS = [
         *bindings_of("pictures"),
@@ -48,7 +47,7 @@ class Viewer(PicturesScreen):
 
     @dataclass
     class Loaded(Message, bubble=False):
-        """What is in the file: None and a sentence where it cannot be shown or says nothing about itself."""
+        """What is in the file; None for what it cannot give."""
 
         generation: int
         frame: Preview | None
@@ -57,19 +56,133 @@ class Viewer(PicturesScreen):
     def __init__(self, path: Path, neighbour: Callable[[Path, int], Path | None]) -> None:
         """`neighbour` gives the picture before (-1) or after (1) another one, if there is one."""
         super().__init__()
-        self._path_shown = path
+        self._file = path
         self._neighbour = neighbour
-        self._after_delete: Path | None = None
-        self._generation = 0
-        self._record: Record | None = None
-        # The class of a widget that shows a picture by the terminal's own graphics, where there is one.
-        self._images: Callable[[], Any] | None = getattr(self.t2i, "images", None)
+        self._next_file: Path | None = None  # where a deleted picture leaves a gap
+        self._image: Any = None  # the widget that shows a picture by the terminal's own graphics, where there is one
+        self._loading = 0  # the number of the latest load
+        self._loaded: Viewer.Loaded | None = None
 
     def compose(self) -> ComposeResult:
         """The picture, and a line of text below it."""
-        if self._images is None:
+        images: Callable[[], Any] | None = getattr(self.t2i, "images", None)
+        if images is None:
             yield PictureView(rendering=self.t2i.rendering, id="picture")
         else:
+            self._image = images()
             with Container(id="frame"):
-                yield self._images()
+                yield self._image
             yield Static(id="line", markup=False)
+
+    def on_resize(self) -> None:
+        """At first, and where the terminal gets another size: as large as it fits."""
+        self.call_after_refresh(self._load)
+
+    def on_unmount(self) -> None:
+        """The terminal keeps pictures that it was sent until it is told not to."""
+        if self._image is not None:
+            self._image.image = None
+
+    def _load(self) -> None:
+        self._loading += 1
+        generation, path, thumbnails = self._loading, self._file, self.t2i.thumbnails
+        room = None if self._image is not None else self.query_one(PictureView).room
+
+        def read() -> None:
+            if generation != self._loading:  # the arrow is held down
+                return
+            try:
+                record = read_record(path)
+            except RequestError:
+                record = None
+            if room is None:
+                frame = read_small(path, MAX_SIDE, MAX_SIDE)
+            else:
+                frame = thumbnails.get(path, room.width, room.height)
+            self.post_message(self.Loaded(generation, frame, record))
+
+        self._show_line(f"{path.name} ...")
+        self.run_worker(read, name="viewer", thread=True, exit_on_error=False)
+
+    @on(Loaded)
+    def _show(self, event: Loaded) -> None:
+        if event.generation != self._loading:
+            return
+        self._loaded = event
+        if self._image is not None:
+            from PIL import Image
+
+            frame = event.frame
+            picture = None if frame is None else Image.frombytes("RGB", (frame.width, frame.height), frame.rgb)
+            self._image.image = picture
+        self._show_line(self._description())
+
+    def _show_line(self, text: str) -> None:
+        text = shortened(text, self.size.width, "..." if self.t2i.profile.ascii else "\u2026")
+        if self._image is not None:
+            self.query_one("#line", Static).update(Content(text))
+        else:
+            self.query_one(PictureView).show(None if self._loaded is None else self._loaded.frame, text)
+
+    def _description(self) -> str:
+        loaded, name = self._loaded, self._file.name
+        if loaded is None or loaded.frame is None:
+            return f"{name} cannot be shown"
+        star = ("+ " if self.t2i.profile.ascii else "\u2605 ") * self.t2i.session.history.is_favourite(self._file)
+        if loaded.record is None:
+            return f"{star}{name}"
+        request = loaded.record.request
+        return f"{star}{name}  seed {request.seed}  {request.width}x{request.height}  {request.prompt}"
+
+    def action_go(self, step: int) -> None:
+        """To the picture before or after."""
+        path = self._neighbour(self._file, step)
+        if path is not None:
+            self._go_to(path)
+
+    def _go_to(self, path: Path) -> None:
+        self._file = path
+        below = screen_below(self)
+        if isinstance(below, Gallery):
+            below.select(path)
+        self._load()
+
+    def action_view(self) -> None:
+        """The key that came here leads back."""
+        self.action_back()
+
+    def action_back(self) -> None:
+        """To the screen below."""
+        self.dismiss()
+
+    def selected_path(self) -> Path | None:
+        """The picture."""
+        return self._file
+
+    def neighbour(self, path: Path, step: int) -> Path | None:
+        """As on the screen below."""
+        return self._neighbour(path, step)
+
+    def action_delete(self) -> None:
+        """As everywhere; the next picture, or the one before, takes the place."""
+        self._next_file = self._neighbour(self._file, 1) or self._neighbour(self._file, -1)
+        super().action_delete()
+
+    def pictures_changed(self) -> None:
+        """A star, or the picture has gone."""
+        below = screen_below(self)
+        if below is not None:
+            below.pictures_changed()
+        if self._file.is_file():
+            self._show_line(self._description())
+        elif self._next_file is not None:
+            self._go_to(self._next_file)
+        else:
+            self.dismiss()
+
+
+def screen_below(screen: PicturesScreen) -> PicturesScreen | None:
+    """The screen with pictures that `screen` lies on."""
+    stack = screen.app.screen_stack
+    below = stack[max(0, stack.index(screen) - 1)]
+    return below if isinstance(below, PicturesScreen) and below is not screen else None

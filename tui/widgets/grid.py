@@ -84,7 +84,7 @@ class PictureGrid(Widget, can_focus=True):
         super().__init__(id=id)
         self._caption = caption
         self._rendering: Rendering = rendering
-        self._bar, self._mark = ("|", ">") if ascii_only else ("\u2503", "\u25b6")
+        self._bar, self._mark, self._ellipsis = ("|", ">", "...") if ascii_only else ("\u2503", "\u25b6", "\u2026")
         self._files: Sequence[PictureFile] = ()
         self._places: dict[Path, int] = {}
         self._sentence = ""
@@ -165,6 +165,11 @@ class PictureGrid(Widget, can_focus=True):
         return max(1, self.size.height // self._tile.height)
 
     @property
+    def _last_top(self) -> int:
+        """The first row on the screen where the last one is on it, too."""
+        return max(0, -(-len(self._files) // self._columns) - self._whole_rows)
+
+    @property
     def _margin(self) -> int:
         return max(0, self.size.width - self._columns * self._tile.width) // 2
 
@@ -187,7 +192,7 @@ class PictureGrid(Widget, can_focus=True):
     def _reveal(self) -> bool:
         """Scroll as far as the selection asks for; returns whether that was at all."""
         row, before = self._place // self._columns, self._top
-        self._top = min(max(self._top, row - self._whole_rows + 1), row)
+        self._top = max(min(self._top, row, self._last_top), row - self._whole_rows + 1, 0)
         return self._top != before
 
     def _want(self) -> None:
@@ -214,7 +219,7 @@ class PictureGrid(Widget, can_focus=True):
         """Up or down; a last row that is not full is reached, too."""
         place = self._place + rows * self._columns
         last_row = (len(self._files) - 1) // self._columns
-        if 0 <= place and place // self._columns <= last_row:
+        if place >= 0 and place // self._columns <= last_row:
             self.select(place)
 
     def action_move_pages(self, pages: int) -> None:
@@ -254,8 +259,7 @@ class PictureGrid(Widget, can_focus=True):
         self._scroll(-1)
 
     def _scroll(self, rows: int) -> None:
-        last = max(0, -(-len(self._files) // self._columns) - self._whole_rows)
-        top = min(max(0, self._top + rows), last)
+        top = min(max(0, self._top + rows), self._last_top)
         if top != self._top:
             self._top = top
             self.refresh()
@@ -283,7 +287,7 @@ class PictureGrid(Widget, can_focus=True):
         if line == height - 1:
             muted = base + self.get_component_rich_style("grid--caption", partial=True)
             text = f"{self._mark} " * (place == self._place) + self._caption(self._files[place])
-            segment = Segment(shortened(text, inner), selected if place == self._place else muted)
+            segment = Segment(shortened(text, inner, self._ellipsis), selected if place == self._place else muted)
             middle = Strip([segment]).adjust_cell_length(inner, base)
         else:
             middle = self._picture_line(self._files[place], line, inner, base)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 
 from rich.segment import Segment
@@ -50,7 +51,7 @@ class ParametersPanel(Widget, can_focus=True):
         self.refresh(layout=True)
 
     def get_content_height(self, container: object, viewport: object, width: int) -> int:
-        """A row each, one for the range, one for a problem."""
+        """A row each, one for the range, one for the keys; a problem takes both."""
         return len(self.parameters.names()) + 2
 
     def on_key(self, event: events.Key) -> None:
@@ -137,9 +138,10 @@ class ParametersPanel(Widget, can_focus=True):
                 value = self._typed + "_"
             text = shortened(f" {name:<10} {value}", width)
             return Strip([Segment(text, style)]).adjust_cell_length(width, style)
-        if y == len(names) and names:
-            if self._problem:
-                return self._line(self._problem, base + self._style("error"))
+        if self._problem and y < len(names) + 2:
+            lines = textwrap.wrap(self._problem, max(1, width - 2), max_lines=2, placeholder="...")
+            return self._line("".join(lines[y - len(names) :][:1]), base + self._style("error"))
+        if y == len(names):
             return self._line(f"{names[row]}: {self.parameters.allowed(names[row])}", base + self._style("muted"))
         if y == len(names) + 1 and self.has_focus:
             return self._line("arrows change, digits or Enter type", base + self._style("muted"))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from textual import events
-from textual.actions import SkipAction
 from textual.message import Message
 from textual.widgets import TextArea
 
 from tui.bindings import bindings_of, types
 from tui.text import clean
+
+How = Literal["as usual", "new seed", "first"]
 
 
 class PromptArea(TextArea):
@@ -21,7 +23,10 @@ class PromptArea(TextArea):
 
     @dataclass
     class Submitted(Message):
-        """The person wants a picture of the prompt."""
+        """The person wants a picture of the prompt as it was when the key was pressed; `how` is the key's meaning."""
+
+        text: str
+        how: How
 
     @dataclass
     class Left(Message):
@@ -47,38 +52,50 @@ class PromptArea(TextArea):
         self.replace(text, self.document.start, self.document.end)
         self.move_cursor(self.document.end)
 
+    # The app runs a key's action at once, while letters that were typed before it may still wait in this widget's
+    # queue, as they do when both arrive in one packet: every action here queues behind them.
+
+    def submit(self, how: How = "as usual") -> None:
+        """Post `Submitted` with all that was typed until now."""
+        self.call_later(lambda: self.post_message(self.Submitted(self.text, how)))
+
     def action_submit(self) -> None:
         """Generate, or a new line where the two are swapped."""
         if self.enter_submits:
-            self.post_message(self.Submitted())
+            self.submit()
         else:
-            self._break_line()
+            self.call_later(self._break_line)
 
     def action_newline(self) -> None:
         """A new line, or generate where the two are swapped."""
         if self.enter_submits:
-            self._break_line()
+            self.call_later(self._break_line)
         else:
-            self.post_message(self.Submitted())
+            self.submit()
 
     def _break_line(self) -> None:
         self.replace("\n", *self.selection, maintain_selection_offset=False)
 
     def action_leave(self) -> None:
         """To the pictures."""
-        self.post_message(self.Left())
+        self.call_later(lambda: self.post_message(self.Left()))
 
     def action_history(self, step: int) -> None:
         """An earlier (-1) or later (1) prompt, from the first or the last line only."""
+        self.call_later(self._walk, step)
+
+    def _walk(self, step: int) -> None:
         row = self.wrapped_document.location_to_offset(self.cursor_location).y
         edge = 0 if step < 0 else self.wrapped_document.height - 1
         if row != edge or not self.selection.is_empty:
-            raise SkipAction
+            self._move(step)
+            return
         if self._place >= 0 and self.text != clean(self._earlier[self._place]):
             self._place = -1  # an earlier prompt that was changed is the draft now
         if self._place < 0:
             if step > 0:
-                raise SkipAction
+                self._move(step)
+                return
             self._draft, self._earlier = self.text, [text for text in self._history() if text != self.text]
         place = self._place - step
         if place >= len(self._earlier):
@@ -87,6 +104,13 @@ class PromptArea(TextArea):
         self._replace(self._draft if self._place < 0 else clean(self._earlier[self._place]))
         if step < 0:
             self.move_cursor(self.document.start)
+
+    def _move(self, step: int) -> None:
+        """As the keys would that history took: Textual does not ask the base class after an action was skipped."""
+        if step < 0:
+            self.action_cursor_up()
+        else:
+            self.action_cursor_down()
 
     async def _on_key(self, event: events.Key) -> None:
         if event.is_printable and not types(event):

@@ -1,0 +1,90 @@
+"""The app in a real pseudo-terminal: what it writes is read, as a terminal does, and counted."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import signal
+import struct
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = 20  # seconds
+
+
+class Terminal:
+    """A program in a pseudo-terminal of its own session, the way a terminal window or sshd starts it."""
+
+    def __init__(self, command: Sequence[str], size: tuple[int, int] = (80, 24), **environment: str) -> None:
+        self.pid, self._master = pty.fork()
+        if self.pid == 0:
+            os.chdir(ROOT)
+            os.environ.update({"TERM": "xterm-256color", "COLORTERM": "truecolor", "LANG": "C.UTF-8", **environment})
+            os.execv(sys.executable, [sys.executable, *command])
+        self.resize(*size)
+        self.bytes_read = 0
+        self.last_write = time.monotonic()  # when the program last wrote
+        self.tail = b""
+        self._closing = False
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def resize(self, columns: int, rows: int) -> None:
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def write(self, data: bytes) -> None:
+        os.write(self._master, data)
+
+    def wait_for(self, text: bytes) -> None:
+        """Until the program has written `text` since the last call."""
+        self.wait(lambda: text in self.tail)
+        self.tail = b""
+
+    def wait(self, done: Callable[[], object]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not done():
+            assert time.monotonic() < deadline, f"waited in vain; the last words: {self.tail[-600:]!r}"
+            time.sleep(0.005)
+
+    def close(self) -> None:
+        """The window is closed, the connection drops: the program gets SIGHUP and can write no more."""
+        self._closing = True
+        self._reader.join(PATIENCE)
+        os.close(self._master)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        os.kill(self.pid, number)
+
+    def exit_code(self) -> int:
+        """Wait for the end; a signal's number is negative."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.005)
+        raise AssertionError("the program does not end")
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.pid).children(recursive=True)
+
+    def _read(self) -> None:
+        while not self._closing:
+            if not select.select([self._master], [], [], 0.02)[0]:
+                continue
+            try:
+                data = os.read(self._master, 65536)
+            except OSError:
+                return
+            self.bytes_read += len(data)
+            self.last_write = time.monotonic()
+            self.tail = (self.tail + data)[-100_000:]

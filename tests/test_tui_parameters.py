@@ -1,0 +1,601 @@
+"""Parameters: what a model offers, what a person may choose of it, and the panel where they do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from textual import events
+from textual.pilot import Pilot
+
+from engine.request import MAX_COUNT, MAX_GUIDANCE, MAX_SEED, PRECISIONS, Option, Request, RequestError
+from tests.apps import run, running, screen_text
+from tui.app import T2IApp
+from tui.parameters import Parameters
+from tui.screens.dialogs import ParametersWindow
+from tui.widgets.parameters import MAX_TYPED, ParametersPanel
+
+
+def options(*, side: int = 1024, top: int = 2048, steps: int = 28, guided: bool = True) -> tuple[Option, ...]:
+    """What an open model announces."""
+    offered = [
+        Option("steps", steps, 1, 1000, 1),
+        Option("width", side, 64, top, 16),
+        Option("height", side, 64, top, 16),
+        Option("guidance", 3.5, 0, MAX_GUIDANCE, 0.5),
+        Option("precision", "bf16", choices=PRECISIONS),
+    ]
+    return tuple(option for option in offered if guided or option.name != "guidance")
+
+
+DEV, SCHNELL = options(), options(side=512, top=768, steps=4, guided=False)
+NAMES = ["steps", "size", "guidance", "precision", "seed", "count"]
+
+
+@pytest.fixture
+def parameters() -> Parameters:
+    return Parameters(DEV)
+
+
+# What is offered.
+
+
+def test_rows_are_what_the_model_announces_with_width_and_height_as_one(parameters: Parameters) -> None:
+    assert parameters.names() == NAMES
+    assert Parameters(SCHNELL).names() == ["steps", "size", "precision", "seed", "count"]
+    assert Parameters().names() == ["seed", "count"]  # before there is a model
+
+
+def test_at_first_everything_is_as_the_model_prefers(parameters: Parameters) -> None:
+    assert {name: parameters.shown(name) for name in NAMES} == {
+        "steps": "28",
+        "size": "1024x1024",
+        "guidance": "3.5",
+        "precision": "bf16",
+        "seed": "random",
+        "count": "1",
+    }
+    assert all(parameters.is_default(name) for name in NAMES)
+    assert parameters.chosen == {}
+
+
+def test_what_is_allowed_is_said(parameters: Parameters) -> None:
+    assert {name: parameters.allowed(name) for name in NAMES} == {
+        "steps": "1 to 1000",
+        "size": "64 to 2048, multiples of 16",
+        "guidance": "0 to 30",
+        "precision": "fp32 or bf16",
+        "seed": "random, or 0 to 2**63 - 1",
+        "count": "1 to 1000",
+    }
+
+
+# Step by step.
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "direction", "after"),
+    [
+        ("steps", 28, 1, 29),
+        ("steps", 28, -1, 27),
+        ("steps", 1, -1, 1),
+        ("steps", 1000, 1, 1000),
+        ("guidance", 3.5, 1, 4.0),
+        ("guidance", 3.7, 1, 4.0),
+        ("guidance", 3.7, -1, 3.5),
+        ("guidance", 0.0, -1, 0.0),
+        ("guidance", 0.3, -1, 0.0),
+        ("guidance", 29.9, 1, 30.0),
+        ("guidance", 30.0, 1, 30.0),
+        ("precision", "bf16", 1, "fp32"),
+        ("precision", "bf16", -1, "fp32"),
+        ("seed", None, 1, None),
+        ("seed", None, -1, None),
+        ("seed", 7, 1, 8),
+        ("seed", 0, -1, 0),
+        ("seed", MAX_SEED, 1, MAX_SEED),
+        ("count", 1, 1, 2),
+        ("count", 1, -1, 1),
+        ("count", MAX_COUNT, 1, MAX_COUNT),
+    ],
+)
+def test_a_step_goes_to_the_next_value_and_stops_at_the_ends(
+    name: str, start: Any, direction: int, after: Any, parameters: Parameters
+) -> None:
+    if name in ("seed", "count"):
+        setattr(parameters, name, start)
+    else:
+        parameters.write(name, str(start))
+    parameters.step(name, direction)
+    assert parameters.value(name) == after
+    assert type(parameters.value(name)) is type(after)
+    Request("the engine takes it", **parameters.chosen)
+
+
+def test_back_at_the_models_own_value_nothing_is_chosen(parameters: Parameters) -> None:
+    for name in ("steps", "guidance", "precision"):
+        parameters.step(name, 1)
+        assert not parameters.is_default(name)
+        parameters.step(name, -1)
+        assert parameters.is_default(name)
+    assert parameters.chosen == {}
+
+
+@pytest.mark.parametrize(("side", "top"), [(1024, 2048), (512, 768), (512, 512), (128, 128), (2048, 2048)])
+def test_sizes_are_of_the_usual_proportions_and_about_as_large_as_the_default(side: int, top: int) -> None:
+    parameters = Parameters(options(side=side, top=top))
+    sizes = parameters.sizes()
+    assert len(sizes) == len(set(sizes))
+    assert sizes[0] == (side, side)
+    for width, height in sizes:
+        assert width % 16 == height % 16 == 0
+        assert 64 <= width <= top
+        assert 64 <= height <= top
+        assert width * height <= 1.1 * side * side
+        if max(width, height) < top:
+            assert width * height >= 0.9 * side * side
+        assert (height, width) in sizes  # upright, too
+        Request("the engine takes it", width=width, height=height)
+    if top >= 1.5 * side:
+        assert len(sizes) == 11
+
+
+def test_steps_go_through_all_sizes_and_around(parameters: Parameters) -> None:
+    for direction in (1, -1):
+        seen = []
+        for _ in parameters.sizes():
+            seen.append(parameters.value("size"))
+            parameters.step("size", direction)
+        assert sorted(seen) == sorted(parameters.sizes())
+        assert parameters.is_default("size")
+
+
+def test_a_size_of_ones_own_is_one_of_the_sizes_while_it_is_chosen(parameters: Parameters) -> None:
+    usual = parameters.sizes()
+    parameters.write("size", "640x80")
+    assert parameters.sizes() == [*usual, (640, 80)]
+    parameters.step("size", 1)
+    assert parameters.value("size") in usual
+    parameters.write("size", "640x80")
+    parameters.step("size", -1)
+    assert parameters.value("size") == usual[-1]
+
+
+# Written.
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("steps", "8", 8),
+        ("steps", " 1000 ", 1000),
+        ("steps", "007", 7),
+        ("size", "512x768", (512, 768)),
+        ("size", "512 X 768", (512, 768)),
+        ("size", "512\u00d7768", (512, 768)),
+        ("size", "512*768", (512, 768)),
+        ("size", "512 768", (512, 768)),
+        ("size", "64x2048", (64, 2048)),
+        ("guidance", "4", 4.0),
+        ("guidance", "4.", 4.0),
+        ("guidance", ".25", 0.25),
+        ("guidance", "0", 0.0),
+        ("precision", "fp32", "fp32"),
+        ("precision", "F", "fp32"),
+        ("seed", "0", 0),
+        ("seed", str(MAX_SEED), MAX_SEED),
+        ("seed", "random", None),
+        ("seed", "R", None),
+        ("count", "1000", 1000),
+    ],
+)
+def test_a_value_can_be_written(name: str, text: str, value: Any, parameters: Parameters) -> None:
+    parameters.seed = 5
+    parameters.write(name, text)
+    assert parameters.value(name) == value
+    assert type(parameters.value(name)) is type(value)
+
+
+def test_an_empty_text_is_the_models_own_choice(parameters: Parameters) -> None:
+    for name, text in zip(NAMES, ("8", "512x512", "1", "fp32", "7", "3"), strict=True):
+        parameters.write(name, text)
+        assert not parameters.is_default(name)
+    for name in NAMES:
+        parameters.write(name, "  ")
+        assert parameters.is_default(name), name
+    assert parameters.to_dict() == {"chosen": {}, "seed": None, "count": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("steps", "0", "steps must be a whole number from 1 to 1000, got 0."),
+        ("steps", "1001", "steps must be a whole number from 1 to 1000, got 1001."),
+        ("steps", "8.5", "steps must be a whole number, 1 to 1000; got '8.5'."),
+        ("steps", "-8", "steps must be a whole number, 1 to 1000; got '-8'."),
+        ("steps", "eight", "steps must be a whole number, 1 to 1000; got 'eight'."),
+        ("steps", "\u0668", "steps must be a whole number, 1 to 1000; got '\u0668'."),
+        ("steps", "9" * 30, f"steps must be a whole number, 1 to 1000; got '{'9' * 30}'."),
+        ("size", "512", "size must be width x height, such as 1024x1024, got '512'."),
+        ("size", "x", "size must be width x height, such as 1024x1024, got 'x'."),
+        ("size", "512x", "size must be width x height, such as 1024x1024, got '512x'."),
+        ("size", "500x512", "width 500 is not a multiple of 16; the nearest are 496 and 512."),
+        ("size", "512x500", "height 500 is not a multiple of 16; the nearest are 496 and 512."),
+        ("size", "512x48", "height must be a whole number from 64 to 2048, got 48."),
+        ("size", "4096x512", "width must be a whole number from 64 to 2048, got 4096."),
+        ("guidance", "31", "guidance must be a number from 0 to 30, got 31.0."),
+        ("guidance", "-1", "guidance must be a number, 0 to 30; got '-1'."),
+        ("guidance", "nan", "guidance must be a number, 0 to 30; got 'nan'."),
+        ("guidance", "1e1", "guidance must be a number, 0 to 30; got '1e1'."),
+        ("guidance", ".", "guidance must be a number, 0 to 30; got '.'."),
+        ("precision", "fp16", "precision must be fp32 or bf16, got 'fp16'."),
+        ("precision", "\x1b[2J", "precision must be fp32 or bf16, got '\\x1b[2J'."),
+        ("seed", "-1", "seed must be a whole number, random, or 0 to 2**63 - 1; got '-1'."),
+        ("seed", str(MAX_SEED + 1), f"seed must be a whole number from 0 to 2**63 - 1, got {MAX_SEED + 1}."),
+        ("seed", "x" * 99, f"seed must be a whole number, random, or 0 to 2**63 - 1; got '{'x' * 40}'."),
+        ("count", "0", "count must be a whole number from 1 to 1000, got 0."),
+        ("count", "1001", "count must be a whole number from 1 to 1000, got 1001."),
+    ],
+)
+def test_what_cannot_be_is_explained_and_changes_nothing(
+    name: str, text: str, message: str, parameters: Parameters
+) -> None:
+    with pytest.raises(RequestError) as refused:
+        parameters.write(name, text)
+    assert str(refused.value) == message
+    assert parameters == Parameters(DEV)
+
+
+def test_a_model_may_allow_less_than_a_request_does() -> None:
+    parameters = Parameters(SCHNELL)
+    with pytest.raises(RequestError, match=r"^width must be 64 to 768, multiples of 16 for this model, got 1024\.$"):
+        parameters.write("size", "1024x512")
+    few = Parameters((Option("steps", 4, 1, 8, 1),))
+    with pytest.raises(RequestError, match=r"^steps must be 1 to 8 for this model, got 9\.$"):
+        few.write("steps", "9")
+    assert parameters.chosen == few.chosen == {}
+
+
+# From a picture, to another model, and back.
+
+
+def test_everything_that_a_picture_chose_is_taken_over(parameters: Parameters) -> None:
+    parameters.count = 3
+    request = Request("p", steps=8, seed=5, width=512, height=768, guidance=2.0, precision="fp32")
+    assert parameters.take(request, seed=True) == []
+    chosen = {"steps": 8, "width": 512, "height": 768, "guidance": 2.0, "precision": "fp32"}
+    assert parameters == Parameters(DEV, chosen, 5, 3)  # how many are made is the person's own matter
+    assert parameters.take(Request("p", steps=28, seed=6, width=512), seed=False) == []
+    assert parameters == Parameters(DEV, {"width": 512}, 5, 3)  # what it left open, and defaults, are the model's
+
+
+def test_without_its_seed_the_persons_own_stays(parameters: Parameters) -> None:
+    parameters.seed = 41
+    parameters.take(Request("p", seed=5), seed=False)
+    assert parameters.seed == 41
+    parameters.take(Request("p"), seed=True)
+    assert parameters.seed is None
+
+
+def test_what_this_model_lacks_is_named_and_its_own_choice_holds() -> None:
+    parameters = Parameters(SCHNELL, {"width": 256, "height": 320, "steps": 6})
+    request = Request("p", steps=8, width=1024, height=512, guidance=2.0, precision="bf16")
+    assert parameters.take(request, seed=False) == ["width", "guidance"]
+    assert parameters.chosen == {"steps": 8}
+    assert parameters.value("size") == (512, 512)
+
+
+def test_another_model_keeps_what_it_offers_too(parameters: Parameters) -> None:
+    for name, text in zip(NAMES, ("8", "1024x640", "2", "fp32", "7", "3"), strict=True):
+        parameters.write(name, text)
+    parameters.announce(SCHNELL)
+    assert parameters == Parameters(SCHNELL, {"steps": 8, "height": 640, "precision": "fp32"}, 7, 3)
+    parameters.announce(options(steps=8))
+    assert parameters.is_default("steps")  # what one model has to be told is another's own choice
+    assert parameters.shown("size") == "1024x640"
+    parameters.announce(())
+    assert parameters == Parameters((), {}, 7, 3)
+
+
+def test_what_was_chosen_comes_back(parameters: Parameters) -> None:
+    for name, text in zip(NAMES, ("8", "512x768", "2.5", "fp32", "7", "3"), strict=True):
+        parameters.write(name, text)
+    again = Parameters()
+    again.restore(json.loads(json.dumps(parameters.to_dict())))
+    again.announce(DEV)
+    assert again == parameters
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        None,
+        5,
+        "text",
+        [],
+        {},
+        {"chosen": None, "seed": None, "count": None},
+        {"chosen": [1], "seed": -1, "count": 0},
+        {"chosen": "steps", "seed": 2**63, "count": 1001},
+        {"chosen": {}, "seed": True, "count": False},
+        {"chosen": {}, "seed": 1.5, "count": "3"},
+        {"chosen": {"prompt": "x", "seed": 5, "count": 7, "nonsense": 1, "template": "t"}},
+        {"chosen": {"steps": "8", "width": 500, "height": None, "guidance": "much", "precision": ["fp32"]}},
+        {"chosen": {"steps": 0, "width": 8.5, "height": True, "guidance": float("nan"), "precision": 32}},
+    ],
+    ids=str,
+)
+def test_nonsense_of_an_earlier_version_is_passed_over(values: object) -> None:
+    parameters = Parameters()
+    parameters.restore(values)
+    assert parameters == Parameters()
+    Request("a job may be queued before there is a model", **parameters.chosen)
+    parameters.announce(DEV)
+    assert parameters == Parameters(DEV)
+
+
+def test_only_what_is_sound_is_restored() -> None:
+    parameters = Parameters()
+    parameters.restore({"chosen": {"steps": 8, "width": 500, "x": 1}, "seed": MAX_SEED, "count": 0})
+    assert parameters == Parameters((), {"steps": 8}, MAX_SEED, 1)
+
+
+# The panel.
+
+
+@asynccontextmanager
+async def panel(size: tuple[int, int]) -> AsyncIterator[tuple[T2IApp, Pilot[None], ParametersPanel]]:
+    """The app without an engine, and its panel with the focus: in a window at 80 x 24, on the screen at 200 x 60."""
+    async with running(size, engine=False) as (app, pilot):
+        app.session.parameters.announce(DEV)
+        app.main.parameters_changed()
+        await pilot.press("f9")
+        found = app.screen.query_one(ParametersPanel)
+        assert app.focused is found
+        assert isinstance(app.screen, ParametersWindow) == (size[0] < 160)
+        yield app, pilot, found
+
+
+both = pytest.mark.parametrize("size", [(80, 24), (200, 60)], ids=["window", "panel"])
+
+
+def row(app: T2IApp, name: str) -> str:
+    """A row of the panel as it is shown."""
+    lines = [line for line in screen_text(app).splitlines() if f" {name:<10} " in line]
+    return lines[-1].partition(f" {name:<10} ")[2].rstrip(" \u2502")
+
+
+@both
+def test_a_value_is_typed_and_taken_over_by_enter(size: tuple[int, int]) -> None:
+    async def test() -> None:
+        async with panel(size) as (app, pilot, _):
+            parameters = app.session.parameters
+            await pilot.press("8")
+            assert parameters.value("steps") == 28
+            assert row(app, "steps") == "8_"
+            await pilot.press("0", "backspace", "enter")
+            assert parameters.value("steps") == 8
+            assert row(app, "steps") == "8"
+            await pilot.press("down", "6", "4", "0", "x", "8", "0", "enter")
+            assert parameters.value("size") == (640, 80)
+            await pilot.press("down", ".", "5", "enter")
+            assert parameters.value("guidance") == 0.5
+            await pilot.press("down", "enter", "f", "p", "enter")  # letters after Enter only
+            assert parameters.value("precision") == "fp32"
+            await pilot.press("down", "7", "enter", "down", "3", "enter")
+            assert (parameters.seed, parameters.count) == (7, 3)
+            await pilot.press("up", "enter", "r", "enter")
+            assert parameters.seed is None
+
+    run(test())
+
+
+@both
+def test_what_was_changed_is_in_the_header_and_kept(size: tuple[int, int]) -> None:
+    async def test() -> None:
+        async with panel(size) as (app, pilot, _):
+            kept: list[dict[str, Any]] = []
+            app.session.save_parameters = lambda: kept.append(  # type: ignore[method-assign]
+                {**app.session.parameters.chosen}
+            )
+            await pilot.press("8", "enter")
+            assert kept == [{"steps": 8}]
+            await pilot.press("escape")
+            assert "steps 8" in screen_text(app).splitlines()[0]
+
+    run(test())
+
+
+@both
+def test_arrows_choose_a_row_and_change_its_value(size: tuple[int, int]) -> None:
+    async def test() -> None:
+        async with panel(size) as (app, pilot, _):
+            parameters = app.session.parameters
+            await pilot.press("right", "right", "left")
+            assert parameters.value("steps") == 29
+            await pilot.press("down", "right")
+            assert parameters.value("size") == parameters.sizes()[1]
+            await pilot.press("down", "left")
+            assert parameters.value("guidance") == 3.0
+            assert row(app, "guidance") == "3"
+            await pilot.press("up", "up", "up", "right")  # around, to the last row
+            assert parameters.count == 2
+            await pilot.press("down", "left")
+            assert parameters.value("steps") == 28
+            assert parameters.is_default("steps")
+
+    run(test())
+
+
+@both
+def test_backspace_and_delete_go_back_to_the_models_own_choice(size: tuple[int, int]) -> None:
+    async def test() -> None:
+        async with panel(size) as (app, pilot, _):
+            parameters = app.session.parameters
+            parameters.write("size", "512x512")
+            for key in ("backspace", "delete"):
+                parameters.write("steps", "8")
+                await pilot.press(key)
+                assert parameters.chosen == {"width": 512, "height": 512}
+            await pilot.press("8", "backspace", "backspace", "enter")  # an empty text as well
+            assert parameters.is_default("steps")
+
+    run(test())
+
+
+@both
+def test_what_cannot_be_is_said_until_something_else_is_done(size: tuple[int, int]) -> None:
+    async def test() -> None:
+        async with panel(size) as (app, pilot, _):
+            parameters = app.session.parameters
+            parameters.write("steps", "12")
+            await pilot.press("0", "enter")
+            assert parameters.value("steps") == 12
+            assert "steps must be a whole number" in screen_text(app)
+            assert "1000, got 0." in screen_text(app)  # all of it, though it is longer than the panel is wide
+            await pilot.press("down")
+            text = screen_text(app)
+            assert "steps must be a whole number" not in text
+            assert "size: 64 to 2048, multiples of 16" in text
+            await pilot.press("5", "enter")
+            assert "size must be width x height" in screen_text(app)
+            await pilot.press("right")
+            assert "size must be width x height" not in screen_text(app)
+
+    run(test())
+
+
+@both
+def test_escape_gives_up_typing_and_then_the_window(size: tuple[int, int]) -> None:
+    async def test() -> None:
+        async with panel(size) as (app, pilot, found):
+            await pilot.press("9", "9", "escape")
+            assert app.focused is found
+            assert app.session.parameters.is_default("steps")
+            assert row(app, "steps") == "28"
+            await pilot.press("5", "0", "enter")  # begins anew
+            assert app.session.parameters.value("steps") == 50
+            if size[0] < 160:
+                await pilot.press("escape")
+                assert len(app.screen_stack) == 1
+
+    run(test())
+
+
+@both
+def test_letters_are_text_while_a_value_is_typed(size: tuple[int, int]) -> None:
+    async def test() -> None:
+        async with panel(size) as (app, pilot, found):
+            await pilot.press("enter", *"qgxpd?", "space")
+            assert row(app, "steps") == "qgxpd? _"
+            assert app.focused is found
+            assert app.session.running is None
+            await pilot.press(*"1" * (MAX_TYPED + 5))
+            assert row(app, "steps") == "qgxpd? " + "1" * (MAX_TYPED - 7) + "_"
+            await pilot.press("up", "down", "left", "right")  # the row stays while its value is typed
+            await pilot.press("enter")
+            assert app.session.parameters.is_default("steps")
+            assert "steps must be a whole number" in screen_text(app)
+
+    run(test())
+
+
+@both
+def test_keys_with_a_modifier_are_not_typed_though_terminals_send_their_letter(size: tuple[int, int]) -> None:
+    async def test() -> None:
+        async with panel(size) as (app, pilot, _):
+            await pilot.press("enter", "1")
+            for key in ("alt+z", "alt+shift+z", "ctrl+t"):
+                app.post_message(events.Key(key, "z"))
+            await pilot.pause()
+            await pilot.press("2", "enter")
+            assert app.session.parameters.value("steps") == 12
+
+    run(test())
+
+
+def test_tab_goes_through_the_rows_and_on() -> None:
+    async def test() -> None:
+        async with panel((200, 60)) as (app, pilot, found):
+            await pilot.press(*["tab"] * (len(NAMES) - 1))
+            assert app.focused is found
+            await pilot.press("right")
+            assert app.session.parameters.count == 2
+            await pilot.press("tab")
+            assert app.focused is not found
+            found.focus()
+            await pilot.press(*["shift+tab"] * (len(NAMES) - 1))
+            assert app.focused is found
+            await pilot.press("8", "enter", "shift+tab")
+            assert app.session.parameters.value("steps") == 8
+            assert app.focused is not found
+
+    run(test())
+
+
+def test_what_was_being_typed_is_given_up_when_the_focus_goes() -> None:
+    async def test() -> None:
+        async with panel((200, 60)) as (app, pilot, found):
+            await pilot.press("9")
+            assert row(app, "steps") == "9_"
+            await pilot.press("f9")
+            assert app.focused is app.main.prompt
+            assert row(app, "steps") == "28"
+            found.focus()
+            await pilot.press("7", "enter")
+            assert app.session.parameters.value("steps") == 7
+
+    run(test())
+
+
+@both
+def test_a_click_chooses_the_row_under_it(size: tuple[int, int]) -> None:
+    async def test() -> None:
+        async with panel(size) as (app, pilot, found):
+            at = {name: (2, found.gutter.top + number) for number, name in enumerate(NAMES)}
+            await pilot.click(found, offset=at["guidance"])
+            await pilot.press("right")
+            assert app.session.parameters.chosen == {"guidance": 4.0}
+            await pilot.click(found, offset=at["steps"])
+            await pilot.press("right")
+            assert app.session.parameters.chosen == {"guidance": 4.0, "steps": 29}
+            await pilot.press("9")
+            await pilot.click(found, offset=at["count"])  # typing is given up
+            await pilot.press("right", "right")
+            await pilot.click(found, offset=(2, found.gutter.top + len(NAMES)))  # no row
+            await pilot.press("left")
+            assert app.session.parameters.chosen == {"guidance": 4.0, "steps": 29}
+            assert app.session.parameters.count == 2
+
+    run(test())
+
+
+@both
+def test_a_model_with_fewer_rows_may_come_at_any_time(size: tuple[int, int]) -> None:
+    async def test() -> None:
+        async with panel(size) as (app, pilot, _):
+            await pilot.press("up")  # the last of six
+            app.session.parameters.announce(SCHNELL)
+            await pilot.press("right")
+            assert app.session.parameters.count == 2  # the last of five
+            app.session.parameters.announce(())
+            app.screen.refresh(layout=True)
+            await pilot.pause()
+            await pilot.press("up", "down", "right", "backspace", "1", "enter")
+            assert app.session.parameters.chosen == {}
+            assert app.is_running
+
+    run(test())
+
+
+def test_the_window_shows_every_row_in_a_small_terminal() -> None:
+    async def test() -> None:
+        async with panel((60, 16)) as (app, _pilot, _):
+            text = screen_text(app)
+            assert all(f" {name:<10} " in text for name in NAMES)
+            assert "arrows change, digits or Enter type" in text
+
+    run(test())

@@ -1,0 +1,126 @@
+"""The app in a real pseudo-terminal: dropped connections, kills, quitting."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from engine import folders
+from tui.history import Adopted, History
+
+if sys.platform == "win32":
+    pytest.skip("pseudo-terminals are POSIX's", allow_module_level=True)
+
+from tests.terminals import Terminal
+
+PROMPT = "a red circle above a blue square"
+APP = ("-m", "tui", "--preview", "off")
+
+
+def left_behind() -> Adopted:
+    """What the next start would offer."""
+    history = History.open(folders.state_dir())
+    left = history.adopt()
+    history.close()
+    assert left is not None
+    return left
+
+
+def denoising() -> tuple[Terminal, psutil.Process]:
+    """The app in the middle of a long picture, a second one waiting, a third half typed; and its engine."""
+    history = History.open(folders.state_dir())
+    history.save("parameters", {"chosen": {"steps": 1000, "width": 256, "height": 256}, "seed": None, "count": 1})
+    history.save("draft", "")
+    history.close()
+    terminal = Terminal(APP)
+    terminal.wait_for(b"pictures")
+    terminal.write(PROMPT.encode() + b"\r")
+    terminal.wait_for(b"s/step")
+    engine = next(child for child in terminal.children() if "spawn_main" in " ".join(child.cmdline()))
+    terminal.write(b" at sunset\r and more")
+    terminal.wait_for(b"and more")
+    terminal.wait(lambda: [row for row in drafts() if row.endswith("and more")])
+    return terminal, engine
+
+
+def drafts() -> list[str]:
+    """All drafts in the file, of living sessions too."""
+    import sqlite3
+
+    with sqlite3.connect(folders.state_dir() / "history.sqlite3") as db:
+        return [str(value).strip('"') for (value,) in db.execute("SELECT value FROM saved WHERE key = 'draft'")]
+
+
+def check_what_is_left(engine: psutil.Process) -> None:
+    gone, _ = psutil.wait_procs([engine], timeout=30)
+    assert gone
+    left = left_behind()
+    assert [job.request.prompt for job in left.jobs] == [PROMPT, PROMPT + " at sunset"]
+    assert left.draft == PROMPT + " at sunset and more"
+    assert left.values["parameters"]["chosen"]["steps"] == 1000
+    assert not list(folders.default_output_dir().glob("*.png"))
+
+
+def test_a_dropped_connection_loses_nothing() -> None:
+    terminal, engine = denoising()
+    terminal.close()
+    assert terminal.exit_code() in (129, -signal.SIGHUP)
+    check_what_is_left(engine)
+
+
+def test_a_kill_loses_nothing_and_takes_the_engine_along() -> None:
+    terminal, engine = denoising()
+    terminal.kill()
+    assert terminal.exit_code() == -signal.SIGKILL
+    check_what_is_left(engine)
+
+
+@pytest.mark.parametrize("how", [b"\x11", signal.SIGTERM], ids=["ctrl+q", "SIGTERM"])
+def test_quitting_while_it_denoises_leaves_the_terminal_as_it_was(how: bytes | signal.Signals) -> None:
+    terminal, engine = denoising()
+    if isinstance(how, bytes):
+        terminal.write(how)
+    else:
+        terminal.kill(how)
+    assert terminal.exit_code() == 0
+    assert b"\x1b[?1049l" in terminal.tail  # back on the shell's screen
+    assert b"\x1b[?25h" in terminal.tail  # with its cursor
+    check_what_is_left(engine)
+
+
+def test_an_app_without_a_terminal_says_so(capfd: pytest.CaptureFixture[str]) -> None:
+    import subprocess
+
+    result = subprocess.run(
+        [sys.executable, "-m", "tui"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: the app needs a terminal")
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--thme", "dark"), "--theme"),
+        (("--output", "/no/such/folder"), "does not exist"),
+        (("--fps", "900"), "1 to 60"),
+        (("--color", "mauve"), "truecolor"),
+    ],
+)
+def test_bad_flags_end_with_one_sentence(flags: tuple[str, ...], words: str) -> None:
+    terminal = Terminal(("-m", "tui", *flags))
+    assert terminal.exit_code() == 2
+    terminal.wait(lambda: terminal.tail.endswith(b"\n"))
+    said = terminal.tail.decode()
+    assert said.startswith("error: ")
+    assert words in said
+    assert said.count("\n") == 1
