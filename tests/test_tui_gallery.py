@@ -42,7 +42,7 @@ OPTIONS = (
     Option("guidance", 3.5, 0, 10),
     Option("precision", "fp32", choices=("fp32", "bf16")),
 )
-SIZES = ((1, 1), (2, 2), (80, 1), (1, 24), (17, 9), (59, 12), (300, 100), (80, 24))
+SIZES = ((1, 1), (80, 1), (1, 24), (17, 9), (300, 100), (80, 24))
 
 
 def save(name: str, prompt: str = REQUEST.prompt, *, modified: float | None = None, **changes: Any) -> Path:
@@ -357,15 +357,20 @@ def test_the_filter_finds_all_words_in_any_case_while_one_types() -> None:
     async def test() -> None:
         async with running(engine=False) as (app, pilot):
             screen = await open_gallery(app, pilot)
-            await press(app, pilot, "slash", *"circle BLUE".replace(" ", "_").replace("_", " "))
-            assert shown(app) == ["000002_seed2.png"]
-            assert "1 of 6 pictures │ with 'circle BLUE'" in screen_text(app)
-            await press(app, pilot, *["backspace"] * 11, *"strasse")
-            assert shown(app) == ["000003_seed3.png".replace("3", "4")]  # ß is ss
-            await press(app, pilot, *["backspace"] * 7, *"d*q")  # letters that are commands elsewhere
+            await press(app, pilot, "slash", "d", "asterisk", "q")  # commands elsewhere
+            assert screen.filter.value == "d*q"
             assert shown(app) == []
             assert "No picture has these words in its prompt." in screen_text(app)
-            await press(app, pilot, *["backspace"] * 3, *"a b")
+            for text, found in (
+                ("circle BLUE", ["000002_seed2.png"]),
+                ("strasse", ["000004_seed4.png"]),  # written with a sharp s
+                ("  ", [f"00000{n}_seed{n}.png" for n in range(6, 0, -1)]),
+                ("a b", ["000003_seed3.png", "000002_seed2.png"]),
+            ):
+                screen.filter.value = text
+                await settled(pilot, app)
+                assert shown(app) == found
+            assert "2 of 6 pictures │ with 'a b'" in screen_text(app)
             await press(app, pilot, "enter")
             assert app.focused is screen.grid
             assert shown(app) == ["000003_seed3.png", "000002_seed2.png"]
@@ -858,7 +863,7 @@ def test_every_size_is_survived(screen: str) -> None:
                 await pilot.resize_terminal(columns, rows)
                 await settled(pilot, app)
                 assert len(screen_text(app).splitlines()) <= rows
-                await press(app, pilot, "down", "end", "space", "home")
+                await press(app, pilot, "end", "space", "home")
             if screen in ("viewer", "empty", "gallery"):
                 assert screen_text(app) == before
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import Iterable
@@ -136,6 +137,8 @@ class T2IApp(App[None]):
 
     def on_ready(self) -> None:
         """Painted for the first time."""
+        gc.freeze()
+        gc.enable()
         if self._draft:
             self.main.prompt.put(self._draft)
         self.client.start(self.session.model)

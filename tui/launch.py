@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ def main(argv: Sequence[str]) -> int:
     """Open the app with the flags in `argv`; returns the exit code."""
     from tui.settings import parse_arguments
 
+    gc.disable()  # until the first paint: importing and composing make few cycles and many objects
     flags = parse_arguments(argv)
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         print("error: the app needs a terminal; `t2i generate --prompt ...` works without one.", file=sys.stderr)

@@ -54,7 +54,7 @@ class TerminalProfile:
     @property
     def previews_per_second(self) -> int:
         """The most previews drawn in a second; those in between are dropped."""
-        return SLOW_PREVIEWS if self.slow else LOCAL_PREVIEWS
+        return SLOW_PREVIEWS if self.slow or self.preview == "low" else LOCAL_PREVIEWS
 
     @property
     def label(self) -> str:

@@ -9,7 +9,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
-from textual.fuzzy import Matcher
 from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
@@ -101,6 +100,8 @@ class SearchPrompts(ModalScreen[str | None]):
 
     def _show(self, query: str) -> None:
         if query:
+            from textual.fuzzy import Matcher
+
             matcher = Matcher(query)
             scored = [(matcher.match(prompt[:2000]), prompt) for prompt in self._prompts]
             ranked = sorted((pair for pair in scored if pair[0] > 0), key=lambda pair: -pair[0])  # stable: newest first

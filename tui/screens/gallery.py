@@ -243,7 +243,7 @@ class Gallery(PicturesScreen):
         if self._favourites_only:
             left.append("with a star")
         self.query_one(HeaderLine).show(tuple(left), (shown_path(self._folder)[1:-1],))
-        self.query_one("#status", Static).update(Content(self._status()))
+        self.query_one("#status", Static).update(Content(self._status()), layout=False)
 
     def _status(self) -> str:
         file = self.grid.selected

@@ -16,7 +16,6 @@ from engine.folders import shown_path
 from engine.images.metadata import Record, parameters_text, read_record
 from engine.request import Request, RequestError
 from tui.jobs import Job
-from tui.openers import Remote, check_openable, plan_open, run_plan
 from tui.screens.dialogs import Confirm, ReadText
 from tui.text import duration
 from tui.variants import escape
@@ -64,6 +63,8 @@ class PicturesScreen(Screen[None]):
 
     def action_open(self) -> None:
         """Open the picture in the system's viewer, or say how to see it where there can be none."""
+        from tui.openers import Remote, check_openable, plan_open, run_plan
+
         path = self._path()
         if path is None:
             return
@@ -112,6 +113,8 @@ class PicturesScreen(Screen[None]):
 
     def action_copy_scp(self) -> None:
         """A line that fetches the picture over SSH, to the clipboard and on the screen."""
+        from tui.openers import Remote, plan_open
+
         path = self._path()
         if path is not None:
             plan = plan_open(path.absolute(), {**os.environ, "SSH_TTY": "1"}, "linux", lambda _: None)

@@ -120,7 +120,7 @@ class Viewer(PicturesScreen):
     def _show_line(self, text: str) -> None:
         text = shortened(text, self.size.width, "..." if self.t2i.profile.ascii else "\u2026")
         if self._image is not None:
-            self.query_one("#line", Static).update(Content(text))
+            self.query_one("#line", Static).update(Content(text), layout=False)
         else:
             self.query_one(PictureView).show(None if self._loaded is None else self._loaded.frame, text)
 

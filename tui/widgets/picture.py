@@ -7,7 +7,7 @@ from typing import Literal
 
 from rich.segment import Segment
 from rich.style import Style
-from textual.geometry import Size
+from textual.geometry import Region, Size
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -34,13 +34,13 @@ class PictureView(Widget):
 
     def show(self, frame: Preview | None, caption: str = "") -> None:
         """Show `frame` (None: nothing) over `caption`; costs nothing when both are shown already."""
-        if frame is self._frame and caption == self._caption:
-            return
         if frame is not self._frame:
-            self._frame = frame
+            self._frame, self._caption = frame, caption
             self._arrange()
-        self._caption = caption
-        self.refresh()
+            self.refresh()
+        elif caption != self._caption:
+            self._caption = caption
+            self.refresh(Region(0, self._caption_row, self.size.width, 1))  # the picture itself is 20 kB
 
     @property
     def room(self) -> Size:
@@ -64,13 +64,18 @@ class PictureView(Widget):
                 max(0, (self.size.height - 1 - len(self._strips)) // 2),
             )
 
+    @property
+    def _caption_row(self) -> int:
+        if not self._strips:
+            return self.size.height // 2
+        return min(self.size.height - 1, self._offset[1] + len(self._strips))
+
     def render_line(self, y: int) -> Strip:
         """One line of the widget."""
         width = self.size.width
         background = self.rich_style
         left, top = self._offset
-        caption_row = min(self.size.height - 1, top + len(self._strips)) if self._strips else self.size.height // 2
-        if y == caption_row:
+        if y == self._caption_row:
             return _centred(shortened(self._caption, width), width, background)
         if 0 <= y - top < len(self._strips):
             line = self._strips[y - top]
