@@ -8,18 +8,18 @@ Progress, hints and errors go to stderr. Every line of `--json` has `event`; all
 within one prompt's count), `elapsed_seconds` and `memory` (`ram_bytes`, `device_bytes`, `device_peak_bytes`; bytes, or
 null without a device), and `job`: which prompt, from 0, in the order given. Bytes are base64 text, paths are text.
 
-    event           fields
-    load_progress   component, done_bytes, total_bytes
-    phase_started   phase
-    phase_finished  phase, seconds
-    encoded         tokens, token_limit, cached, hint
-    step_finished   step, steps, sigma, seconds, preview
-    image_saved     path, seed, width, height, seconds_by_phase, notice
-    latents_restored
-    cancelled       phase
-    failed          phase, message, bad_input
-    simulated       peak_bytes
-    error           field, message
+    event             fields
+    load_progress     component, done_bytes, total_bytes
+    phase_started     phase
+    phase_finished    phase, seconds
+    encoded           tokens, token_limit, cached, hint
+    step_finished     step, steps, sigma, seconds, preview
+    image_saved       path, seed, width, height, seconds_by_phase, notice
+    latents_restored  steps
+    cancelled         phase
+    failed            phase, message, bad_input
+    simulated         peak_bytes
+    error             field, message
 
 `phase` is load, encode, denoise, decode or save; `preview` is null or `width`, `height`, `rgb`. `image_saved`,
 `cancelled`, `failed` and `simulated` are terminal: one for each picture. `error` ends a job that could not begin, or

@@ -283,7 +283,8 @@ class _Job:
             conditioning = yield from self._encode()
             latents = yield from self._denoise(conditioning, kept)
         else:
-            yield LatentsRestored(**self.stamp())
+            assert self.request.steps
+            yield LatentsRestored(**self.stamp(), steps=self.request.steps)
         try:
             pixels = yield from self._decode(latents)
             saved = yield from self._save(pixels)

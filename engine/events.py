@@ -96,6 +96,8 @@ class StepFinished(Event):
 class LatentsRestored(Event):
     """This very picture was denoised before, by a run that ended too early to save it; only decode and save remain."""
 
+    steps: int  # that need not be done again
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSaved(Event):

@@ -18,6 +18,7 @@ from engine.events import (
     Encoded,
     Event,
     ImageSaved,
+    LatentsRestored,
     LoadProgress,
     MemoryUse,
     Phase,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 PHASES: tuple[Phase, ...] = ("load", "encode", "denoise", "decode", "save")
 JOINERS = "\u200c\u200d"  # invisible, harmless, and part of how several scripts and emoji are written
 SECONDS_PER_LINE = 2.0  # without a line in a log, before a step or a part of a file gets one
+RESTORED = "denoised by a run that ended before it was saved; decoding what it kept"
 REFRESHES_PER_SECOND = 4  # enough to look alive, few enough for a slow SSH line
 
 
@@ -178,6 +180,8 @@ class LineDisplay:
                 self.note(f"step {_step_line(self._progress)}")
             case Encoded(image=0, hint=str(hint)):
                 self.note(f"hint: {hint}")
+            case LatentsRestored():
+                self.note(RESTORED)
             case ImageSaved():
                 self.note(_summary(event, self._count))
         if isinstance(event, TERMINAL):
@@ -225,6 +229,8 @@ class LiveDisplay:
         self._progress.apply(event)
         if isinstance(event, Encoded) and event.image == 0 and event.hint:
             self.note(f"hint: {event.hint}")
+        if isinstance(event, LatentsRestored):
+            self.note(RESTORED)
         if isinstance(event, TERMINAL):
             self.close()
         if isinstance(event, ImageSaved):

@@ -171,10 +171,10 @@ def test_escape_sequences_are_never_printed_raw(tmp_path: Path, environment: dic
 # Without a verb
 
 
-def test_without_a_verb_t2i_explains_itself_with_an_example_that_works(environment: dict[str, str]) -> None:
+def test_without_a_verb_and_a_terminal_t2i_says_what_works_instead(environment: dict[str, str]) -> None:
     run = t2i(env=environment)
-    assert run.returncode == DONE
-    assert f"    {engine.cli.EXAMPLE}\n" in run.stdout
+    assert run.returncode == BAD_INPUT
+    assert run.stderr == f"error: the app needs a terminal; without one this works: {engine.cli.EXAMPLE}\n"
 
 
 def test_verbs_and_version(environment: dict[str, str]) -> None:

@@ -7,6 +7,8 @@ import json
 import pickle
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,16 @@ from engine.events import (
     Event,
     Failed,
     ImageSaved,
+    LatentsRestored,
     LoadProgress,
     PhaseFinished,
     PhaseStarted,
     StepFinished,
 )
+from engine.folders import state_dir
 from engine.images.metadata import read_record
 from engine.images.save import Destination, plan_output
+from engine.latents import KeptLatents
 from tests.tiny import save_tiny
 
 PROMPT = "a red circle above a blue square"
@@ -302,3 +307,52 @@ def test_weights_that_are_not_numbers_do_not_become_a_picture(
 def test_an_unknown_model_is_answered_with_the_nearest_name() -> None:
     with pytest.raises(RequestError, match="did you mean 'demo'"):
         Engine.open("dmeo")
+
+
+def test_latents_that_were_not_saved_are_decoded_when_asked_for_again(tmp_path: Path) -> None:
+    request = Request("a red circle", seed=4, steps=3)
+    destination = plan_output(tmp_path, 1)
+    with Engine.open("demo") as engine:
+        (first,) = [event.path for event in engine.generate(request, destination) if isinstance(event, ImageSaved)]
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            closing(engine.generate(request, destination)) as events,
+        ):
+            patch.setattr("engine.decode.decode", _fail)
+            failed = list(events)[-1]
+            assert isinstance(failed, Failed)
+            assert failed.phase == "decode"
+        (kept,) = (state_dir() / "latents").iterdir()
+        again = list(engine.generate(replace(request, template="{a red circle}"), destination))
+        assert [event.steps for event in again if isinstance(event, LatentsRestored)] == [3]
+        assert not any(isinstance(event, StepFinished) for event in again)
+        saved = again[-1]
+        assert isinstance(saved, ImageSaved)
+        assert Image.open(saved.path).tobytes() == Image.open(first).tobytes()
+        assert not kept.exists()
+
+
+@pytest.mark.parametrize("harm", ["cut", "other", "shape"])
+def test_kept_latents_that_are_not_right_are_not_used(tmp_path: Path, harm: str) -> None:
+    kept = KeptLatents(Request("a red circle", seed=4, steps=3), model_hash="x")
+    latents = torch.ones(1, 4, 8)
+    kept.keep(latents)
+    assert kept.find((1, 4, 8)) is not None
+    assert KeptLatents(Request("a red circle", seed=5, steps=3), model_hash="x").find((1, 4, 8)) is None
+    if harm == "cut":
+        kept.path.write_bytes(kept.path.read_bytes()[:-4])
+    elif harm == "other":
+        kept.path.write_bytes(b"not safetensors")
+    assert kept.find((1, 4, 8) if harm != "shape" else (1, 4, 9)) is None
+
+
+def test_a_load_before_the_first_picture_brings_everything_in(tmp_path: Path) -> None:
+    with Engine.open("demo") as engine:
+        loaded = [event.component for event in engine.load() if isinstance(event, LoadProgress)]
+        assert set(loaded) == {"text_encoder", "text_encoder_2", "transformer", "vae"}
+        events = list(engine.generate(Request("a red circle", seed=4, steps=1), plan_output(tmp_path, 1)))
+        assert not any(isinstance(event, LoadProgress) for event in events)
+
+
+def _fail(*_: object) -> None:
+    raise RuntimeError("the card fell off the bus")

@@ -47,7 +47,10 @@ def generate_examples() -> list[str]:
         ("from engine import Engine, Request", (*HEAVY, "textual", "PIL")),
         ("import engine.cli", (*HEAVY, "textual", "PIL")),
         ("import tui", HEAVY),
-        ("import tui.__main__", HEAVY),
+        ("import tui.__main__", (*HEAVY, "textual", "PIL")),
+        ("import tui.launch, tui.settings, tui.profile", (*HEAVY, "textual", "PIL")),
+        ("import tui.app, tui.screens.gallery, tui.smoke", (*HEAVY, "numpy", "PIL")),
+        ("import engine.process", (*HEAVY, "textual", "numpy", "PIL")),
     ],
 )
 def test_importing_stays_light(statement: str, unwanted: tuple[str, ...]) -> None:

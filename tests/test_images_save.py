@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -515,3 +516,17 @@ def test_a_picture_that_cannot_be_encoded_touches_no_file(folder: Path) -> None:
         save_image(Image.new("F", (8, 8)), record_of(), Destination(folder / "out.png", is_file=True))
     assert names(folder) == ["out.png"]
     assert (folder / "out.png").read_bytes() == b"old"
+
+
+def test_what_a_kill_left_behind_is_removed_after_an_hour(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    old, young, other = folder / ".t2i-000007.tmp", folder / ".t2i-0123456789abcdef.tmp", folder / "notes.txt"
+    an_hour_ago = time.time() - 3700
+    for path in (old, young, other):
+        path.write_bytes(b"half a picture")
+        if path != young:
+            os.utime(path, (an_hour_ago, an_hour_ago))
+    plan_output(folder, 1)
+    assert set(folder.iterdir()) == {young, other}
+    young.unlink()

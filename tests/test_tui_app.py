@@ -86,7 +86,8 @@ def test_the_parameters_are_those_that_the_model_announces(tmp_path: Path) -> No
 def test_the_engine_is_killed_and_nothing_is_lost(phase: str) -> None:
     async def test() -> None:
         async with running() as (app, pilot):
-            session, killed = app.session, []
+            session = app.session
+            killed: list[int] = []
             if phase == "load":
                 app.client.stop()
                 app.client.start(session.model)
@@ -358,7 +359,8 @@ def test_an_output_folder_that_cannot_be_used_gets_another(trouble: str, tmp_pat
             await write(app, pilot, PROMPT)
             await pilot.press("enter")
             await until(pilot, lambda: app.session.results)
-            assert app.session.results[0].state == "failed"
+            first = app.session.results[0]
+            assert first.state == "failed"
             assert isinstance(app.screen, AskText)  # another place is offered
             other = tmp_path / "other"
             other.mkdir()
@@ -383,7 +385,7 @@ def test_the_window_shrinks_to_nothing_and_grows_again_while_denoising() -> None
             for size in ((1, 1), (200, 60), (59, 15), (1, 60), (300, 1), (80, 24)):
                 await pilot.resize_terminal(*size)
                 step = app.session.progress.step
-                await until(pilot, lambda step=step: app.session.progress.step > step or app.session.running is None)
+                await until(pilot, lambda step=step: app.session.progress.step > step or app.session.running is None)  # type: ignore[misc]
             assert "denoise" in screen_text(app)
             await until(pilot, lambda: app.session.running is None)
             assert app.session.results[0].state == "done"

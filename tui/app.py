@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from textual.app import App, SystemCommand
 from textual.screen import Screen
@@ -53,11 +53,16 @@ class T2IApp(App[None]):
         *,
         keys: Keys | None = None,
         theme_is_chosen: bool = True,
+        images: type[Any] | None = None,
         notices: Iterable[str] = (),
     ) -> None:
-        """`notices` are sentences for the person from before the start; `theme_is_chosen`: not just the default."""
+        """`notices` are sentences for the person from before the start; `theme_is_chosen`: not just the default.
+
+        `images` is the widget that shows a picture by the terminal's own graphics, where it has some.
+        """
         super().__init__()
         self.settings, self.profile, self.keys = settings, profile, keys or Keys()
+        self.images = images
         self.thumbnails = Thumbnails()
         self.marked: Path | None = None  # the first picture of a comparison
         self.preview_size = profile.preview
@@ -86,6 +91,7 @@ class T2IApp(App[None]):
             previews_per_second=profile.previews_per_second,
         )
         self.set_keymap(self.keys.keymap())
+        self.set_class(profile.ascii, "-ascii")
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """Of the variables that our stylesheets use and Textual's own themes do not have."""

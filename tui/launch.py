@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine import folders
 
@@ -21,7 +21,9 @@ def main(argv: Sequence[str]) -> int:
     gc.disable()  # until the first paint: importing and composing make few cycles and many objects
     flags = parse_arguments(argv)
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        print("error: the app needs a terminal; `t2i generate --prompt ...` works without one.", file=sys.stderr)
+        from engine.cli import EXAMPLE
+
+        print(f"error: the app needs a terminal; without one this works: {EXAMPLE}", file=sys.stderr)
         return 2
     try:
         app = open_app(flags)
@@ -47,6 +49,9 @@ def open_app(flags: dict[str, object]) -> T2IApp:
         from engine.images.save import plan_output
 
         plan_output(settings.output, 2)
+    images = None
+    if profile.images:  # asks the terminal, so before Textual reads from it
+        images = _terminal_images()
     from tui.app import T2IApp
     from tui.bindings import read_keymap
 
@@ -56,5 +61,19 @@ def open_app(flags: dict[str, object]) -> T2IApp:
         profile,
         keys=keys,
         theme_is_chosen="theme" in {**config, **flags},
+        images=images,
         notices=[text for text in (problem, keymap_problem) if text],
     )
+
+
+def _terminal_images() -> type[Any] | None:
+    """The widget of the optional extra `[images]`, where this terminal has Kitty or Sixel graphics; else None."""
+    try:
+        from textual_image.renderable import Image as Best
+        from textual_image.renderable.sixel import Image as Sixel
+        from textual_image.renderable.tgp import Image as Kitty
+        from textual_image.widget import Image
+
+        return Image if Best in (Sixel, Kitty) else None
+    except Exception:  # not installed, an old version, a terminal that gives odd answers (ZeroDivisionError at 0x0)
+        return None

@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import tempfile
+import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
@@ -30,6 +31,7 @@ MAX_SLUG_CHARACTERS = 40
 MAX_SLUG_BYTES = 100  # in UTF-8: a whole name stays below 143 bytes, the least that a file system in use allows
 OTHER_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".webp", ".avif", ".jxl", ".heic", ".gif", ".bmp", ".tif", ".tiff")
 NUMBERED = re.compile(r"([0-9]{6,18})_seed[0-9]+.*\.png", re.IGNORECASE)
+LEFTOVER, LEFTOVER_SECONDS = re.compile(r"\.t2i-[0-9a-f]{6,18}\.tmp"), 3600
 CREATE_NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 PUBLIC, PRIVATE = 0o666, 0o600  # file modes, before the umask
@@ -51,12 +53,14 @@ def plan_output(output: Path | None, count: int) -> Destination:
     """
     try:
         if output is None:
-            folder = default_output_dir()
-            folder.mkdir(parents=True, exist_ok=True)
-            destination = Destination(folder)
+            default = default_output_dir()
+            default.mkdir(parents=True, exist_ok=True)
+            destination = Destination(default)
         else:
             destination = _named_destination(Path(os.path.expanduser(output)).absolute(), count)
-        _try_writing(destination.path.parent if destination.is_file else destination.path)
+        folder = destination.path.parent if destination.is_file else destination.path
+        _try_writing(folder)
+        _remove_leftovers(folder)
     except RequestError:
         raise
     except (OSError, ValueError) as error:
@@ -136,6 +140,16 @@ def _try_writing(folder: Path) -> None:
     """Raise `OSError` if no file can be written in `folder`: permission bits alone do not tell, least of all root."""
     with _Temporary(folder / f".t2i-{os.urandom(8).hex()}.tmp", PUBLIC) as temporary:
         temporary.write(b"\0")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove temporary files of runs that were killed while they saved; a living one needs seconds, not an hour."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if LEFTOVER.fullmatch(entry.name):
+                with suppress(OSError):
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFTOVER_SECONDS:
+                        os.unlink(entry.path)
 
 
 def _save_as(data: bytes, path: Path) -> Path:

@@ -71,11 +71,10 @@ class Gallery(PicturesScreen):
 
     @dataclass
     class Drawn(Message, bubble=False):
-        """A thumbnail; None where there can be none."""
+        """Thumbnails; None where there can be none."""
 
         generation: int
-        file: PictureFile
-        frame: Preview | None
+        frames: dict[PictureFile, Preview | None]
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -142,7 +141,7 @@ class Gallery(PicturesScreen):
 
     @on(PictureGrid.Wanted)
     def _wanted(self, event: PictureGrid.Wanted) -> None:
-        """What is on the screen: texts first, then the thumbnails one by one."""
+        """What is on the screen: texts first, then the thumbnails, a few at a time."""
         self._drawing += 1
         generation, thumbnails = self._drawing, self.t2i.thumbnails
         unknown = [file for file in event.files if file not in self._facts]
@@ -151,18 +150,23 @@ class Gallery(PicturesScreen):
             worker = get_current_worker()
             if unknown:
                 self.post_message(self.Described({file: read_facts(file.path) for file in unknown}))
+            frames: dict[PictureFile, Preview | None] = {}
+            due = time.monotonic() + BATCH_SECONDS
             for file in event.files if event.room.area else ():
                 if worker.is_cancelled or generation != self._drawing:
                     return
-                frame = thumbnails.get(file.path, event.room.width, event.room.height)
-                self.post_message(self.Drawn(generation, file, frame))
+                frames[file] = thumbnails.get(file.path, event.room.width, event.room.height)
+                if time.monotonic() >= due:
+                    self.post_message(self.Drawn(generation, frames))
+                    frames, due = {}, time.monotonic() + BATCH_SECONDS
+            self.post_message(self.Drawn(generation, frames))
 
         self.run_worker(read, name="gallery thumbnails", thread=True, exit_on_error=False)
 
     @on(Drawn)
     def _drawn(self, event: Drawn) -> None:
         if event.generation == self._drawing:
-            self.grid.put(event.file, event.frame)
+            self.grid.put(event.frames)
 
     def _search(self) -> None:
         """Read what no filter can do without: the prompts of all files."""

@@ -101,7 +101,8 @@ class Viewer(PicturesScreen):
                 frame = thumbnails.get(path, room.width, room.height)
             self.post_message(self.Loaded(generation, frame, record))
 
-        self._show_line(f"{path.name} ...")
+        if self._loaded is None:  # else the picture before stays until the next is there
+            self._show_line(f"{path.name} ...")
         self.run_worker(read, name="viewer", thread=True, exit_on_error=False)
 
     @on(Loaded)
@@ -142,9 +143,6 @@ class Viewer(PicturesScreen):
 
     def _go_to(self, path: Path) -> None:
         self._file = path
-        below = screen_below(self)
-        if isinstance(below, Gallery):
-            below.select(path)
         self._load()
 
     def action_view(self) -> None:
@@ -152,7 +150,10 @@ class Viewer(PicturesScreen):
         self.action_back()
 
     def action_back(self) -> None:
-        """To the screen below."""
+        """To the screen below, where the gallery follows. (Not before: Textual paints this screen for it, too.)"""
+        below = screen_below(self)
+        if isinstance(below, Gallery):
+            below.select(self._file)
         self.dismiss()
 
     def selected_path(self) -> Path | None:

@@ -39,6 +39,7 @@ class Gauge(Widget):
     def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
         super().__init__(id=id)
         self.used, self.free, self.tick, self.beyond = "#.|x" if ascii_only else "\u2593\u2591\u2503\u254d"
+        self._ellipsis = "..." if ascii_only else "\u2026"
         self.level: Level | None = None
         self._shown: tuple[object, ...] = ()
 
@@ -83,7 +84,7 @@ class Gauge(Widget):
         label = f"{level.label} "
         cells = min(40, max(0, width - len(label) - len(text)), max(10, width // 3))
         if cells < 6:
-            return label, "", shortened(text, width - len(label))
+            return label, "", shortened(text, width - len(label), self._ellipsis)
         return label, self._bar(level, cells), text
 
     def _bar(self, level: Level, cells: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +41,9 @@ class PictureGrid(Widget, can_focus=True):
     PictureGrid {
         height: 1fr; background: $background; color: $foreground;
         & > .grid--caption { color: $muted; }
-        & > .grid--selected { color: $primary; text-style: bold; }
+        & > .grid--selected {
+            color: $block-cursor-foreground; background: $block-cursor-background; text-style: $block-cursor-text-style;
+        }
     }
     """
     BINDINGS = [
@@ -84,7 +86,7 @@ class PictureGrid(Widget, can_focus=True):
         super().__init__(id=id)
         self._caption = caption
         self._rendering: Rendering = rendering
-        self._bar, self._mark, self._ellipsis = ("|", ">", "...") if ascii_only else ("\u2503", "\u25b6", "\u2026")
+        self._mark, self._ellipsis = (">", "...") if ascii_only else ("\u25b6", "\u2026")
         self._files: Sequence[PictureFile] = ()
         self._places: dict[Path, int] = {}
         self._sentence = ""
@@ -108,15 +110,16 @@ class PictureGrid(Widget, can_focus=True):
         self._want()
         self.post_message(self.Selected())
 
-    def put(self, file: PictureFile, frame: Preview | None) -> None:
-        """The picture of a file that was `Wanted`; None where it cannot be shown."""
+    def put(self, frames: Mapping[PictureFile, Preview | None]) -> None:
+        """Pictures of files that were `Wanted`; None where one cannot be shown."""
         if len(self._tiles) >= MAX_TILES:
             seen = {self._files[place] for place in self._visible()}
             self._tiles = {kept: tile for kept, tile in self._tiles.items() if kept in seen}
-        self._tiles[file] = None if frame is None else strips(frame, self._room, self._rendering)
-        place = self._places.get(file.path)
-        if place is not None:
-            self.refresh(self._region(place))
+        for file, frame in frames.items():
+            self._tiles[file] = None if frame is None else strips(frame, self._room, self._rendering)
+        places = [self._places[file.path] for file in frames if file.path in self._places]
+        if places:  # no region at all would mean all of it
+            self.refresh(*map(self._region, places))
 
     def captions_changed(self) -> None:
         """Draw the lines under the pictures again, and no picture: those are what is dear on a slow line."""
@@ -146,7 +149,7 @@ class PictureGrid(Widget, can_focus=True):
             self.refresh()
             self._want()
         elif before != self._place:
-            self.refresh(*self._frame(before), *self._frame(self._place))
+            self.refresh(self._caption_region(before), self._caption_region(self._place))
         if before != self._place:
             self.post_message(self.Selected())
 
@@ -184,10 +187,10 @@ class PictureGrid(Widget, can_focus=True):
         tile = self._tile
         return Region(self._margin + column * tile.width, (row - self._top) * tile.height, tile.width, tile.height)
 
-    def _frame(self, place: int) -> list[Region]:
-        """What changes in a tile with the selection: both sides and the line of text."""
+    def _caption_region(self, place: int) -> Region:
+        """All of a tile that changes with the selection. (Textual sends what is left of a region along with it.)"""
         x, y, width, height = self._region(place)
-        return [Region(x, y, 1, height), Region(x + width - 1, y, 1, height), Region(x, y + height - 1, width, 1)]
+        return Region(x, y + height - 1, width, 1)
 
     def _reveal(self) -> bool:
         """Scroll as far as the selection asks for; returns whether that was at all."""
@@ -280,18 +283,19 @@ class PictureGrid(Widget, can_focus=True):
         return Strip(segments).adjust_cell_length(width, base)
 
     def _tile_line(self, place: int, line: int, base: Style) -> list[Segment]:
+        """A line of a tile; the mark of the selected one is in the column that is free beside the others' texts."""
         width, height = self._tile
-        selected = base + self.get_component_rich_style("grid--selected", partial=True)
-        bar = Segment(self._bar, selected) if place == self._place else Segment(" ", base)
-        inner = max(0, width - 2)
-        if line == height - 1:
-            muted = base + self.get_component_rich_style("grid--caption", partial=True)
-            text = f"{self._mark} " * (place == self._place) + self._caption(self._files[place])
-            segment = Segment(shortened(text, inner, self._ellipsis), selected if place == self._place else muted)
-            middle = Strip([segment]).adjust_cell_length(inner, base)
+        inner, file = max(0, width - 2), self._files[place]
+        selected = place == self._place and line == height - 1
+        style = base + self.get_component_rich_style("grid--selected", partial=True) if selected else base
+        if line < height - 1:
+            middle = self._picture_line(file, line, inner, base)
         else:
-            middle = self._picture_line(self._files[place], line, inner, base)
-        return [*Strip([bar, *middle, bar]).crop(0, width)]
+            muted = base + self.get_component_rich_style("grid--caption", partial=True)
+            text = Segment(shortened(self._caption(file), inner, self._ellipsis), style if selected else muted)
+            middle = Strip([text]).adjust_cell_length(inner, style)
+        left = Segment(self._mark if selected else " ", style)
+        return [*Strip([left, *middle, Segment(" ", style)]).crop(0, width)]
 
     def _picture_line(self, file: PictureFile, line: int, width: int, base: Style) -> Strip:
         tile = self._tiles.get(file, [])

@@ -17,6 +17,7 @@ class HeaderLine(Widget):
     def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
         super().__init__(id=id)
         self._separator = " | " if ascii_only else " \u2502 "
+        self._ellipsis = "..." if ascii_only else "\u2026"
         self._left: tuple[str, ...] = ()
         self._right: tuple[str, ...] = ()
 
@@ -34,7 +35,7 @@ class HeaderLine(Widget):
         while right and len(left) + len(self._separator.join(right)) + 2 > width:
             right.pop()
         end = self._separator.join(right)
-        left = shortened(left, width - len(end) - (2 if end else 0))
+        left = shortened(left, width - len(end) - (2 if end else 0), self._ellipsis)
         start = Strip([Segment(left, base)]).adjust_cell_length(max(0, width - len(end)), base)
         return Strip([*start, Segment(end, base)]).adjust_cell_length(width, base)
 
