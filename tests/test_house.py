@@ -97,6 +97,13 @@ def test_readme_opens_with_the_two_commands() -> None:
     assert "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest" in opening
 
 
+def test_readme_has_the_table_of_keys() -> None:
+    from tui.bindings import Keys
+    from tui.keys import markdown_table
+
+    assert markdown_table(Keys()) in README, "t2i keys --markdown prints it"
+
+
 @pytest.mark.parametrize("example", generate_examples())
 def test_an_example_in_readme_parses(example: str) -> None:
     from typer.core import TyperGroup

@@ -158,9 +158,9 @@ def test_the_gallery_shows_thumbnails_captions_and_the_selected_one() -> None:
             assert shown(app) == [path.name for path in paths]
             lines = screen_text(app).splitlines()
             assert lines[0].split() == ["6", "pictures", *str(folders.default_output_dir()).split()]
-            assert lines[1].split("┃")[1] == "▀" * 16
-            assert lines[9].count("┃") == 2
-            assert [line.split()[:4] for line in (lines[9].replace("┃", " "),)] == [["▶", "6", "a", "small"]]
+            assert lines[1].split() == ["▀" * 16] * 4
+            assert lines[9].split()[:4] == ["▶6", "a", "small", "star"]
+            assert lines[9].count("▶") == 1
             assert "5 a green heart" in lines[9]
             assert lines[-2].split() == ["1/6", "a", "small", "star", paths[0].name]
             assert "Esc Back" in lines[-1]
@@ -229,6 +229,35 @@ def test_a_new_picture_is_noticed_and_the_selection_stays_on_its_picture() -> No
             screen.refresh_folder()
             await settled(pilot, app)
             assert selected(app) == paths[2].name  # the one that took its place
+
+    run(test())
+
+
+def test_a_listing_that_comes_late_does_not_bring_the_past_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = save_evening()
+    going_on = threading.Event()
+    listings: list[list[PictureFile]] = []
+
+    def list_slowly(folder: Path) -> list[PictureFile]:
+        files = pictures_in(folder)
+        listings.append(files)
+        assert len(listings) > 1 or going_on.wait(60)
+        return files
+
+    monkeypatch.setattr(gallery_module, "pictures_in", list_slowly)
+
+    async def test() -> None:
+        async with running(engine=False) as (app, pilot):
+            await pilot.press("escape", "l")
+            await until(pilot, lambda: listings)
+            paths[0].unlink()
+            screen = app.screen
+            assert isinstance(screen, Gallery)
+            screen.refresh_folder()
+            await until(pilot, lambda: shown(app))
+            going_on.set()
+            await settled(pilot, app)
+            assert shown(app) == [path.name for path in paths[1:]]
 
     run(test())
 
@@ -328,7 +357,7 @@ def test_arrows_pages_and_ends_move_the_selection_and_stop_at_the_edges() -> Non
                 await pilot.press(key)
                 assert (key, screen.grid.place) == (key, place)
                 assert f"{place + 1}/30" in screen_text(app)
-                assert screen_text(app).count("▶ 7 a red") == 1  # in sight
+                assert screen_text(app).count("▶7 a red") == 1  # in sight
 
     run(test())
 
@@ -430,7 +459,7 @@ def test_stars_are_given_shown_and_filtered_by() -> None:
             assert sentence in " ".join(screen_text(app).split())
             await press(app, pilot, "asterisk", "right", "f")
             assert app.session.history.favourites() == {paths[1]}
-            assert "▶ ★ 5 a green" in screen_text(app)
+            assert "▶★ 5 a green" in screen_text(app)
             await press(app, pilot, "end", "f", "asterisk")
             assert shown(app) == [paths[1].name, paths[5].name]
             assert "2 of 6 pictures │ with a star" in screen_text(app)
@@ -454,7 +483,7 @@ def test_a_star_from_the_main_screen_is_seen_in_the_gallery() -> None:
         async with running(engine=False) as (app, pilot):
             await press(app, pilot, "escape", "f")
             await open_gallery(app, pilot)
-            assert "▶ ★ 7 a red" in screen_text(app)
+            assert "▶★ 7 a red" in screen_text(app)
 
     run(test())
 
@@ -691,7 +720,7 @@ def test_a_terminal_with_pictures_of_its_own_gets_the_pixels(monkeypatch: pytest
 
     async def test() -> None:
         async with running(engine=False) as (app, pilot):
-            monkeypatch.setattr(app, "images", Pixels, raising=False)
+            monkeypatch.setattr(app, "images", Pixels)
             await open_gallery(app, pilot)
             await press(app, pilot, "enter")
             assert list(app.screen.query(PictureView)) == []
@@ -883,8 +912,7 @@ def test_without_colours_or_unicode_pictures_are_letters(kind: str, monkeypatch:
             text = screen_text(app)
             assert "▀" not in text
             assert "-" * 16 in text or ":" * 16 in text or "=" * 16 in text
-            assert "> 5 a" in text or "▶ 5 a" in text
-            assert len([line for line in text.splitlines() if line.count("|" if kind == "ascii" else "┃") == 2]) == 9
+            assert (">5 a heart an" if kind == "ascii" else "▶5 a heart and") in text
             texts = [text]
             await press(app, pilot, "enter")
             texts.append(screen_text(app))

@@ -467,6 +467,29 @@ def test_enter_and_its_like_generate_and_the_text_stays() -> None:
     run(test())
 
 
+@pytest.mark.parametrize("last", ["\r", "\x07", "\x1b[15~", "\x1bg"])
+def test_what_comes_in_the_same_packet_before_belongs_to_the_picture(last: str) -> None:
+    async def test() -> None:
+        async with terminal() as t:
+            await t.send(f"a red\n{paste('large ')}circlee\x7f{last}")
+            assert t.app.main.prompt.text == "a red\nlarge circle"
+            assert t.app.session.running is not None
+            assert t.app.session.running.request.prompt == "a red\nlarge circle"
+
+    run(test())
+
+
+def test_what_comes_in_the_same_packet_after_enter_does_not() -> None:
+    async def test() -> None:
+        async with terminal() as t:
+            await t.send("red\rdish")
+            assert t.app.main.prompt.text == "reddish"
+            assert t.app.session.running is not None
+            assert t.app.session.running.request.prompt == "red"
+
+    run(test())
+
+
 @dialects
 def test_ctrl_j_breaks_the_line(dialect: Callable[[str], str]) -> None:
     async def test() -> None:
@@ -990,6 +1013,25 @@ def test_an_override_works_and_the_old_keys_rest(keymap: str, action: str, works
                     assert action not in await t.send(xterm(key)), (key, focus)
             typed_text = "".join(key for key in [*works, *rests] if len(key) == 1)
             assert t.app.main.prompt.text.strip(" \n") == typed_text
+
+    run(test())
+
+
+def test_a_key_that_the_prompt_got_back_moves_its_cursor() -> None:
+    async def test() -> None:
+        async with terminal('"prompt.history_prev" = "ctrl+t"\n"prompt.history_next" = "f12"') as t:
+            prompt = t.app.main.prompt
+            prompt.put("one")
+            await t.send("\r")
+            prompt.put("two\nlines")
+            await t.send("\x1b[A")
+            assert prompt.cursor_location[0] == 0
+            await t.send("\x1b[A")
+            assert prompt.text == "two\nlines"
+            await t.send("\x14")
+            assert prompt.text == "one"
+            await t.send("\x1b[24~")
+            assert prompt.text == "two\nlines"
 
     run(test())
 

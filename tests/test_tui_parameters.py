@@ -289,13 +289,13 @@ def test_what_this_model_lacks_is_named_and_its_own_choice_holds() -> None:
 
 
 def test_another_model_keeps_what_it_offers_too(parameters: Parameters) -> None:
-    for name, text in zip(NAMES, ("8", "1024x640", "2", "fp32", "7", "3"), strict=True):
+    for name, text in zip(NAMES, ("8", "1536x640", "2", "fp32", "7", "3"), strict=True):
         parameters.write(name, text)
     parameters.announce(SCHNELL)
     assert parameters == Parameters(SCHNELL, {"steps": 8, "height": 640, "precision": "fp32"}, 7, 3)
     parameters.announce(options(steps=8))
     assert parameters.is_default("steps")  # what one model has to be told is another's own choice
-    assert parameters.shown("size") == "1024x640"
+    assert parameters.shown("size") == "1024x640"  # what the model between could not do is gone
     parameters.announce(())
     assert parameters == Parameters((), {}, 7, 3)
 
@@ -564,10 +564,11 @@ def test_a_click_chooses_the_row_under_it(size: tuple[int, int]) -> None:
             assert app.session.parameters.chosen == {"guidance": 4.0, "steps": 29}
             await pilot.press("9")
             await pilot.click(found, offset=at["count"])  # typing is given up
-            await pilot.press("right", "right")
+            await pilot.press("right")
+            await pilot.click(found, offset=at["steps"])
             await pilot.click(found, offset=(2, found.gutter.top + len(NAMES)))  # no row
-            await pilot.press("left")
-            assert app.session.parameters.chosen == {"guidance": 4.0, "steps": 29}
+            await pilot.press("right")
+            assert app.session.parameters.chosen == {"guidance": 4.0, "steps": 30}
             assert app.session.parameters.count == 2
 
     run(test())
@@ -576,14 +577,15 @@ def test_a_click_chooses_the_row_under_it(size: tuple[int, int]) -> None:
 @both
 def test_a_model_with_fewer_rows_may_come_at_any_time(size: tuple[int, int]) -> None:
     async def test() -> None:
-        async with panel(size) as (app, pilot, _):
+        async with panel(size) as (app, pilot, found):
             await pilot.press("up")  # the last of six
             app.session.parameters.announce(SCHNELL)
             await pilot.press("right")
             assert app.session.parameters.count == 2  # the last of five
             app.session.parameters.announce(())
-            app.screen.refresh(layout=True)
+            found.refresh(layout=True)
             await pilot.pause()
+            assert "count: 1 to 1000" in screen_text(app)  # the last of two
             await pilot.press("up", "down", "right", "backspace", "1", "enter")
             assert app.session.parameters.chosen == {}
             assert app.is_running

@@ -65,7 +65,7 @@ class Viewer(PicturesScreen):
 
     def compose(self) -> ComposeResult:
         """The picture, and a line of text below it."""
-        images: Callable[[], Any] | None = getattr(self.t2i, "images", None)
+        images = self.t2i.images
         if images is None:
             yield PictureView(rendering=self.t2i.rendering, id="picture")
         else:

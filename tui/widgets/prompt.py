@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from textual import events
+from textual.binding import BindingsMap
 from textual.message import Message
 from textual.widgets import TextArea
 
@@ -14,6 +15,8 @@ from tui.bindings import bindings_of, types
 from tui.text import clean
 
 How = Literal["as usual", "new seed", "first"]
+
+EDITING = BindingsMap(TextArea.BINDINGS).key_to_bindings
 
 
 class PromptArea(TextArea):
@@ -116,6 +119,12 @@ class PromptArea(TextArea):
         if event.is_printable and not types(event):
             event.prevent_default()  # it goes on to the bindings
             return
+        for binding in EDITING.get(event.key, ()):
+            # Here and not by way of the app, or the Enter behind a Backspace in one packet would overtake it.
+            if await self.app.run_action(binding.action, self):
+                event.stop()
+                event.prevent_default()
+                return
         await super()._on_key(event)
 
     async def _on_paste(self, event: events.Paste) -> None:

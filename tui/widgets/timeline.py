@@ -135,6 +135,9 @@ class Timeline(Widget):
     def _compact(self, width: int) -> list[tuple[str, str]]:
         phases = [self._phase(phase) for phase in self._phases()]
         length = sum(len(text) for text, _ in phases)
+        if length + 2 * (len(phases) - 1) > width and self.progress.running != "load":
+            phases = phases[-len(PHASES) :]  # how long the loading took matters least
+            length = sum(len(text) for text, _ in phases)
         joint = self.joint if length + len(self.joint) * (len(phases) - 1) <= width else "  "
         parts = phases[:1]
         for part in phases[1:]:

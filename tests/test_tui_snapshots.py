@@ -1,0 +1,105 @@
+"""The main screen as it looks, with a picture of the demo model, at the usual sizes.
+
+`T2I_UPDATE_SNAPSHOTS=1 pytest tests/test_tui_snapshots.py` writes the files anew, README's screenshot among them: look
+at them before committing. What differs from run to run (times, memory, paths) is put to fixed values.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from html import unescape
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+
+from engine.events import MemoryUse
+from tests.apps import run, running, screen_text, settled, until
+from tui.app import T2IApp
+
+FOLDER = Path(__file__).parent / "snapshots"
+SCREENSHOT = FOLDER / "app.svg"
+UPDATE = os.environ.get("T2I_UPDATE_SNAPSHOTS") == "1"
+PROMPTS = (
+    ("a green triangle next to a pink heart", 11),
+    ("a yellow star in the night sky", 4),
+    ("a large red circle above a small blue square on a white background", 7),
+)
+SECONDS = {"load": 0.21, "encode": 0.04, "denoise": 0.05, "decode": 0.02, "save": 0.01}
+
+
+async def paint(app: T2IApp, pilot: Pilot[None]) -> None:
+    """Three pictures, a star, and figures that are the same in every run."""
+    session = app.session
+    for prompt, seed in PROMPTS:
+        session.parameters.seed = seed
+        app.main.prompt.put(prompt)
+        made = len(session.results)
+        await pilot.press("enter")
+        await until(pilot, lambda made=made: len(session.results) > made and session.running is None)  # type: ignore[misc]
+    session.results[:] = [replace(job, seconds=sum(SECONDS.values())) for job in session.results]
+    path = session.results[1].path
+    assert path is not None
+    session.history.set_favourite(path, True)
+    session.parameters.seed = None
+    session.progress.seconds = dict(SECONDS)  # type: ignore[arg-type]
+    session.progress.step_seconds = [0.0125] * 4
+    session.progress.memory = MemoryUse(433 * 2**20)
+    session.peak_bytes = 433 * 2**20
+    app.main.pictures_changed()
+    await settled(pilot, app)
+
+
+def without_machine(text: str) -> str:
+    """Without the size of this machine's memory."""
+    return re.sub(r"of((?: |&#160;)+)[0-9.]+((?: |&#160;)+)GiB", r"of\1....\2GiB", text)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)])
+def test_the_main_screen_looks_as_it_did(size: tuple[int, int]) -> None:
+    stored = FOLDER / f"main-{size[0]}x{size[1]}.txt"
+
+    async def test() -> None:
+        async with running(size) as (app, pilot):
+            await paint(app, pilot)
+            text = re.sub("[\u2591\u2593\u2503]", "\u2591", without_machine(screen_text(app))) + "\n"
+            if UPDATE:
+                stored.write_text(text, "utf-8")
+            assert text == stored.read_text("utf-8")
+
+    run(test())
+
+
+def test_the_screenshot_in_readme_shows_the_app_as_it_is() -> None:
+    async def test() -> None:
+        async with running((100, 30)) as (app, pilot):
+            await paint(app, pilot)
+            svg = drawn(app)
+            if UPDATE:
+                SCREENSHOT.write_text(svg, "utf-8")
+            stored = SCREENSHOT.read_text("utf-8")
+            # Texts must be the same; colours of the picture's cells may differ by a bit between processors.
+            assert texts(svg) == texts(stored)
+            assert len(set(re.findall(r'fill="#[0-9a-f]{6}"', stored))) > 50
+
+    run(test())
+
+
+def drawn(app: T2IApp) -> str:
+    """The screen as an SVG that fetches nothing from anywhere."""
+    svg = without_machine(app.export_screenshot(title="t2i", simplify=True))
+    svg = re.sub(r"@font-face \{.*?\}\n?", "", svg, flags=re.DOTALL)
+    svg = svg.replace("Fira Code", "DejaVu Sans Mono, Menlo, Consolas")
+    return re.sub(r"terminal-[0-9]+", "terminal", svg)
+
+
+def texts(svg: str) -> list[str]:
+    """What can be read in an SVG; the bar of the gauge depends on the machine's memory."""
+    found = [unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
+    return [
+        re.sub("[\u2580\u2591\u2593\u2503]+", "", text)
+        for text in found
+        if text.strip("\u2580\u2591\u2593\u2503\u00a0 ")
+    ]
