@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from textual.pilot import Pilot
 
-from engine.events import MemoryUse
+from engine.events import MemoryUse, Phase
 from tests.apps import run, running, screen_text, settled, until
 from tui.app import T2IApp
 
@@ -27,7 +27,7 @@ PROMPTS = (
     ("a yellow star in the night sky", 4),
     ("a large red circle above a small blue square on a white background", 7),
 )
-SECONDS = {"load": 0.21, "encode": 0.04, "denoise": 0.05, "decode": 0.02, "save": 0.01}
+SECONDS: dict[Phase, float] = {"load": 0.21, "encode": 0.04, "denoise": 0.05, "decode": 0.02, "save": 0.01}
 
 
 async def paint(app: T2IApp, pilot: Pilot[None]) -> None:
@@ -44,7 +44,7 @@ async def paint(app: T2IApp, pilot: Pilot[None]) -> None:
     assert path is not None
     session.history.set_favourite(path, True)
     session.parameters.seed = None
-    session.progress.seconds = dict(SECONDS)  # type: ignore[arg-type]
+    session.progress.seconds = dict(SECONDS)
     session.progress.step_seconds = [0.0125] * 4
     session.progress.memory = MemoryUse(433 * 2**20)
     session.peak_bytes = 433 * 2**20

@@ -114,6 +114,11 @@ class T2IApp(App[None]):
         return Path(self.session.output).expanduser() if self.session.output else folders.default_output_dir()
 
     @property
+    def remix_key(self) -> str:
+        """Tries a job that failed again."""
+        return self.keys.shown("image.remix", letter=True)
+
+    @property
     def rendering(self) -> Rendering:
         """How pictures are drawn where there are no colours, or no half-blocks."""
         return "letters" if self.profile.ascii or self.profile.color == "none" else "blocks"
@@ -200,7 +205,7 @@ class T2IApp(App[None]):
 
     def on_engine_ended(self, ended: EngineEnded) -> None:
         """The engine's process has gone; the next job starts a fresh one."""
-        self.say(self.session.engine_ended(ended.reason), "error")
+        self.say(self.session.engine_ended(ended.reason, self.remix_key), "error")
         self.main.update(follow=True)
         self.go_on()
 
@@ -266,15 +271,18 @@ class T2IApp(App[None]):
             self.say(str(error), "error")
             return
         self.session.change_output(str(destination.path))
-        self.say(f"Pictures go to {destination.path} from now on; press R on one that failed to try it again.")
+        self.say(
+            f"Pictures go to {destination.path} from now on; press {self.remix_key} on one that failed to try it again."
+        )
 
     def action_help(self) -> None:
         """All keys."""
         from tui.bindings import table
+        from tui.keys import LETTERS
 
-        rows = [(keys, text) for keys, _, text in table(self.keys)]
-        rows += [("", ""), ("", "Letters work outside the prompt (Tab or Esc leaves it), and with Alt in it.")]
-        self.push_screen(ReadText("keys", rows))
+        commands = sorted(self.keys.commands, key=lambda command: command.scope != "app")  # how to quit comes first
+        rows = [(keys, text) for keys, _, text in table(Keys(tuple(commands)))]
+        self.push_screen(ReadText("keys", [*rows, ("", ""), ("", LETTERS)], self.keys.pressed("app.help")))
 
     def action_redraw(self) -> None:
         """After another program wrote over the screen."""

@@ -176,6 +176,15 @@ class Keys:
     def __getitem__(self, command_id: str) -> Command:
         return next(command for command in self.commands if command.id == command_id)
 
+    def pressed(self, command_id: str) -> list[str]:
+        """The keys of a command as events name them."""
+        return [_textual_key(key) for key in self[command_id].key_list]
+
+    def exchanged(self, first: str, second: str) -> Keys:
+        """The table with the keys of two commands exchanged."""
+        keys = {first: self[second].keys, second: self[first].keys}
+        return Keys(tuple(replace(command, keys=keys.get(command.id, command.keys)) for command in self.commands))
+
     def keymap(self) -> dict[str, str]:
         """What Textual's own keymap must override: only what differs from the table."""
         changed = {}

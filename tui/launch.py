@@ -54,8 +54,12 @@ def open_app(flags: dict[str, object]) -> T2IApp:
         images = _terminal_images()
     from tui.app import T2IApp
     from tui.bindings import read_keymap
+    from tui.paste import make_pastes_safe
 
+    make_pastes_safe()
     keys, keymap_problem = read_keymap(folders.config_dir() / "keymap.toml")
+    if not settings.enter_submits:
+        keys = keys.exchanged("job.submit", "prompt.newline")
     return T2IApp(
         settings,
         profile,

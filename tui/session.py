@@ -230,7 +230,7 @@ class Session:
         if self._runs(job_id):
             self._apply(event)
 
-    def engine_ended(self, reason: str) -> str:
+    def engine_ended(self, reason: str, retry_key: str) -> str:
         """The engine's process has gone: say what that means. A picture that only had to be decoded gets another go."""
         self.engine_state = "gone"
         job, self.preview = self.running, None
@@ -246,7 +246,7 @@ class Session:
             return f"{_capital(reason)} The finished latents are kept: a fresh engine decodes them."
         phase = self.progress.running or "save"
         self._finish("failed", f"in {phase}: {reason}")
-        return f"{_capital(reason)} This picture stopped in {phase}; press R on it to try again."
+        return f"{_capital(reason)} This picture stopped in {phase}; press {retry_key} on it to try again."
 
     def _apply(self, event: Event) -> str:
         job = self.running

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from textual import on
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical, VerticalScroll
@@ -15,6 +15,7 @@ from textual.widgets.option_list import Option
 
 from tui.parameters import Parameters
 from tui.text import printable, shortened
+from tui.widgets.field import Field
 from tui.widgets.parameters import ParametersPanel
 
 CLOSE = Binding("escape", "close", "Close", show=False)
@@ -57,11 +58,7 @@ class AskText(ModalScreen[str | None]):
         """The question and the field."""
         with Vertical(classes="window small"):
             yield Static(Content(printable(self._question)))
-            yield Input(self._text, compact=True)
-
-    def on_mount(self) -> None:
-        """No blinking: it writes all the time."""
-        self.query_one(Input).cursor_blink = False
+            yield Field(self._text)
 
     @on(Input.Submitted)
     def _done(self, event: Input.Submitted) -> None:
@@ -85,12 +82,11 @@ class SearchPrompts(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         """The field and the list."""
         with Vertical(classes="window large"):
-            yield Input(placeholder="search earlier prompts", compact=True)
+            yield Field(placeholder="search earlier prompts")
             yield OptionList(markup=False, compact=True)
 
     def on_mount(self) -> None:
         """Everything, newest first."""
-        self.query_one(Input).cursor_blink = False
         self.query_one(OptionList).can_focus = False
         self._show("")
 
@@ -139,14 +135,15 @@ class ReadText(ModalScreen[None]):
     """Something to read: rows of name and text. The texts come from files, too: they are shown as they are."""
 
     BINDINGS = [
-        Binding("escape,q,enter,i", "close", "Close", show=False),
+        Binding("escape,q,enter", "close", "Close", show=False),
         Binding("down,j", "scroll(1)", show=False),
         Binding("up,k", "scroll(-1)", show=False),
     ]
 
-    def __init__(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, title: str, rows: Sequence[tuple[str, str]], close_keys: Sequence[str] = ()) -> None:
+        """The keys that opened it close it as well."""
         super().__init__()
-        self._title, self._rows = title, rows
+        self._title, self._rows, self._close_keys = title, rows, close_keys
 
     def compose(self) -> ComposeResult:
         """The rows, which scroll."""
@@ -160,6 +157,12 @@ class ReadText(ModalScreen[None]):
                 lines += [" " * 13 * bool(name) + line for line in rest]
             yield Static(Content("\n".join(lines)))
 
+    def on_key(self, event: events.Key) -> None:
+        """The keys that opened it."""
+        if event.key in self._close_keys:
+            event.stop()
+            self.dismiss()
+
     def action_scroll(self, step: int) -> None:
         """A line up or down."""
         self.query_one(VerticalScroll).scroll_relative(y=step, animate=False)
@@ -172,11 +175,12 @@ class ReadText(ModalScreen[None]):
 class ParametersWindow(ModalScreen[None]):
     """The parameters where the screen has no room for their panel."""
 
-    BINDINGS = [Binding("escape,f9,p,q", "close", "Close", show=False)]
+    BINDINGS = [Binding("escape,q", "close", "Close", show=False)]
 
-    def __init__(self, parameters: Parameters) -> None:
+    def __init__(self, parameters: Parameters, close_keys: Sequence[str]) -> None:
+        """The keys that opened it close it as well."""
         super().__init__()
-        self._parameters = parameters
+        self._parameters, self._close_keys = parameters, close_keys
 
     def compose(self) -> ComposeResult:
         """The panel in a window."""
@@ -184,6 +188,12 @@ class ParametersWindow(ModalScreen[None]):
             window.border_title = Content("parameters")
             window.border_subtitle = Content("Esc closes")
             yield ParametersPanel(self._parameters)
+
+    def on_key(self, event: events.Key) -> None:
+        """The keys that opened it."""
+        if event.key in self._close_keys:
+            event.stop()
+            self.dismiss()
 
     def action_close(self) -> None:
         """Back."""

@@ -50,7 +50,7 @@ class MainScreen(PicturesScreen):
         """From top to bottom; the stylesheet decides what is seen at which size."""
         t2i, profile = self.t2i, self.t2i.profile
         yield HeaderLine(ascii_only=profile.ascii, id="header")
-        yield PromptArea(t2i.session.history.prompts, enter_submits=t2i.settings.enter_submits, id="prompt")
+        yield PromptArea(t2i.session.history.prompts, id="prompt")
         yield Static(id="variants")
         yield Timeline(ascii_only=profile.ascii, id="timeline")
         yield Gauge(ascii_only=profile.ascii, id="gauge")
@@ -410,7 +410,9 @@ class MainScreen(PicturesScreen):
         if panel.display:
             (self.prompt if panel.has_focus else panel).focus()
         else:
-            self.app.push_screen(ParametersWindow(self.t2i.session.parameters))
+            self.app.push_screen(
+                ParametersWindow(self.t2i.session.parameters, self.t2i.keys["view.parameters"].key_list)
+            )
 
     def parameters_changed(self) -> None:
         """Show them."""

@@ -125,13 +125,14 @@ class PicturesScreen(Screen[None]):
     def action_info(self) -> None:
         """The settings in the file; of a job without one, its request."""
         job, path = self.selected_job(), self.selected_path()
+        keys = self.t2i.keys.pressed("image.info")
         if path is not None:
             try:
-                self.app.push_screen(ReadText(path.name, record_rows(path, read_record(path))))
+                self.app.push_screen(ReadText(path.name, record_rows(path, read_record(path)), keys))
             except RequestError as error:
                 self.t2i.say(str(error), "error")
         elif job is not None:
-            self.app.push_screen(ReadText("a job without a picture", job_rows(job)))
+            self.app.push_screen(ReadText("a job without a picture", job_rows(job), keys))
         else:
             self._nothing()
 

@@ -135,7 +135,7 @@ def _letters(row: bytes) -> Strip:
     text = "".join(
         RAMP[(299 * row[i] + 587 * row[i + 1] + 114 * row[i + 2]) * len(RAMP) // 255_001] for i in range(0, len(row), 3)
     )
-    return Strip([Segment(text)], len(text))
+    return Strip([Segment(text, Style.null())], len(text))
 
 
 @lru_cache(maxsize=16384)

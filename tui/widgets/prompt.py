@@ -35,11 +35,10 @@ class PromptArea(TextArea):
     class Left(Message):
         """The person wants to leave the prompt for the pictures."""
 
-    def __init__(self, history: Callable[[], Sequence[str]], *, enter_submits: bool = True, id: str) -> None:
+    def __init__(self, history: Callable[[], Sequence[str]], *, id: str) -> None:
         """`history` gives the earlier prompts, newest first."""
         super().__init__(id=id, soft_wrap=True, tab_behavior="focus", highlight_cursor_line=False, compact=True)
         self.cursor_blink = False  # a blinking cursor writes all the time
-        self.enter_submits = enter_submits
         self._history = history
         self._earlier: Sequence[str] = ()  # while walking
         self._place = -1  # in the history; -1: the draft
@@ -63,18 +62,12 @@ class PromptArea(TextArea):
         self.call_later(lambda: self.post_message(self.Submitted(self.text, how)))
 
     def action_submit(self) -> None:
-        """Generate, or a new line where the two are swapped."""
-        if self.enter_submits:
-            self.submit()
-        else:
-            self.call_later(self._break_line)
+        """Generate."""
+        self.submit()
 
     def action_newline(self) -> None:
-        """A new line, or generate where the two are swapped."""
-        if self.enter_submits:
-            self.call_later(self._break_line)
-        else:
-            self.submit()
+        """A new line."""
+        self.call_later(self._break_line)
 
     def _break_line(self) -> None:
         self.replace("\n", *self.selection, maintain_selection_offset=False)

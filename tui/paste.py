@@ -1,0 +1,57 @@
+"""Pasted text is text: Textual's parser would take what follows an escape character in a paste for keys: commands.
+
+Most terminals take escape characters out of what is pasted; tmux and some others hand them on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from textual._xterm_parser import XTermParser
+from textual.message import Message
+
+START, END, ESCAPE = "\x1b[200~", "\x1b[201~", "\x1b"
+
+
+class PasteSafeParser(XTermParser):
+    """Textual's parser, fed without escape characters between the two marks of a bracketed paste."""
+
+    def __init__(self, debug: bool = False) -> None:
+        super().__init__(debug)
+        self._pasting = False
+        self._held = ""  # what may be the beginning of the end mark, until the next bytes come
+
+    def feed(self, data: str) -> Iterable[Message]:
+        """Messages for what the terminal sent; an empty text is the end of it."""
+        if not data:
+            return super().feed(data)
+        parts: list[str] = []
+        data, self._held = self._held + data, ""
+        while data:
+            if self._pasting:
+                text, end, data = data.partition(END)
+                if not end:
+                    held = _beginning_of_end(text)
+                    text, self._held = text[: len(text) - held], text[len(text) - held :]
+                parts.append(text.replace(ESCAPE, "") + end)
+                self._pasting = not end
+            else:
+                before, start, data = data.partition(START)
+                parts.append(before + start)
+                self._pasting = bool(start)
+        return super().feed(text) if (text := "".join(parts)) else ()
+
+
+def make_pastes_safe() -> None:
+    """Let the terminal's driver use our parser. Call it before the app runs."""
+    if sys.platform == "win32":
+        from textual.drivers import win32 as driver
+    else:
+        from textual.drivers import linux_driver as driver
+    setattr(driver, "XTermParser", PasteSafeParser)  # noqa: B010 (it is not declared as theirs to set)
+
+
+def _beginning_of_end(text: str) -> int:
+    """How many characters at the end of `text` may begin the end mark."""
+    return next((count for count in range(min(len(END) - 1, len(text)), 0, -1) if END.startswith(text[-count:])), 0)
