@@ -411,7 +411,7 @@ class MainScreen(PicturesScreen):
             (self.prompt if panel.has_focus else panel).focus()
         else:
             self.app.push_screen(
-                ParametersWindow(self.t2i.session.parameters, self.t2i.keys["view.parameters"].key_list)
+                ParametersWindow(self.t2i.session.parameters, self.t2i.keys.pressed("view.parameters"))
             )
 
     def parameters_changed(self) -> None:
