@@ -124,6 +124,26 @@ def test_the_engine_is_killed_and_nothing_is_lost(phase: str) -> None:
     run(test())
 
 
+def test_the_queue_waits_when_the_engine_dies_again_and_again() -> None:
+    async def test() -> None:
+        async with running() as (app, pilot):
+            session = app.session
+            session.parameters.write("steps", "1000")
+            for text in ("first", "second", "third", "fourth"):
+                await write(app, pilot, text)
+                await pilot.press("enter")
+            for made in (1, 2):
+                await until(pilot, lambda: session.progress.step > 1)
+                assert app.client.pid is not None
+                psutil.Process(app.client.pid).kill()
+                await until(pilot, lambda made=made: len(session.results) == made)  # type: ignore[misc]
+            assert session.paused
+            assert [job.request.prompt for job in session.queue] == ["third", "fourth"]
+            assert any("so the queue waits" in note for note in notes(app))
+
+    run(test())
+
+
 def test_a_failed_job_is_tried_again_by_remix() -> None:
     async def test() -> None:
         async with running() as (app, pilot):

@@ -335,6 +335,7 @@ def test_keys_work_while_a_thumbnail_hangs_and_what_came_too_late_is_not_loaded(
             numbers = [int(path.name[:6]) for path in asked]
             assert numbers[0] == 100
             assert max(numbers[1:]) <= 8  # nothing more of the first page
+            assert screen_text(app).count("▀") == 16 * 8 * 8  # what was in sight at last, all of it
 
     run(test())
 
@@ -358,6 +359,22 @@ def test_arrows_pages_and_ends_move_the_selection_and_stop_at_the_edges() -> Non
                 assert (key, screen.grid.place) == (key, place)
                 assert f"{place + 1}/30" in screen_text(app)
                 assert screen_text(app).count("▶7 a red") == 1  # in sight
+
+    run(test())
+
+
+def test_a_terminal_that_grows_is_filled_with_pictures_from_the_end_of_the_list() -> None:
+    for number in range(1, 31):
+        save(f"{number:06d}_seed7.png")
+
+    async def test() -> None:
+        async with running((20, 13), engine=False) as (app, pilot):
+            await open_gallery(app, pilot)
+            await press(app, pilot, "end")
+            assert screen_text(app).count("7 a red") == 1
+            await pilot.resize_terminal(80, 24)
+            await settled(pilot, app)
+            assert screen_text(app).count("7 a red") == 6  # 30 are seven rows of four and two more
 
     run(test())
 
@@ -483,6 +500,20 @@ def test_a_star_from_the_main_screen_is_seen_in_the_gallery() -> None:
         async with running(engine=False) as (app, pilot):
             await press(app, pilot, "escape", "f")
             await open_gallery(app, pilot)
+            assert "▶★ 7 a red" in screen_text(app)
+
+    run(test())
+
+
+def test_a_star_belongs_to_the_file_however_the_folder_is_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save("000001_seed7.png")
+    monkeypatch.chdir(path.parent.parent)
+
+    async def test() -> None:
+        async with running(engine=False) as (app, pilot):
+            app.session.history.set_favourite(path, True)
+            app.push_screen(Gallery(Path(path.parent.name)))
+            await settled(pilot, app)
             assert "▶★ 7 a red" in screen_text(app)
 
     run(test())
@@ -660,6 +691,33 @@ def test_the_viewer_goes_through_the_pictures_and_the_gallery_follows() -> None:
             assert screen_text(app).splitlines()[-1].strip().startswith(f"★ {paths[5].name}")
             await press(app, pilot, "escape")
             assert "★ 1 a red" in screen_text(app)
+
+    run(test())
+
+
+def test_a_picture_that_loads_slowly_does_not_take_the_place_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = save_evening()
+    going_on = threading.Event()
+
+    async def test() -> None:
+        async with running(engine=False) as (app, pilot):
+            await open_gallery(app, pilot)
+
+            def slow_first(path: Path, columns: int, rows: int) -> Preview | None:
+                assert path != paths[0] or going_on.wait(60)
+                return Preview(1, 1, b"\xff\0\0")
+
+            monkeypatch.setattr(app.thumbnails, "get", slow_first)
+            await pilot.press("enter", "right")
+            await until(pilot, lambda: "a green heart" in screen_text(app))
+            going_on.set()
+            await settled(pilot, app)
+            assert selected(app) == paths[1].name
+            viewer = app.screen
+            assert isinstance(viewer, Viewer)
+            assert viewer._loaded is not None
+            assert viewer._loaded.record == read_record(paths[1])
+            assert "a green heart" in screen_text(app)
 
     run(test())
 

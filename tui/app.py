@@ -26,6 +26,7 @@ from tui.history import History
 from tui.profile import TerminalProfile
 from tui.screens.dialogs import ReadText
 from tui.screens.main import MainScreen
+from tui.screens.pictures import PicturesScreen
 from tui.session import Session
 from tui.settings import Settings
 from tui.text import printable
@@ -196,6 +197,9 @@ class T2IApp(App[None]):
         finished = was_running is not None and self.session.running is None
         self.main.update(follow=finished and self.main.prompt.has_focus)
         if finished:
+            for screen in self.screen_stack:
+                if isinstance(screen, PicturesScreen):
+                    screen.refresh_folder()
             self.go_on()
 
     def on_stepped(self, stepped: Stepped) -> None:

@@ -31,6 +31,7 @@ from tui.variants import expand
 
 MAX_NEW_JOBS = 1000  # of one press of Enter
 SHOWN_RESULTS = 200
+MAX_DEATHS = 2  # of the engine in a row, before the queue waits for the person
 
 
 class Session:
@@ -55,6 +56,7 @@ class Session:
         self.restored = False  # the running picture was denoised by an earlier run
         self.peak_bytes: int | None = None  # that the last picture took, which the next one will take, too
         self._highest_bytes = 0
+        self._deaths = 0  # of the engine, without anything done in between
 
     # What the person does.
 
@@ -233,6 +235,7 @@ class Session:
     def engine_ended(self, reason: str, retry_key: str) -> str:
         """The engine's process has gone: say what that means. A picture that only had to be decoded gets another go."""
         self.engine_state = "gone"
+        self._deaths += 1
         job, self.preview = self.running, None
         if job is None:
             self.progress = PictureProgress()
@@ -246,7 +249,11 @@ class Session:
             return f"{_capital(reason)} The finished latents are kept: a fresh engine decodes them."
         phase = self.progress.running or "save"
         self._finish("failed", f"in {phase}: {reason}")
-        return f"{_capital(reason)} This picture stopped in {phase}; press {retry_key} on it to try again."
+        told = f"{_capital(reason)} This picture stopped in {phase}; press {retry_key} on it to try again."
+        if self._deaths >= MAX_DEATHS and self.queue:  # the others would end the same way
+            self.paused = True
+            told += " It is the second time in a row, so the queue waits."
+        return told
 
     def _apply(self, event: Event) -> str:
         job = self.running
@@ -262,6 +269,7 @@ class Session:
             case LatentsRestored():
                 self.restored = True
             case ImageSaved(path=path, seconds_by_phase=seconds, notice=notice):
+                self._deaths = 0
                 self.peak_bytes = self._highest_bytes
                 self._finish("done", notice or job.message, path, sum(seconds.values()))
                 return notice or ""

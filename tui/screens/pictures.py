@@ -49,6 +49,9 @@ class PicturesScreen(Screen[None]):
         """A picture was deleted, or its star changed."""
         raise NotImplementedError
 
+    def refresh_folder(self) -> None:
+        """A picture was saved."""
+
     def neighbour(self, path: Path, step: int) -> Path | None:
         """The picture before or after another in the order of this screen."""
         raise NotImplementedError
