@@ -320,12 +320,11 @@ class T2IApp(App[None]):
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """Every command of the table that works on this screen, with its key; then the themes."""
-        bases = {"main": MainScreen}
         for command in self.keys.commands:
-            if command.scope == "prompt" or (command.scope == "gallery" and isinstance(screen, bases["main"])):
-                continue
             key = self.keys.shown(command.id)
             namespace = self if command.scope == "app" else screen
+            if not hasattr(namespace, f"action_{command.action.partition('(')[0]}"):
+                continue  # not on this screen
 
             def run(action: str = command.action, namespace: App[None] | Screen[object] = namespace) -> None:
                 self.call_later(self.run_action, action, namespace)

@@ -46,6 +46,8 @@ def read_small(path: Path, width: int, height: int) -> Preview | None:
     from PIL import Image
 
     try:
+        if not path.is_file():  # a pipe would never end
+            return None
         with warnings.catch_warnings(), path.open("rb") as stream:
             warnings.simplefilter("ignore")
             with Image.open(stream, formats=["PNG"]) as picture:

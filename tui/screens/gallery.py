@@ -26,6 +26,7 @@ from engine.request import RequestError
 from tui.bindings import GALLERY_BAR, bindings_of
 from tui.screens.pictures import PicturesScreen
 from tui.text import shortened
+from tui.widgets.field import Field
 from tui.widgets.grid import PictureFile, PictureGrid
 from tui.widgets.lines import HeaderLine, KeyBar
 
@@ -95,7 +96,7 @@ class Gallery(PicturesScreen):
         yield HeaderLine(ascii_only=t2i.profile.ascii, id="header")
         yield PictureGrid(self._caption, rendering=t2i.rendering, ascii_only=t2i.profile.ascii, id="grid")
         yield Static(id="status", markup=False)
-        yield Input(placeholder="words of the prompt", compact=True, max_length=200, id="filter")
+        yield Field(placeholder="words of the prompt", id="filter")
         yield KeyBar(id="keys")
 
     def on_mount(self) -> None:

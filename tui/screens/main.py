@@ -15,6 +15,8 @@ from textual.app import ComposeResult, SuspendNotSupported
 from textual.containers import Horizontal
 from textual.content import Content
 from textual.geometry import Size
+from textual.screen import ModalScreen
+from textual.timer import Timer
 from textual.widgets import OptionList, Static, TextArea
 
 from engine.events import Preview
@@ -73,7 +75,7 @@ class MainScreen(PicturesScreen):
         # What is seen moves only while something runs: idle writes nothing.
         self._ticks = self.set_interval(1.0 if self.t2i.profile.slow else 0.5, self._tick, pause=True)
         self._ticking = False
-        self._draft_timer = self.set_timer(DRAFT_SECONDS, self.save_draft, pause=True)
+        self._draft_timer: Timer | None = None
         self._favourites: set[Path] = self.t2i.session.history.favourites()
         self._shown_path: Path | None = None
         self._frame: Preview | None = None
@@ -85,10 +87,11 @@ class MainScreen(PicturesScreen):
 
     def update(self, *, follow: bool = False) -> None:
         """Take over the session's state; the highlight goes to the newest picture with `follow`."""
-        self._update_header()
-        self.jobs.show(self.t2i.session, follow=follow)
-        self.update_progress()
-        self._choose_picture()
+        if not self._is_covered:
+            self._update_header()
+            self.jobs.show(self.t2i.session, follow=follow)
+            self.update_progress()
+            self._choose_picture()
         busy = self.t2i.session.running is not None or self.t2i.session.engine_state in ("starting", "loading")
         if busy != self._ticking:
             self._ticking = busy
@@ -97,8 +100,20 @@ class MainScreen(PicturesScreen):
             else:
                 self._ticks.pause()
 
+    @property
+    def _is_covered(self) -> bool:
+        """Whether another whole screen lies on this one: Textual paints that one anew for each change of this one."""
+        return not (self.is_current or isinstance(self.app.screen, ModalScreen))
+
+    def on_screen_resume(self) -> None:
+        """What changed in the meantime."""
+        if self.is_mounted:
+            self.pictures_changed()
+
     def update_progress(self) -> None:
         """Timeline, gauges and live preview."""
+        if self._is_covered:
+            return
         session = self.t2i.session
         self.timeline.show(session.progress, self._status(), skipped=session.restored)
         self._update_gauges()
@@ -239,8 +254,9 @@ class MainScreen(PicturesScreen):
 
     @on(TextArea.Changed, "#prompt")
     def _prompt_changed(self) -> None:
-        self._draft_timer.reset()
-        self._draft_timer.resume()
+        if self._draft_timer is not None:
+            self._draft_timer.stop()
+        self._draft_timer = self.set_timer(DRAFT_SECONDS, self.save_draft)
         text = self.prompt.text
         variants = ""
         if "{" in text and len(text) <= MAX_PROMPT_CHARACTERS:
@@ -454,6 +470,12 @@ class MainScreen(PicturesScreen):
         """The highlighted row's picture."""
         job = self.selected_job()
         return None if job is None else job.path
+
+    def select(self, path: Path) -> None:
+        """Highlight a picture's row, if it has one."""
+        job = next((job for job in self.t2i.session.results if job.path == path), None)
+        if job is not None:
+            self.jobs.select(job.id)
 
     def neighbour(self, path: Path, step: int) -> Path | None:
         """The picture above or below in the list."""

@@ -45,6 +45,9 @@ class PicturesScreen(Screen[None]):
         """The selected job, if a job is selected."""
         return None
 
+    def select(self, path: Path) -> None:
+        """Make this the selected picture, if it is shown here."""
+
     def pictures_changed(self) -> None:
         """A picture was deleted, or its star changed."""
         raise NotImplementedError
@@ -179,6 +182,7 @@ class PicturesScreen(Screen[None]):
         from tui.screens.compare import Compare
 
         self.t2i.marked = None
+        self.app.clear_notifications()  # one of them says what to do next, which is done
         self.app.push_screen(Compare(marked, path))
 
     def action_delete(self) -> None:

@@ -19,7 +19,6 @@ from engine.events import Preview
 from engine.images.metadata import Record, read_record
 from engine.request import RequestError
 from tui.bindings import bindings_of
-from tui.screens.gallery import Gallery
 from tui.screens.pictures import PicturesScreen
 from tui.text import shortened
 from tui.thumbnails import read_small
@@ -152,7 +151,7 @@ class Viewer(PicturesScreen):
     def action_back(self) -> None:
         """To the screen below, where the gallery follows. (Not before: Textual paints this screen for it, too.)"""
         below = screen_below(self)
-        if isinstance(below, Gallery):
+        if below is not None:
             below.select(self._file)
         self.dismiss()
 

@@ -53,15 +53,19 @@ class JobList(OptionList):
             self._rows = rows
         if highlighted is None and rows:
             highlighted = rows[0][0]
-        if highlighted != self.selected_id:
-            place = next((index for index, (job_id, _) in enumerate(rows) if job_id == highlighted), None)
-            self.highlighted = place if place is not None else (0 if rows else None)
+        if highlighted is not None and highlighted != self.selected_id:
+            self.select(highlighted)
         running_text = "1 running, " if running else ""
         self.border_title = (
             Content(f"pictures ({running_text}{len(session.queue)} waiting)")
             if (running or session.queue)
             else Content("pictures")
         )
+
+    def select(self, job_id: str) -> None:
+        """Highlight a job; the first row if it is not in the list."""
+        place = next((index for index, (row_id, _) in enumerate(self._rows) if row_id == job_id), 0)
+        self.highlighted = place if self._rows else None
 
     @property
     def selected_id(self) -> str | None:

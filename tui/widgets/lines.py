@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.cells import cell_len
 from rich.segment import Segment
 from textual.strip import Strip
 from textual.widget import Widget
@@ -32,11 +33,11 @@ class HeaderLine(Widget):
         width, base = self.size.width, self.rich_style
         right = list(self._right)
         left = self._separator.join(self._left)
-        while right and len(left) + len(self._separator.join(right)) + 2 > width:
+        while right and cell_len(left) + cell_len(self._separator.join(right)) + 2 > width:
             right.pop()
         end = self._separator.join(right)
-        left = shortened(left, width - len(end) - (2 if end else 0), self._ellipsis)
-        start = Strip([Segment(left, base)]).adjust_cell_length(max(0, width - len(end)), base)
+        left = shortened(left, width - cell_len(end) - (2 if end else 0), self._ellipsis)
+        start = Strip([Segment(left, base)]).adjust_cell_length(max(0, width - cell_len(end)), base)
         return Strip([*start, Segment(end, base)]).adjust_cell_length(width, base)
 
 

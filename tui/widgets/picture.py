@@ -26,6 +26,7 @@ class PictureView(Widget):
     def __init__(self, *, rendering: Rendering = "blocks", id: str | None = None) -> None:
         super().__init__(id=id)
         self.rendering: Rendering = rendering
+        self._ellipsis = "\u2026" if rendering == "blocks" else "..."
         self.limit = Size(0, 0)  # most columns and rows of the picture; 0: as many as there are
         self._frame: Preview | None = None
         self._caption = ""
@@ -76,9 +77,9 @@ class PictureView(Widget):
         background = self.rich_style
         left, top = self._offset
         if y == self._caption_row:
-            return _centred(shortened(self._caption, width), width, background)
+            return _centred(shortened(self._caption, width, self._ellipsis), width, background)
         if 0 <= y - top < len(self._strips):
-            line = self._strips[y - top]
+            line = self._strips[y - top].apply_style(background)
             return Strip([Segment(" " * left, background), *line]).adjust_cell_length(width, background)
         return Strip.blank(width, background)
 
