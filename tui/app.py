@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import signal
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -16,8 +17,9 @@ from textual.app import App, SystemCommand
 from textual.screen import Screen
 
 from engine import folders
+from engine.events import ImageSaved
 from engine.images.save import plan_output
-from engine.process import JobRefused, ModelLoaded, ModelOpened, ModelRefused
+from engine.process import JobEvent, JobRefused, ModelLoaded, ModelOpened, ModelRefused
 from engine.request import RequestError
 from tui.bindings import Keys, bindings_of
 from tui.card import Card, CardSample
@@ -29,13 +31,15 @@ from tui.screens.main import MainScreen
 from tui.screens.pictures import PicturesScreen
 from tui.session import Session
 from tui.settings import Settings
-from tui.text import printable
+from tui.text import counted, duration, printable
 from tui.theme_loader import VARIABLE_DEFAULTS, load_themes
 from tui.thumbnails import Thumbnails
 from tui.widgets.picture import Rendering
 
 Severity = Literal["information", "warning", "error"]
 DEFAULT_MODEL = "demo"
+SECOND_PRESS_SECONDS = 1.5  # a key pressed twice
+NOTE_SECONDS, MAX_SAID = 6.0, 200
 
 
 class T2IApp(App[None]):
@@ -45,7 +49,6 @@ class T2IApp(App[None]):
     CSS_PATH = "app.tcss"
     BINDINGS = bindings_of("app")
     COMMAND_PALETTE_BINDING = "f24"  # ours is in the table, with the other keys
-    NOTIFICATION_TIMEOUT = 6
 
     def __init__(
         self,
@@ -70,10 +73,14 @@ class T2IApp(App[None]):
         self.card_sample: CardSample | None = None
         self._card: Card | None = None
         self._sampling = False
+        self.submitted_text = ""  # of the prompt, when Enter was pressed last
+        self._last_cancel = "", -SECOND_PRESS_SECONDS  # (job, when)
+        self._said: list[tuple[float, str]] = []  # (when, what) for the person, oldest first
         self._notices = list(notices)
         themes = load_themes(folders.config_dir() / "themes")
         for theme in themes.themes:
             self.register_theme(theme)
+        self._own_themes = {theme.name for theme in themes.themes}
         if themes.problem:
             self._notices.append(themes.problem)
         history = History.open(folders.state_dir())
@@ -115,6 +122,11 @@ class T2IApp(App[None]):
         return Path(self.session.output).expanduser() if self.session.output else folders.default_output_dir()
 
     @property
+    def pause_keys(self) -> str:
+        """What to press in the prompt to go on with the queue."""
+        return f"{self.keys.shown('prompt.leave')} and then {self.keys.shown('queue.pause')}"
+
+    @property
     def remix_key(self) -> str:
         """Tries a job that failed again."""
         return self.keys.shown("image.remix", letter=True)
@@ -135,7 +147,8 @@ class T2IApp(App[None]):
         """Theme, signals, what the last session left; the engine starts behind the first paint."""
         if self._theme_name not in self.available_themes:
             self._notices.append(
-                f"There is no theme {self._theme_name[:40]!r}; there are {', '.join(sorted(self.available_themes))}."
+                f"There is no theme {self._theme_name[:40]!r}; there are {', '.join(sorted(self._own_themes))}, "
+                "and Textual's."
             )
             self._theme_name = "dark"
         self.theme = self._theme_name
@@ -154,21 +167,38 @@ class T2IApp(App[None]):
         if self._draft:
             self.main.prompt.put(self._draft)
         self.client.start(self.session.model)
-        if self.session.queue:
-            key = self.keys.shown("queue.pause")
-            self._notices.append(
-                f"{len(self.session.queue)} pictures of last time still wait; {key} goes on with them."
-            )
-        for notice in self._notices:
-            self.say(notice, "warning")
-        self._notices = []
-        self.tell_notices()
         self.main.update(follow=True)
+        if self.session.queue:
+            waiting = counted(len(self.session.queue), "picture")
+            self._notices.append(f"From last time, {waiting} still to make; {self.pause_keys} goes on.")
+        notices = [*self._notices, *self.session.history.take_notices()]
+        for notice in notices:
+            self.say(notice, "warning")
+        if len(notices) > 2:
+            self.action_messages()  # all of them, to be read in peace
 
     def say(self, text: str, severity: Severity = "information") -> None:
-        """A sentence for the person; from any thread. Never markup."""
+        """A sentence for the person. Never markup."""
         lines = "\n".join(printable(line) for line in text.split("\n"))
-        self.notify(lines, severity=severity, markup=False, timeout=12 if severity == "error" else 6)
+        lines = lines[:1].upper() + lines[1:]
+        now = time.monotonic()
+        recent = [said for when, said in self._said if now - when < NOTE_SECONDS]
+        self._said = [*self._said[-MAX_SAID:], (now, lines)]
+        if recent and recent[-1] == lines:
+            return  # it still stands there
+        if len(recent) >= 2 and self.is_running:
+            self.clear_notifications()  # a pile of them would cover the pictures
+        self.notify(
+            lines, severity=severity, markup=False, timeout=2 * NOTE_SECONDS if severity == "error" else NOTE_SECONDS
+        )
+
+    def action_messages(self) -> None:
+        """What was said, the latest first."""
+        now = time.monotonic()
+        rows = [(f"{duration(now - when)} ago", text) for when, text in reversed(self._said)]
+        self.push_screen(
+            ReadText("messages", rows or [("", "Nothing was said yet.")], self.keys.pressed("app.messages"))
+        )
 
     def tell_notices(self) -> None:
         """What went wrong with the history, if anything did."""
@@ -179,7 +209,7 @@ class T2IApp(App[None]):
 
     def on_received(self, received: Received) -> None:
         """What the engine says."""
-        was_running = self.session.running
+        was_running, follow = self.session.running, self.main.follows
         sentence = self.session.receive(received.content)
         if sentence:
             self.say(sentence, "error")
@@ -192,10 +222,12 @@ class T2IApp(App[None]):
             case ModelOpened():
                 self.main.parameters_changed()
             case JobRefused(field="output") if was_running is not None:
-                self.main.action_change_output()
+                self._offer_another_place()
+            case JobEvent(event=ImageSaved(notice=str())):
+                self._offer_another_place()
         self.tell_notices()
         finished = was_running is not None and self.session.running is None
-        self.main.update(follow=finished and self.main.prompt.has_focus)
+        self.main.update(follow=follow and finished)
         if finished:
             for screen in self.screen_stack:
                 if isinstance(screen, PicturesScreen):
@@ -213,20 +245,32 @@ class T2IApp(App[None]):
         self.main.update(follow=True)
         self.go_on()
 
+    def _offer_another_place(self) -> None:
+        """Where the output folder cannot be used. Not over what is being typed."""
+        if self.main.prompt.has_focus and self.main.is_current and self.main.prompt.text != self.submitted_text:
+            key = self.keys.shown("output.change")
+            self.say(f"{self.keys.shown('prompt.leave')} and then {key} chooses another folder.", "warning")
+        elif self.main.is_current:
+            self.main.action_change_output()
+
     def go_on(self) -> None:
         """Begin the next job if there is one and nothing runs."""
+        follow = self.main.follows
         job = self.session.begin_next()
         if job is not None:
             if self.client.pid is None:
                 self.session.engine_state = "starting"
                 self.client.start(self.session.model)
             self.client.paint(job)
-        self.main.update(follow=job is not None and self.main.prompt.has_focus)
+        self.main.update(follow=follow and job is not None)
 
     def cancel(self, *, after_step: bool) -> None:
-        """Give the running job up."""
-        job = self.session.running
+        """Give the running job up. A second press that comes late is not meant for the job that began since."""
+        job, now = self.session.running, time.monotonic()
         if job is not None:
+            if job.id != self._last_cancel[0] and now - self._last_cancel[1] < SECOND_PRESS_SECONDS:
+                return
+            self._last_cancel = job.id, now
             self.session.cancelling = True
             self.client.cancel(job.id, after_step=after_step)
             self.main.update_progress()
@@ -282,11 +326,14 @@ class T2IApp(App[None]):
     def action_help(self) -> None:
         """All keys."""
         from tui.bindings import table
-        from tui.keys import LETTERS
+        from tui.keys import HEADINGS, LETTERS
 
-        commands = sorted(self.keys.commands, key=lambda command: command.scope != "app")  # how to quit comes first
-        rows = [(keys, text) for keys, _, text in table(Keys(tuple(commands)))]
-        self.push_screen(ReadText("keys", [*rows, ("", ""), ("", LETTERS)], self.keys.pressed("app.help")))
+        rows: list[tuple[str, str]] = []
+        for scope in ("app", "prompt", "main", "pictures", "gallery"):  # how to quit comes first
+            rows += [("", ""), ("", HEADINGS[scope])] if rows else [("", HEADINGS[scope])]
+            commands = tuple(command for command in self.keys.commands if command.scope == scope)
+            rows += [(keys, text) for keys, _, text in table(Keys(commands))]
+        self.push_screen(ReadText("keys", [("", LETTERS), ("", ""), *rows], self.keys.pressed("app.help")))
 
     def action_redraw(self) -> None:
         """After another program wrote over the screen."""
@@ -330,7 +377,7 @@ class T2IApp(App[None]):
                 self.call_later(self.run_action, action, namespace)
 
             yield SystemCommand(command.label, f"{command.tooltip} ({key})", run)
-        for name in sorted(self.available_themes):
+        for name in sorted(self.available_themes, key=lambda name: (name not in self._own_themes, name)):
 
             def choose(name: str = name) -> None:
                 self.theme = name

@@ -5,8 +5,9 @@ Every change that must outlive the app is written to the history at once.
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from engine.events import (
     Failed,
     ImageSaved,
     LatentsRestored,
+    Phase,
     Preview,
     StepFinished,
 )
@@ -53,6 +55,7 @@ class Session:
         self.engine_state = "starting"  # starting, loading, ready, gone, refused
         self.device = ""
         self.hint = ""
+        self.ended_in: Phase | None = None  # where the last job was cancelled or failed
         self.restored = False  # the running picture was denoised by an earlier run
         self.peak_bytes: int | None = None  # that the last picture took, which the next one will take, too
         self._highest_bytes = 0
@@ -108,7 +111,7 @@ class Session:
         self.history.put(job)
         self.last_seed = job.request.seed
         self._new_progress()
-        self.preview, self.hint = None, ""
+        self.preview, self.hint, self.ended_in = None, "", None
         self.cancelling = self.restored = False
         self._highest_bytes = 0
         self.progress.start("load")  # until the engine says otherwise
@@ -172,6 +175,22 @@ class Session:
         self.results = [job for job in self.results if job.id != job_id]
         self.history.remove(job_id)
 
+    def waiting_seconds(self) -> float | None:
+        """How long queue and running job will take, by the last picture that was made; None before there is one."""
+        last = next((job for job in self.results if job.seconds is not None), None)
+        if last is None or last.seconds is None or not self._work(last):
+            return None
+        each = last.seconds / self._work(last)
+        running = (self.progress.remaining_seconds or each * self._work(self.running)) if self.running else 0.0
+        return running + each * sum(map(self._work, self.queue))
+
+    def _work(self, job: Job) -> float:
+        """Steps times pixels: what a picture's time goes with."""
+        request = job.request
+        default = {option.name: option.default for option in self.parameters.options}
+        choices = ((request.steps, "steps"), (request.width, "width"), (request.height, "height"))
+        return math.prod(float(value or default.get(name) or 0) for value, name in choices)
+
     def find(self, job_id: str) -> Job | None:
         """The job of this id, wherever it is."""
         everywhere: Iterable[Job] = (*self.queue, *([self.running] if self.running else []), *self.results)
@@ -204,10 +223,11 @@ class Session:
                 self.history.save("model", model)
                 if self.running is None:
                     self.progress.start("load")
-            case ModelLoaded(device_name=name):
+            case ModelLoaded(device_name=name, seconds=seconds):
                 self.engine_state, self.device = "ready", name
                 if self.running is None:
                     self._new_progress()
+                    self.progress.seconds["load"] = seconds
             case ModelRefused(message=text):
                 self.engine_state = "refused"
                 self.paused = True
@@ -224,6 +244,7 @@ class Session:
                     self._back_to_queue()
                     return ""
                 self._finish("failed", text)
+                self._new_progress()
                 return text
         return ""
 
@@ -237,6 +258,7 @@ class Session:
         self.engine_state = "gone"
         self._deaths += 1
         job, self.preview = self.running, None
+        self.progress.memory = None
         if job is None:
             self.progress = PictureProgress()
             return f"{_capital(reason)} The next picture starts a fresh one."
@@ -248,6 +270,7 @@ class Session:
             self.progress = PictureProgress()
             return f"{_capital(reason)} The finished latents are kept: a fresh engine decodes them."
         phase = self.progress.running or "save"
+        self._ended_in(phase)
         self._finish("failed", f"in {phase}: {reason}")
         told = f"{_capital(reason)} This picture stopped in {phase}; press {retry_key} on it to try again."
         if self._deaths >= MAX_DEATHS and self.queue:  # the others would end the same way
@@ -274,9 +297,12 @@ class Session:
                 self._finish("done", notice or job.message, path, sum(seconds.values()))
                 return notice or ""
             case Failed(message=text, phase=phase):
+                self._ended_in(phase)
                 self._finish("failed", f"in {phase}: {text}")
                 return text
             case Cancelled(phase=phase):
+                self._deaths = 0
+                self._ended_in(phase)
                 place = f"{self.progress.step}/{self.progress.steps}" if phase == "denoise" else phase
                 self._finish("cancelled", f"cancelled at {place}")
         return ""
@@ -297,6 +323,9 @@ class Session:
             self.running = None
             self._new_progress()
 
+    def _ended_in(self, phase: Phase) -> None:
+        self.ended_in, self.progress.running = phase, None
+
     def _new_progress(self) -> None:
         """Nothing runs; memory is as it was."""
         memory, self.progress = self.progress.memory, PictureProgress()
@@ -310,12 +339,6 @@ class Session:
             if job.id == job_id:
                 return place
         raise RequestError("queue", "this job does not wait any more.")
-
-
-def waiting_seconds(queue: Sequence[Job], results: Sequence[Job]) -> float | None:
-    """How long the queue will take, by the last picture that was made; None before there is one."""
-    last = next((job.seconds for job in results if job.seconds is not None), None)
-    return None if last is None else last * len(queue)
 
 
 def _capital(sentence: str) -> str:

@@ -6,7 +6,7 @@ import re
 
 from engine.progress import printable
 
-__all__ = ["clean", "duration", "printable", "shortened", "size"]
+__all__ = ["clean", "counted", "duration", "printable", "shortened", "size"]
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -24,6 +24,11 @@ def shortened(text: str, width: int, ellipsis: str = "\u2026") -> str:
     if width <= 0 or (cell_len(line) <= width and len(text) <= 4 * width + 16):
         return line if width > 0 else ""
     return set_cell_size(line, max(0, width - cell_len(ellipsis))).rstrip() + ellipsis
+
+
+def counted(count: int, thing: str) -> str:
+    """A number of things: 1 picture, 2 pictures."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def size(count: float) -> str:

@@ -166,6 +166,15 @@ def read_record(path: str | os.PathLike[str]) -> Record:
     raise RequestError("from", f"{shown_path(path)} {problem}") from None
 
 
+def read_parameters(path: str | os.PathLike[str]) -> str:
+    """The `parameters` text in the PNG at `path` as it is there; "" where there is none or it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return _find_text(file, PARAMETERS_KEY) or ""
+    except (OSError, ValueError, _Unreadable):
+        return ""
+
+
 class _Unreadable(Exception):
     """The picture gives no record: the message goes after the file's name and completes one sentence."""
 

@@ -115,7 +115,8 @@ def _named_destination(path: Path, count: int) -> Destination:
     if suffix != ".png":
         if mode is not None:
             raise _refused(path, "is a file; give a folder, or a name that ends in .png.")
-        raise _refused(path, "does not exist; create the folder first, or give a name that ends in .png.")
+        or_else = ", or give a name that ends in .png" if count == 1 else ""
+        raise _refused(path, f"does not exist; create the folder first{or_else}.")
     if count > 1:
         raise _refused(path, f"is one file and {count} pictures were asked for; give a folder.")
     if mode is not None and not stat.S_ISREG(mode):

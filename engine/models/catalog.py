@@ -42,5 +42,5 @@ def prompt_hint(model: ModelFolder, prompt: str) -> str | None:
     words = unknown_words(prompt)
     if not words:
         return None
-    shown = ", ".join(words[:5]) + (", ..." if len(words) > 5 else "")
-    return f"the demo model does not know: {shown}."
+    others = f" and {len(words) - 5} more" if len(words) > 5 else ""
+    return f"the demo model does not know: {', '.join(words[:5])}{others}."

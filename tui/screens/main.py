@@ -26,8 +26,7 @@ from tui.jobs import Job
 from tui.profile import PreviewSize
 from tui.screens.dialogs import AskText, Confirm, ParametersWindow, SearchPrompts
 from tui.screens.pictures import PicturesScreen
-from tui.session import waiting_seconds
-from tui.text import clean, duration
+from tui.text import clean, counted, duration
 from tui.variants import expand
 from tui.widgets.gauge import Gauge, Level
 from tui.widgets.joblist import JobList
@@ -101,6 +100,13 @@ class MainScreen(PicturesScreen):
                 self._ticks.pause()
 
     @property
+    def follows(self) -> bool:
+        """Whether the highlight goes to what begins next: unless the person chose another row than the newest."""
+        session = self.t2i.session
+        newest = [job.id for job in (*([session.running] if session.running else []), *session.results[:1])]
+        return not self.jobs.has_focus or self.jobs.selected_id in (None, *newest)
+
+    @property
     def _is_covered(self) -> bool:
         """Whether another whole screen lies on this one: Textual paints that one anew for each change of this one."""
         return not (self.is_current or isinstance(self.app.screen, ModalScreen))
@@ -115,7 +121,7 @@ class MainScreen(PicturesScreen):
         if self._is_covered:
             return
         session = self.t2i.session
-        self.timeline.show(session.progress, self._status(), skipped=session.restored)
+        self.timeline.show(session.progress, self._status(), skipped=session.restored, failed=session.ended_in)
         self._update_gauges()
         if session.running is not None and session.preview is not None and self._shows_live():
             self.picture.show(session.preview, f"step {session.progress.step} of {session.progress.steps}")
@@ -135,9 +141,10 @@ class MainScreen(PicturesScreen):
                     "refused": "no model can be used",
                 }[session.engine_state]
                 if not session.paused or not session.queue
-                else f"paused, {len(session.queue)} waiting: {self.t2i.keys.shown('queue.pause')} goes on"
+                else f"paused, {len(session.queue)} waiting: {self.t2i.pause_keys} goes on"
             )
         if session.hint:
+            texts = texts if texts != ["ready"] else []
             texts.append(f"hint: {session.hint}")
         return "  ".join(texts)
 
@@ -145,7 +152,9 @@ class MainScreen(PicturesScreen):
         session, profile = self.t2i.session, self.t2i.profile
         parameters = session.parameters
         left = [Path(session.model).name or session.model]
-        for name in parameters.names():
+        first = ("seed", "count", "size", "steps")  # what does not fit is left out from the end
+        names = parameters.names()
+        for name in sorted(names, key=lambda name: first.index(name) if name in first else len(first)):
             text = parameters.shown(name)
             if name == "size":
                 left.append(text)
@@ -157,9 +166,9 @@ class MainScreen(PicturesScreen):
                 left.append(f"{name} {text}")
         right = []
         if session.queue:
-            seconds = waiting_seconds(session.queue, session.results)
+            seconds = session.waiting_seconds()
             about = f" ~{duration(seconds)}" if seconds else ""
-            right.append(f"{'PAUSED ' if session.paused else ''}queue {len(session.queue)}{about}")
+            right.append(f"queue {len(session.queue)}{about}")
         right.append(profile.label)
         self.query_one(HeaderLine).show(tuple(left), tuple(right))
 
@@ -281,7 +290,10 @@ class MainScreen(PicturesScreen):
         self.jobs.focus()
 
     def take_prompt(self, text: str) -> None:
-        """Put a text into the prompt and go there; what was there is one undo away."""
+        """Put a text into the prompt and go there; what was there is in the history."""
+        before = clean(self.prompt.text).strip()
+        if before and before != clean(text).strip():
+            self.t2i.session.history.add_prompt(before)
         self.prompt.put(text)
         self.prompt.focus()
 
@@ -351,11 +363,14 @@ class MainScreen(PicturesScreen):
         except RequestError as error:
             self.t2i.say(str(error), "error")
             return
+        self.t2i.submitted_text = event.text
         self.save_draft()
         if session.running is None and len(session.queue) == len(jobs):  # nothing else waits for the pause to end
             session.paused = False
         if first and session.running is not None:
             self.t2i.cancel(after_step=False)
+        if session.running is None:
+            self.jobs.highlighted = None  # it is what the person wants to see
         self.t2i.go_on()
 
     def action_cancel(self) -> None:
@@ -374,14 +389,18 @@ class MainScreen(PicturesScreen):
         """Hold the queue, or go on."""
         session = self.t2i.session
         session.paused = not session.paused
+        if session.paused:
+            self.t2i.say(f"Nothing new begins until {self.t2i.keys.shown('queue.pause')} is pressed again.")
         self.t2i.go_on()
 
     def action_move(self, step: int) -> None:
         """The selected job up or down the queue."""
         job = self.selected_job()
-        if job is not None and job.state == "queued":
-            self.t2i.session.move(job.id, step)
-            self.update()
+        if job is None or job.state != "queued":
+            self.t2i.say("Only a waiting job can be moved.")
+            return
+        self.t2i.session.move(job.id, step)
+        self.update()
 
     def action_clear_queue(self) -> None:
         """Remove every waiting job, after asking."""
@@ -395,7 +414,19 @@ class MainScreen(PicturesScreen):
                 self.t2i.say(f"{self.t2i.session.clear_queue()} removed; their prompts are in the history.")
                 self.update()
 
-        self.app.push_screen(Confirm(f"Remove all {waiting} waiting jobs?"), answered)
+        self.app.push_screen(Confirm(f"Remove {counted(waiting, 'waiting job')}?"), answered)
+
+    def action_leave_app(self) -> None:
+        """Leave; what runs is begun anew at the next start."""
+        if self.t2i.session.running is None:
+            self.call_later(self.t2i.action_quit)
+            return
+
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self.call_later(self.t2i.action_quit)
+
+        self.app.push_screen(Confirm("Leave? The picture in work is begun anew when you come back."), answered)
 
     # Parameters.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from textual.screen import Screen
 
 from engine.folders import shown_path
-from engine.images.metadata import Record, parameters_text, read_record
+from engine.images.metadata import Record, read_parameters, read_record
 from engine.request import Request, RequestError
 from tui.jobs import Job
 from tui.screens.dialogs import Confirm, ReadText
@@ -95,7 +95,8 @@ class PicturesScreen(Screen[None]):
                 ("", ""),
                 ("path", f"{_plain(plan.path)}"),
                 ("", "(sent to the terminal's clipboard as well)"),
-                ("fetch it", plan.scp),
+                ("fetch it", ""),
+                ("", plan.scp),  # on a line of its own, to be copied
                 *([("show it", plan.hint)] if plan.hint else []),
                 ("here", f"{self.t2i.keys.shown('image.view')} fills the terminal with the picture"),
             ]
@@ -105,7 +106,7 @@ class PicturesScreen(Screen[None]):
         def start() -> None:
             problem = run_plan(plan)
             if problem is not None:
-                self.t2i.say(problem, "error")  # notifications may come from any thread
+                self.app.call_later(self.t2i.say, problem, "error")
 
         self.app.run_worker(start, name="open", thread=True, exit_on_error=False)
         self.t2i.say(f"Opening {path.name} ...")
@@ -281,7 +282,7 @@ def record_rows(path: Path, record: Record) -> list[tuple[str, str]]:
     rows += [("model", record.model), ("model hash", record.model_hash[:16]), ("device", record.device)]
     times = ", ".join(f"{phase} {duration(seconds)}" for phase, seconds in record.seconds_by_phase.items())
     rows += [("took", times), ("versions", ", ".join(f"{name} {text}" for name, text in record.versions.items()))]
-    rows += [("file", str(path)), ("parameters", parameters_text(record))]
+    rows += [("file", str(path)), ("parameters", read_parameters(path))]
     return [(name, text) for name, text in rows if text]
 
 

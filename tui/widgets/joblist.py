@@ -36,12 +36,12 @@ class JobList(OptionList):
         self._rows: list[tuple[str, str]] = []
 
     def show(self, session: Session, *, follow: bool) -> None:
-        """Take over the session's jobs. The highlight stays on its job; with `follow` it goes to the newest result."""
+        """Take over the session's jobs. The highlight stays, or goes to the newest one begun (`follow`)."""
         running = [session.running] if session.running else []
         rows = [(job.id, self._row(job)) for job in (*running, *session.queue, *session.results)]
         highlighted = self.selected_id
-        if follow and session.results:
-            highlighted = session.results[0].id
+        if follow and (running or session.results):
+            highlighted = (*running, *session.results)[0].id
         if rows != self._rows:
             ids = [job_id for job_id, _ in rows]
             if ids == [job_id for job_id, _ in self._rows]:  # only texts changed
@@ -55,12 +55,9 @@ class JobList(OptionList):
             highlighted = rows[0][0]
         if highlighted is not None and highlighted != self.selected_id:
             self.select(highlighted)
-        running_text = "1 running, " if running else ""
-        self.border_title = (
-            Content(f"pictures ({running_text}{len(session.queue)} waiting)")
-            if (running or session.queue)
-            else Content("pictures")
-        )
+        states = ["1 running"] * len(running) + [f"{len(session.queue)} waiting"] * bool(session.queue)
+        states += ["PAUSED"] * session.paused
+        self.border_title = Content("pictures" + (f" ({', '.join(states)})" if states else ""))
 
     def select(self, job_id: str) -> None:
         """Highlight a job; the first row if it is not in the list."""
@@ -81,7 +78,7 @@ class JobList(OptionList):
         elif job.seconds is not None:
             what = duration(job.seconds)
         else:
-            what = job.message if job.state == "cancelled" else job.state
+            what = "stopped" if job.state == "cancelled" else job.state
         seed = "" if job.request.seed is None else str(job.request.seed)
         prompt = shortened(job.request.prompt, MAX_PROMPT)
         return f"{self._marks[job.state]}{star} {what:<7} {seed:>10}  {prompt}"

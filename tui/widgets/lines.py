@@ -23,19 +23,25 @@ class HeaderLine(Widget):
         self._right: tuple[str, ...] = ()
 
     def show(self, left: tuple[str, ...], right: tuple[str, ...]) -> None:
-        """Take over the parts; repaints only if they changed. Those at the right end go first where room is short."""
+        """Take over the parts; repaints only if they changed.
+
+        Where room is short the last one on the right goes first, then those on the left, from the end.
+        """
         if (left, right) != (self._left, self._right):
             self._left, self._right = left, right
             self.refresh()
 
+    def _length(self, parts: list[str]) -> int:
+        return cell_len(self._separator.join(parts))
+
     def render_line(self, y: int) -> Strip:
         """The line."""
         width, base = self.size.width, self.rich_style
-        right = list(self._right)
-        left = self._separator.join(self._left)
-        while right and cell_len(left) + cell_len(self._separator.join(right)) + 2 > width:
-            right.pop()
+        parts, right = list(self._left), list(self._right)
+        while len(parts) > 1 and self._length(parts) + self._length(right) + 2 > width:
+            (right if len(right) == len(self._right) > 0 else parts).pop()
         end = self._separator.join(right)
+        left = self._separator.join(parts)
         left = shortened(left, width - cell_len(end) - (2 if end else 0), self._ellipsis)
         start = Strip([Segment(left, base)]).adjust_cell_length(max(0, width - cell_len(end)), base)
         return Strip([*start, Segment(end, base)]).adjust_cell_length(width, base)

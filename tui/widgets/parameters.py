@@ -106,11 +106,13 @@ class ParametersPanel(Widget, can_focus=True):
 
     def _may_type(self, event: events.Key) -> bool:
         """A digit begins to type; letters do after Enter only, for alone they are commands."""
-        return self._typed is not None or bool(event.character and event.character in "0123456789.")
+        return self._typed is not None or bool(event.character and event.character in "0123456789.-")
 
     def _write(self, name: str) -> None:
         typed, self._typed = self._typed or "", None
         self._change(lambda: self.parameters.write(name, typed))
+        if self._problem:
+            self._typed = typed  # to be corrected
 
     def _change(self, change: object) -> None:
         assert callable(change)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from textwrap import wrap
 from typing import Literal
 
 from rich.segment import Segment
@@ -12,7 +13,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from engine.events import Preview
-from tui.text import shortened
+from tui.text import printable, shortened
 
 Rendering = Literal["blocks", "letters"]
 RAMP = " .:-=+*#%@"  # from dark to bright, where there are no colours
@@ -41,7 +42,8 @@ class PictureView(Widget):
             self.refresh()
         elif caption != self._caption:
             self._caption = caption
-            self.refresh(Region(0, self._caption_row, self.size.width, 1))  # the picture itself is 20 kB
+            # The picture itself is 20 kB.
+            self.refresh(*([Region(0, self._caption_row, self.size.width, 1)] if self._strips else []))
 
     @property
     def room(self) -> Size:
@@ -67,8 +69,6 @@ class PictureView(Widget):
 
     @property
     def _caption_row(self) -> int:
-        if not self._strips:
-            return self.size.height // 2
         return min(self.size.height - 1, self._offset[1] + len(self._strips))
 
     def render_line(self, y: int) -> Strip:
@@ -76,6 +76,10 @@ class PictureView(Widget):
         width = self.size.width
         background = self.rich_style
         left, top = self._offset
+        if not self._strips:
+            lines = wrap(printable(self._caption), max(1, width - 2))[: self.size.height]
+            row = y - (self.size.height - len(lines)) // 2
+            return _centred(lines[row] if 0 <= row < len(lines) else "", width, background)
         if y == self._caption_row:
             return _centred(shortened(self._caption, width, self._ellipsis), width, background)
         if 0 <= y - top < len(self._strips):

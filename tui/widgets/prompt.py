@@ -14,6 +14,7 @@ from textual.widgets import TextArea
 from tui.bindings import bindings_of, types
 from tui.text import clean
 
+PLACEHOLDER = "what the picture shows, such as: a red circle above a blue square"
 How = Literal["as usual", "new seed", "first"]
 
 EDITING = BindingsMap(TextArea.BINDINGS).key_to_bindings
@@ -38,6 +39,7 @@ class PromptArea(TextArea):
     def __init__(self, history: Callable[[], Sequence[str]], *, id: str) -> None:
         """`history` gives the earlier prompts, newest first."""
         super().__init__(id=id, soft_wrap=True, tab_behavior="focus", highlight_cursor_line=False, compact=True)
+        self.placeholder = PLACEHOLDER
         self.cursor_blink = False  # a blinking cursor writes all the time
         self._history = history
         self._earlier: Sequence[str] = ()  # while walking

@@ -128,9 +128,9 @@ class Timeline(Widget):
         running = self.progress.running
         if running is None:
             return [(shortened(self.status or "ready", width, self.ellipsis), "")]
-        text, kind = self._phase(running)
+        text = f"{self.marks['running']} {running}"
         detail = self._detail(max(0, width - len(text) - 2))
-        return [(text, kind), ("  " + detail, "")]
+        return [(text, "running"), ("  " + detail, "")]
 
     def _compact(self, width: int) -> list[tuple[str, str]]:
         phases = [self._phase(phase) for phase in self._phases()]
