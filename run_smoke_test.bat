@@ -1,13 +1,12 @@
-:; # A batch file for Windows and a script for sh in one: to sh this line and the next ones are commands, to cmd labels.
-:; cd "$(dirname "$0")" || exit 1
-:; if [ -x .venv/bin/t2i ]; then exec .venv/bin/t2i smoke "$@"; fi
-:; if [ -x .venv/Scripts/t2i.exe ]; then exec .venv/Scripts/t2i.exe smoke "$@"; fi
+:; # A batch file for Windows and a script for sh in one: what sh runs on these lines, cmd takes for labels.
+:; here=$(dirname "$0")
+:; if [ -x "$here/.venv/bin/t2i" ]; then exec "$here/.venv/bin/t2i" smoke "$@"; fi
+:; if [ -x "$here/.venv/Scripts/t2i.exe" ]; then exec "$here/.venv/Scripts/t2i.exe" smoke "$@"; fi
 :; if command -v t2i >/dev/null 2>&1; then exec t2i smoke "$@"; fi
 :; echo "t2i is not installed. Install it with: python3 -m venv .venv && .venv/bin/pip install ." >&2; exit 1
 @echo off
-cd /d "%~dp0"
-if exist .venv\Scripts\t2i.exe (
-    .venv\Scripts\t2i.exe smoke %*
+if exist "%~dp0.venv\Scripts\t2i.exe" (
+    "%~dp0.venv\Scripts\t2i.exe" smoke %*
     exit /b
 )
 where t2i >nul 2>nul

@@ -72,6 +72,7 @@ class Engine:
         self._device_name = device
         self._threads = threads
         self._cancel = CancelFlag()
+        self._leaving = False
         self._runtime: _Runtime | None = None
 
     @classmethod
@@ -100,6 +101,11 @@ class Engine:
     def cancel(self, after_step: bool = False) -> None:
         """Give up the current job, inside a step too, or when its step ends; what was saved stays saved."""
         self._cancel.set(after_step)
+
+    def leave(self) -> None:
+        """Stop at once because nobody is there any more, not because the picture is not wanted: latents are kept."""
+        self._leaving = True
+        self._cancel.set()
 
     @property
     def device(self) -> str:
@@ -288,8 +294,9 @@ class _Job:
         try:
             pixels = yield from self._decode(latents)
             saved = yield from self._save(pixels)
-        except (CancelledError, GeneratorExit):
-            kept.forget()
+        except CancelledError:
+            if not self.engine._leaving:
+                kept.forget()
             raise
         kept.forget()
         self._learn_preview(latents, pixels)

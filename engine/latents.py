@@ -36,7 +36,7 @@ class KeptLatents:
     def keep(self, latents: Tensor) -> None:
         """Write the latents; does nothing where the disk refuses: then a crash costs the picture, as it used to."""
         with suppress(OSError):
-            for stale in sorted(_folder().glob("*.safetensors"), key=_age)[MAX_KEPT - 1 :]:
+            for stale in sorted([*_folder().glob("*.safetensors"), *_folder().glob("*.tmp")], key=_age)[MAX_KEPT - 1 :]:
                 stale.unlink(missing_ok=True)
             write_whole(self.path, safetensors.torch.save({"latents": latents.contiguous()}), durable=True)
 

@@ -14,6 +14,7 @@ import os
 import queue
 import signal
 import sys
+import tempfile
 import threading
 import time
 from contextlib import closing, redirect_stderr, suppress
@@ -136,6 +137,7 @@ class EngineProcess:
 
     @property
     def pid(self) -> int:
+        """The process's number, also when it has gone."""
         assert self._process.pid is not None
         return self._process.pid
 
@@ -166,6 +168,10 @@ class EngineProcess:
     def kill(self) -> None:
         """End it without ceremony."""
         self._process.kill()
+
+    def close(self) -> None:
+        """Give the pipe back; the process has gone."""
+        self._connection.close()
 
     def death(self) -> str:
         """Why it has gone, as one sentence; call it after `EOFError`."""
@@ -227,7 +233,7 @@ class _Server:
                     case _:
                         self._commands.put(command)
         if self._engine is not None:
-            self._engine.cancel()
+            self._engine.leave()
         self._commands.put(None)
         self._left.wait(LEAVE_SECONDS)
         os._exit(0)  # also out of a kernel that hangs
@@ -297,13 +303,24 @@ def _redirect_output(log: Path) -> None:
 
 
 def _new_log() -> Path:
+    """A new file for what the process prints: in the state folder, the temporary folder, or nowhere."""
+    name = f"engine-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     folder = state_dir() / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch(mode=0o600)
+    except OSError:
+        try:
+            handle, temporary = tempfile.mkstemp(suffix=f"-{name}")
+        except OSError:
+            return Path(os.devnull)
+        os.close(handle)
+        return Path(temporary)
     old = sorted(folder.glob("engine-*.log"), key=lambda path: path.name)
-    for path in old[: max(0, len(old) - MAX_LOGS + 1)]:
+    for path in old[: max(0, len(old) - MAX_LOGS)]:
         with suppress(OSError):
             path.unlink()
-    return folder / f"engine-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    return folder / name
 
 
 def _last_lines(log: Path) -> str:

@@ -49,8 +49,8 @@ async def settled(pilot: Pilot[None], app: T2IApp) -> None:
 
 
 def notes(app: T2IApp) -> list[str]:
-    """The sentences that were shown to the person and still stand."""
-    return [str(notification.message) for notification in app._notifications]
+    """The sentences that were shown to the person."""
+    return [text for _, text in app.said]
 
 
 def screen_text(app: T2IApp) -> str:

@@ -13,6 +13,7 @@ import pytest
 
 from engine import events
 from engine.events import Event, ImageSaved, LatentsRestored, PhaseFinished, PhaseStarted, StepFinished
+from engine.folders import state_dir
 from engine.images.metadata import read_record
 from engine.process import (
     Cancel,
@@ -261,3 +262,33 @@ def test_stopping_ends_the_process_while_it_denoises(process: EngineProcess, tmp
     process.stop()
     assert not psutil.pid_exists(process.pid)
     hear_the_end(process)
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_latents_stay_when_the_owner_goes_away_during_decode(process: EngineProcess, tmp_path: Path, how: str) -> None:
+    process.send(OpenModel("demo"))
+    heard(process, ModelLoaded)
+    process.send(Paint("doomed", Request(PROMPT, seed=8, steps=2, width=256, height=256), str(tmp_path)))
+    wait_for(process, "decode")
+    if how == "stop":
+        process.stop()
+    else:
+        process.close()  # as when the owner is killed
+        psutil.wait_procs([psutil.Process(process.pid)], timeout=30)
+    saved, kept = list(tmp_path.glob("*.png")), list((state_dir() / "latents").glob("*.safetensors"))
+    assert len(saved) + len(kept) == 1  # the picture, or what it needs
+
+
+def test_the_process_runs_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "state").write_text("a file where the folder should be")
+    monkeypatch.setenv("TEXTTOIMAGETOOL_STATE_DIR", str(tmp_path / "state"))
+    engine = EngineProcess()
+    try:
+        engine.send(OpenModel("demo"))
+        engine.send(Paint("job", Request(PROMPT, seed=8, steps=1), str(tmp_path)))
+        last = heard(engine, *events.TERMINAL)[-1]
+        assert isinstance(last, JobEvent)
+        assert isinstance(last.event, ImageSaved)
+    finally:
+        engine.kill()
+        engine.log.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import re
 import signal
 import time
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from textual.screen import Screen
 from engine import folders
 from engine.events import ImageSaved
 from engine.images.save import plan_output
-from engine.process import JobEvent, JobRefused, ModelLoaded, ModelOpened, ModelRefused
+from engine.process import JobEvent, JobRefused, LoadEvent, ModelLoaded, ModelOpened, ModelRefused
 from engine.request import RequestError
 from tui.bindings import Keys, bindings_of
 from tui.card import Card, CardSample
@@ -74,8 +75,8 @@ class T2IApp(App[None]):
         self._card: Card | None = None
         self._sampling = False
         self.submitted_text = ""  # of the prompt, when Enter was pressed last
-        self._last_cancel = "", -SECOND_PRESS_SECONDS  # (job, when)
-        self._said: list[tuple[float, str]] = []  # (when, what) for the person, oldest first
+        self.last_cancel: tuple[str, float] | None = None  # (job, when), since the last prompt was sent
+        self.said: list[tuple[float, str]] = []  # (when, what) for the person, oldest first
         self._notices = list(notices)
         themes = load_themes(folders.config_dir() / "themes")
         for theme in themes.themes:
@@ -155,7 +156,7 @@ class T2IApp(App[None]):
         self.theme_changed_signal.subscribe(self, lambda theme: self.session.history.save("theme", theme.name))
         if self.is_headless is False:
             loop = asyncio.get_running_loop()
-            for name, handler in (("SIGHUP", self._hang_up), ("SIGTERM", self.exit)):
+            for name, handler in (("SIGHUP", self._hang_up), ("SIGTERM", self._terminate)):
                 if hasattr(signal, name):
                     with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows; not the main thread
                         loop.add_signal_handler(getattr(signal, name), handler)
@@ -166,7 +167,7 @@ class T2IApp(App[None]):
         gc.enable()
         if self._draft:
             self.main.prompt.put(self._draft)
-        self.client.start(self.session.model)
+        self._start_engine(self.session.model)
         self.main.update(follow=True)
         if self.session.queue:
             waiting = counted(len(self.session.queue), "picture")
@@ -180,10 +181,11 @@ class T2IApp(App[None]):
     def say(self, text: str, severity: Severity = "information") -> None:
         """A sentence for the person. Never markup."""
         lines = "\n".join(printable(line) for line in text.split("\n"))
-        lines = lines[:1].upper() + lines[1:]
+        if re.match("[a-z]+[ ,]", lines):  # a word, not a file's name
+            lines = lines[:1].upper() + lines[1:]
         now = time.monotonic()
-        recent = [said for when, said in self._said if now - when < NOTE_SECONDS]
-        self._said = [*self._said[-MAX_SAID:], (now, lines)]
+        recent = [said for when, said in self.said if now - when < NOTE_SECONDS]
+        self.said = [*self.said[-MAX_SAID:], (now, lines)]
         if recent and recent[-1] == lines:
             return  # it still stands there
         if len(recent) >= 2 and self.is_running:
@@ -195,7 +197,7 @@ class T2IApp(App[None]):
     def action_messages(self) -> None:
         """What was said, the latest first."""
         now = time.monotonic()
-        rows = [(f"{duration(now - when)} ago", text) for when, text in reversed(self._said)]
+        rows = [(f"{duration(now - when)} ago", text) for when, text in reversed(self.said)]
         self.push_screen(
             ReadText("messages", rows or [("", "Nothing was said yet.")], self.keys.pressed("app.messages"))
         )
@@ -209,6 +211,8 @@ class T2IApp(App[None]):
 
     def on_received(self, received: Received) -> None:
         """What the engine says."""
+        if not self.client.is_current(received) or not self.screen_stack:
+            return
         was_running, follow = self.session.running, self.main.follows
         sentence = self.session.receive(received.content)
         if sentence:
@@ -223,6 +227,9 @@ class T2IApp(App[None]):
                 self.main.parameters_changed()
             case JobRefused(field="output") if was_running is not None:
                 self._offer_another_place()
+            case LoadEvent():
+                self.main.update_progress()
+                return
             case JobEvent(event=ImageSaved(notice=str())):
                 self._offer_another_place()
         self.tell_notices()
@@ -236,11 +243,16 @@ class T2IApp(App[None]):
 
     def on_stepped(self, stepped: Stepped) -> None:
         """The latest step."""
+        if not self.client.is_current(stepped) or not self.screen_stack:
+            return
         self.session.step(stepped.job, stepped.event)
         self.main.update_progress()
 
     def on_engine_ended(self, ended: EngineEnded) -> None:
         """The engine's process has gone; the next job starts a fresh one."""
+        if not self.client.is_current(ended) or not self.screen_stack:
+            return
+        self.client.forget()
         self.say(self.session.engine_ended(ended.reason, self.remix_key), "error")
         self.main.update(follow=True)
         self.go_on()
@@ -255,22 +267,36 @@ class T2IApp(App[None]):
 
     def go_on(self) -> None:
         """Begin the next job if there is one and nothing runs."""
+        if self.client.is_dying:
+            return  # its end comes first, and then goes on here
         follow = self.main.follows
         job = self.session.begin_next()
         if job is not None:
-            if self.client.pid is None:
-                self.session.engine_state = "starting"
-                self.client.start(self.session.model)
+            if self.client.pid is None or self.client.model != job.model:
+                self._start_engine(job.model)
             self.client.paint(job)
         self.main.update(follow=follow and job is not None)
+
+    def _start_engine(self, model: str) -> None:
+        """A fresh process. Where none can be made, that is how it ended."""
+        self.session.engine_state = "starting"
+        try:
+            self.client.start(model)
+        except OSError as error:
+            reason = f"the engine could not be started: {(error.strerror or 'unknown reason').lower()}."
+            self.session.paused = bool(self.session.queue)
+            self.say(self.session.engine_ended(reason, self.remix_key), "error")
+            self.main.update()
 
     def cancel(self, *, after_step: bool) -> None:
         """Give the running job up. A second press that comes late is not meant for the job that began since."""
         job, now = self.session.running, time.monotonic()
         if job is not None:
-            if job.id != self._last_cancel[0] and now - self._last_cancel[1] < SECOND_PRESS_SECONDS:
-                return
-            self._last_cancel = job.id, now
+            if self.last_cancel is not None:
+                cancelled, when = self.last_cancel
+                if job.id != cancelled and now - when < SECOND_PRESS_SECONDS:
+                    return
+            self.last_cancel = job.id, now
             self.session.cancelling = True
             self.client.cancel(job.id, after_step=after_step)
             self.main.update_progress()
@@ -289,6 +315,8 @@ class T2IApp(App[None]):
 
     def _sampled(self, sample: CardSample | None) -> None:
         self._sampling = False
+        if not self.screen_stack:
+            return
         if sample is None:
             self._card = None
         self.card_sample = sample
@@ -319,9 +347,9 @@ class T2IApp(App[None]):
             self.say(str(error), "error")
             return
         self.session.change_output(str(destination.path))
-        self.say(
-            f"Pictures go to {destination.path} from now on; press {self.remix_key} on one that failed to try it again."
-        )
+        self.session.paused = False
+        self.say(f"Pictures go to {destination.path} from now on.")
+        self.go_on()
 
     def action_help(self) -> None:
         """All keys."""
@@ -347,15 +375,19 @@ class T2IApp(App[None]):
 
     def leave(self) -> None:
         """Keep everything, end the engine. May be called twice."""
-        with suppress(Exception):  # before the first paint there is no prompt
+        if self.screen_stack and self.main.is_mounted:
             self.main.save_draft()
         self.session.save_parameters()
-        self.client.stop()
+        self.client.close()
 
     def on_unmount(self) -> None:
         """However the app ends."""
         self.leave()
         self.session.history.close()
+
+    def _terminate(self) -> None:
+        self.leave()
+        self.exit()
 
     def _hang_up(self) -> None:
         """The terminal has gone: nothing can be painted any more, so keep everything and end."""

@@ -141,7 +141,7 @@ COMMANDS = (
     Command("app.messages", "app", "m", "messages", "Messages", "What was said, the latest first"),
     Command("app.redraw", "app", "ctrl+l", "redraw", "Redraw", "Paint the whole screen again"),
     Command("app.leave", "main", "q", "leave_app", "Quit", "Leave, after asking if something runs"),
-    Command(QUIT, "app", "ctrl+q", "quit", "Quit", "Leave at once; prompt, queue and settings are kept"),
+    Command(QUIT, "app", "ctrl+q", "quit", "Quit", "Leave; prompt, queue and settings are kept"),
 )
 PROMPT_BAR = (
     "job.submit",

@@ -19,14 +19,21 @@ from tui.jobs import Job
 
 
 @dataclass
-class Received(Message, bubble=False):
+class FromEngine(Message, bubble=False):
+    """Something from an engine's process. What comes from another than the present one is late news."""
+
+    engine: EngineProcess
+
+
+@dataclass
+class Received(FromEngine):
     """What the engine says, in its order; only steps are left out."""
 
     content: process.Message
 
 
 @dataclass
-class Stepped(Message, bubble=False):
+class Stepped(FromEngine):
     """The latest step of a job."""
 
     job: str
@@ -38,8 +45,8 @@ class Stepped(Message, bubble=False):
 
 
 @dataclass
-class EngineEnded(Message, bubble=False):
-    """The engine's process has gone, or could not be started; `reason` is a sentence."""
+class EngineEnded(FromEngine):
+    """The engine's process has gone; `reason` is a sentence."""
 
     reason: str
 
@@ -60,23 +67,31 @@ class EngineClient:
         self._run_worker = run_worker
         self.update_seconds = 1 / updates_per_second
         self.preview_seconds = 1 / previews_per_second
+        self.model = ""  # that the process was started with
         self._process: EngineProcess | None = None
-        self._stopping = False
+        self._dying = False  # the pipe has closed, and why is being found out
+        self._closed = False
 
     @property
     def pid(self) -> int | None:
         """Of the engine's process, if there is one."""
         return None if self._process is None else self._process.pid
 
+    @property
+    def is_dying(self) -> bool:
+        """The process has gone, and `EngineEnded` is on its way: nothing can be begun before."""
+        return self._process is not None and self._dying
+
+    def is_current(self, message: FromEngine) -> bool:
+        """Whether a message is from the present process."""
+        return message.engine is self._process
+
     def start(self, model: str, device: str = "auto") -> None:
-        """Open `model` in a fresh process; what happens comes as messages."""
+        """Open `model` in a fresh process; what happens comes as messages. Raises `OSError` where none can be made."""
         self.stop()
-        try:
-            engine = EngineProcess()
-        except OSError as error:
-            self._post(EngineEnded(f"the engine could not be started: {error}."))
+        if self._closed:
             return
-        self._process = engine
+        self._process, self._dying, self.model = (engine := EngineProcess()), False, model
         engine.send(process.OpenModel(model, device))
         self._run_worker(lambda: self._read(engine), name="engine", thread=True, exit_on_error=False)
 
@@ -96,13 +111,22 @@ class EngineClient:
             engine, self._process = self._process, None
             engine.stop()
 
+    def close(self) -> None:
+        """End the process, and start no other: the app leaves."""
+        self._closed = True
+        self.stop()
+
+    def forget(self) -> None:
+        """The process has ended by itself."""
+        self._process = None
+
     def _read(self, engine: EngineProcess) -> None:
         """In a thread: everything that the process says, until it has gone."""
         waiting: Stepped | None = None  # the latest step, until it is due
         due = preview_due = 0.0
         try:
-            while True:
-                message = engine.receive(None if waiting is None else max(0.0, due - time.monotonic()))
+            while engine is self._process or waiting is not None:
+                message = engine.receive(1.0 if waiting is None else max(0.0, due - time.monotonic()))
                 now = time.monotonic()
                 if isinstance(message, JobEvent) and isinstance(message.event, StepFinished):
                     step = message.event
@@ -110,13 +134,15 @@ class EngineClient:
                         preview_due = now + self.preview_seconds
                     else:
                         step = replace(step, preview=None if waiting is None else waiting.event.preview)
-                    waiting, message = Stepped(message.job, step), None
+                    waiting, message = Stepped(engine, message.job, step), None
                 if waiting is not None and (message is not None or now >= due):
                     self._post(waiting)
                     waiting, due = None, now + self.update_seconds
                 if message is not None:
-                    self._post(Received(message))
+                    self._post(Received(engine, message))
         except EOFError:
             if engine is self._process:  # else it was stopped on purpose
-                self._process = None
-                self._post(EngineEnded(engine.death()))
+                self._dying = True
+                self._post(EngineEnded(engine, engine.death()))
+        finally:
+            engine.close()

@@ -159,28 +159,41 @@ class History:
 
     def put(self, job: Job) -> None:
         """Keep `job` as it is now. A new one, or one that is queued again, goes to the end of this session's queue."""
+        self.put_all([job])
+
+    def put_all(self, jobs: Sequence[Job], order: Sequence[str] | None = None) -> None:
+        """Keep several jobs as they are now, and put the queue into `order`, at one go."""
+        rows = [self._row(job) for job in jobs]
+
+        def change() -> None:
+            self._db.executemany(PUT_JOB, rows)
+            if order is not None:
+                self._order(order)
+
+        self._change(change)
+
+    def _row(self, job: Job) -> dict[str, Any]:
         values = {field.name: getattr(job, field.name) for field in fields(job) if field.name not in ("id", "state")}
         values["request"] = job.request.to_dict()
         values["path"] = None if job.path is None else str(job.path)
         finished = None if job.state in ("queued", "running") else self._clock()
         row = {"id": job.id, "session": self._session, "state": job.state, "finished": finished}
         row["job"] = json.dumps(values)
-        self._change(lambda: self._db.execute(PUT_JOB, row))
+        return row
 
     def set_order(self, ids: Sequence[str]) -> None:
         """Put these jobs of this session's queue first, in this order."""
+        self._change(lambda: self._order(ids))
 
-        def change() -> None:
-            query = "SELECT coalesce(min(position), 0) FROM jobs WHERE session = ?"
-            start = self._db.execute(query, (self._session,)).fetchone()[0] - len(ids)
-            rows = [(position, id, self._session) for position, id in enumerate(ids, start)]
-            self._db.executemany("UPDATE jobs SET position = ? WHERE id = ? AND session = ?", rows)
+    def _order(self, ids: Sequence[str]) -> None:
+        query = "SELECT coalesce(min(position), 0) FROM jobs WHERE session = ?"
+        start = self._db.execute(query, (self._session,)).fetchone()[0] - len(ids)
+        rows = [(position, id, self._session) for position, id in enumerate(ids, start)]
+        self._db.executemany("UPDATE jobs SET position = ? WHERE id = ? AND session = ?", rows)
 
-        self._change(change)
-
-    def remove(self, id: str) -> None:
-        """Forget a job or a result; its picture stays."""
-        self._write("DELETE FROM jobs WHERE id = ?", id)
+    def remove(self, *ids: str) -> None:
+        """Forget jobs or results; their pictures stay."""
+        self._change(lambda: self._db.executemany("DELETE FROM jobs WHERE id = ?", [(id,) for id in ids]))
 
     def queue(self) -> list[Job]:
         """This session's jobs that are running or queued, in this order."""

@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from engine import folders
@@ -45,10 +46,17 @@ def open_app(flags: dict[str, object]) -> T2IApp:
     settings = merge(config, flags)
     profile = detect(os.environ, settings, sys.platform, getattr(sys.stdout, "encoding", None))
     prepare(profile, os.environ)  # Textual reads these while it is imported
+    output_problem = None
     if settings.output is not None:
         from engine.images.save import plan_output
 
-        plan_output(settings.output, 2)
+        try:
+            plan_output(settings.output, 2)
+        except ValueError as error:
+            if "output" in flags:
+                raise
+            output_problem = f"output in config.toml: {error}"
+            settings = replace(settings, output=None)
     images = None
     if profile.images:  # asks the terminal, so before Textual reads from it
         images = _terminal_images()
@@ -66,7 +74,7 @@ def open_app(flags: dict[str, object]) -> T2IApp:
         keys=keys,
         theme_is_chosen="theme" in {**config, **flags},
         images=images,
-        notices=[text for text in (problem, keymap_problem) if text],
+        notices=[text for text in (problem, output_problem, keymap_problem) if text],
     )
 
 

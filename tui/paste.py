@@ -21,6 +21,7 @@ class PasteSafeParser(XTermParser):
         super().__init__(debug)
         self._pasting = False
         self._held = ""  # what may be the beginning of the end mark, until the next bytes come
+        self._passed = ""  # the last characters that were handed on: they may be the beginning of the start mark
 
     def feed(self, data: str) -> Iterable[Message]:
         """Messages for what the terminal sent; an empty text is the end of it."""
@@ -37,9 +38,15 @@ class PasteSafeParser(XTermParser):
                 parts.append(text.replace(ESCAPE, "") + end)
                 self._pasting = not end
             else:
-                before, start, data = data.partition(START)
-                parts.append(before + start)
-                self._pasting = bool(start)
+                both = self._passed + data  # nothing is held back here: a lone escape must not wait
+                place = both.find(START)
+                if place >= 0:
+                    after = place + len(START) - len(self._passed)
+                    parts.append(data[:after])
+                    data, self._passed, self._pasting = data[after:], "", True
+                else:
+                    parts.append(data)
+                    data, self._passed = "", both[1 - len(START) :]
         return super().feed(text) if (text := "".join(parts)) else ()
 
 

@@ -74,8 +74,7 @@ class Session:
         self.parameters.restore(left.values.get("parameters"))
         self.queue = [replace(job, state="queued") for job in left.jobs]
         self.paused = bool(self.queue)
-        for job in self.queue:
-            self.history.put(job)
+        self.history.put_all(self.queue)
         return left.draft, left.values
 
     def enqueue(self, text: str, *, new_seed: bool = False, first: bool = False) -> list[Job]:
@@ -98,9 +97,7 @@ class Session:
             self.parameters.seed = seed
         self.history.add_prompt(text)
         self.queue = jobs + self.queue if first else self.queue + jobs
-        for job in jobs:
-            self.history.put(job)
-        self.save_order()
+        self.history.put_all(jobs, self._order())
         return jobs
 
     def begin_next(self) -> Job | None:
@@ -134,8 +131,7 @@ class Session:
     def clear_queue(self) -> int:
         """Remove every waiting job; returns how many."""
         removed = len(self.queue)
-        for job in self.queue:
-            self.history.remove(job.id)
+        self.history.remove(*(job.id for job in self.queue))
         self.queue = []
         return removed
 
@@ -201,8 +197,7 @@ class Session:
         self.output = folder
         self.history.save("output", folder)
         self.queue = [replace(job, output=folder) for job in self.queue]
-        for job in self.queue:
-            self.history.put(job)
+        self.history.put_all(self.queue, self._order())
 
     def save_parameters(self) -> None:
         """For the next start."""
@@ -210,7 +205,10 @@ class Session:
 
     def save_order(self) -> None:
         """For the next start."""
-        self.history.set_order([job.id for job in self.queue])
+        self.history.set_order(self._order())
+
+    def _order(self) -> list[str]:
+        return [job.id for job in self.queue]
 
     # What the engine says.
 
@@ -239,10 +237,10 @@ class Session:
             case JobEvent(job=job_id, event=event) if self._runs(job_id):
                 return self._apply(event)
             case JobRefused(job=job_id, message=text, field=field) if self._runs(job_id):
-                if field == "model":  # ModelRefused said why
+                if field in ("model", "output"):  # the next ones would be refused as well
                     self.paused = True
                     self._back_to_queue()
-                    return ""
+                    return text if field == "output" else ""  # ModelRefused said why
                 self._finish("failed", text)
                 self._new_progress()
                 return text
@@ -262,6 +260,11 @@ class Session:
         if job is None:
             self.progress = PictureProgress()
             return f"{_capital(reason)} The next picture starts a fresh one."
+        if self.cancelling:
+            phase = self.progress.running or "save"
+            self._ended_in(phase)
+            self._finish("cancelled", f"cancelled at {phase}")
+            return _capital(reason)
         if "denoise" in self.progress.seconds and not job.message:
             self.running = None
             self.queue.insert(0, again := replace(job, state="queued", message="decoded after a crash"))

@@ -95,15 +95,7 @@ class SearchPrompts(ModalScreen[str | None]):
         self._show(event.value.strip())
 
     def _show(self, query: str) -> None:
-        if query:
-            from textual.fuzzy import Matcher
-
-            matcher = Matcher(query)
-            scored = [(matcher.match(prompt[:2000]), prompt) for prompt in self._prompts]
-            ranked = sorted((pair for pair in scored if pair[0] > 0), key=lambda pair: -pair[0])  # stable: newest first
-            self._found = [prompt for _, prompt in ranked]
-        else:
-            self._found = list(self._prompts)
+        self._found = found(query, self._prompts)
         del self._found[MAX_MATCHES:]
         options = self.query_one(OptionList)
         options.set_options([Option(Content(shortened(prompt, 400))) for prompt in self._found])
@@ -129,6 +121,31 @@ class SearchPrompts(ModalScreen[str | None]):
     def action_close(self) -> None:
         """Without a prompt."""
         self.dismiss(None)
+
+
+def found(query: str, prompts: Sequence[str]) -> list[str]:
+    """The prompts that match, in their order: first those with all words of the query, then those with its letters.
+
+    Its letters must come in their order, with anything between them. The work grows with the prompts' length only.
+    """
+    words, letters = query.casefold().split(), "".join(query.casefold().split())
+    with_words, with_letters = [], []
+    for prompt in prompts:
+        text = prompt.casefold()
+        if all(word in text for word in words):
+            with_words.append(prompt)
+        elif _in_order(letters, text):
+            with_letters.append(prompt)
+    return with_words + with_letters
+
+
+def _in_order(letters: str, text: str) -> bool:
+    place = -1
+    for letter in letters:
+        place = text.find(letter, place + 1)
+        if place < 0:
+            return False
+    return True
 
 
 class ReadText(ModalScreen[None]):

@@ -77,7 +77,6 @@ class MainScreen(PicturesScreen):
         self._draft_timer: Timer | None = None
         self._favourites: set[Path] = self.t2i.session.history.favourites()
         self._shown_path: Path | None = None
-        self._frame: Preview | None = None
         self.prompt.focus()
         self._show_keys()
         self.update(follow=True)
@@ -124,6 +123,7 @@ class MainScreen(PicturesScreen):
         self.timeline.show(session.progress, self._status(), skipped=session.restored, failed=session.ended_in)
         self._update_gauges()
         if session.running is not None and session.preview is not None and self._shows_live():
+            self._shown_path = None
             self.picture.show(session.preview, f"step {session.progress.step} of {session.progress.steps}")
 
     def _status(self) -> str:
@@ -210,6 +210,7 @@ class MainScreen(PicturesScreen):
             return
         job = self.selected_job()
         if job is None:
+            self._shown_path = None
             self.picture.show(None, "" if session.results else "your picture will be here")
         elif job.path is None:
             if session.running is None or job.id != session.running.id:
@@ -304,15 +305,16 @@ class MainScreen(PicturesScreen):
     def action_edit(self) -> None:
         """The prompt in $VISUAL or $EDITOR."""
         try:
-            command = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "")
+            command = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "", posix=os.name != "nt")
         except ValueError:
             command = []
         if not command:
             self.t2i.say("Set $EDITOR to the program that you write with, such as vim or nano.", "warning")
             return
-        handle, name = tempfile.mkstemp(suffix=".txt", prefix="prompt-")
-        path = Path(name)
+        path = None
         try:
+            handle, name = tempfile.mkstemp(suffix=".txt", prefix="prompt-")
+            path = Path(name)
             with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as stream:
                 stream.write(self.prompt.text)
             with self.app.suspend():
@@ -328,8 +330,9 @@ class MainScreen(PicturesScreen):
         except OSError as error:
             self.t2i.say(f"{command[0]} could not be run: {(error.strerror or 'unknown reason').lower()}.", "error")
         finally:
-            with contextlib.suppress(OSError):
-                path.unlink()
+            if path is not None:
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     def action_search_history(self) -> None:
         """Earlier prompts."""
@@ -363,7 +366,7 @@ class MainScreen(PicturesScreen):
         except RequestError as error:
             self.t2i.say(str(error), "error")
             return
-        self.t2i.submitted_text = event.text
+        self.t2i.submitted_text, self.t2i.last_cancel = event.text, None
         self.save_draft()
         if session.running is None and len(session.queue) == len(jobs):  # nothing else waits for the pause to end
             session.paused = False
