@@ -42,7 +42,7 @@ def test_a_local_terminal_gets_everything() -> None:
 def test_ssh_gets_less() -> None:
     profile = seen(SSH)
     assert (profile.fps, profile.preview, profile.images, profile.mouse) == (4, "low", False, True)
-    assert (profile.preview_columns, profile.preview_rows, profile.previews_per_second) == (24, 12, 2)
+    assert (profile.preview_columns, profile.preview_rows, profile.previews_per_second) == (24, 12, 1.6)
     assert profile.label == "ssh 256c"
     wide = seen({**SSH, "COLORTERM": "truecolor"})
     assert (wide.color, wide.preview_columns, wide.preview_rows) == ("truecolor", 32, 16)
@@ -56,7 +56,7 @@ def test_ssh_is_known_by_any_of_its_variables(name: str) -> None:
 
 def test_tmux_gets_fewer_frames_and_the_whole_preview() -> None:
     profile = seen(TMUX)
-    assert (profile.fps, profile.preview, profile.previews_per_second, profile.images) == (4, "high", 2, False)
+    assert (profile.fps, profile.preview, profile.previews_per_second, profile.images) == (4, "high", 1.6, False)
     assert profile.label == "tmux 256c"
     assert seen({**TMUX, **SSH}).label == "ssh tmux 256c"
 

@@ -19,7 +19,6 @@ from textual.screen import Screen
 
 from engine import folders
 from engine.events import ImageSaved
-from engine.images.save import plan_output
 from engine.process import JobEvent, JobRefused, LoadEvent, ModelLoaded, ModelOpened, ModelRefused
 from engine.request import RequestError
 from tui.bindings import Keys, bindings_of
@@ -33,7 +32,7 @@ from tui.screens.pictures import PicturesScreen
 from tui.session import Session
 from tui.settings import Settings
 from tui.text import counted, duration, printable
-from tui.theme_loader import VARIABLE_DEFAULTS, load_themes
+from tui.theme_loader import DEFAULT_THEME, VARIABLE_DEFAULTS, load_themes
 from tui.thumbnails import Thumbnails
 from tui.widgets.picture import Rendering
 
@@ -92,7 +91,7 @@ class T2IApp(App[None]):
         if settings.output is None:
             self.session.output = str(values.get("output") or "")
         remembered = values.get("theme")
-        self._theme_name = settings.theme if theme_is_chosen or not isinstance(remembered, str) else remembered
+        self._choose_theme(settings.theme if theme_is_chosen or not isinstance(remembered, str) else remembered)
         self.client = EngineClient(
             self.post_message,
             self.run_worker,
@@ -101,6 +100,14 @@ class T2IApp(App[None]):
         )
         self.set_keymap(self.keys.keymap())
         self.set_class(profile.ascii, "-ascii")
+
+    def _choose_theme(self, name: str) -> None:
+        """Before the first paint: a theme that is set later styles every widget twice."""
+        if name not in self.available_themes:
+            ours = ", ".join(sorted(self._own_themes))
+            self._notices.append(f"There is no theme {name[:40]!r}; there are {ours}, and Textual's.")
+            name = DEFAULT_THEME
+        self.theme = name
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """Of the variables that our stylesheets use and Textual's own themes do not have."""
@@ -146,13 +153,6 @@ class T2IApp(App[None]):
 
     def on_mount(self) -> None:
         """Theme, signals, what the last session left; the engine starts behind the first paint."""
-        if self._theme_name not in self.available_themes:
-            self._notices.append(
-                f"There is no theme {self._theme_name[:40]!r}; there are {', '.join(sorted(self._own_themes))}, "
-                "and Textual's."
-            )
-            self._theme_name = "dark"
-        self.theme = self._theme_name
         self.theme_changed_signal.subscribe(self, lambda theme: self.session.history.save("theme", theme.name))
         if self.is_headless is False:
             loop = asyncio.get_running_loop()
@@ -341,6 +341,8 @@ class T2IApp(App[None]):
 
     def change_output(self, text: str) -> None:
         """Save the next pictures in this folder, if that can be."""
+        from engine.images.save import plan_output
+
         try:
             destination = plan_output(Path(text), 2)
         except RequestError as error:

@@ -15,7 +15,7 @@ PreviewSize = Literal["off", "low", "high"]
 
 LOCAL_FPS, SLOW_FPS = 10, 4  # of progress, while a job runs
 LOCAL_TYPING_FPS, SSH_TYPING_FPS = 30, 15  # of everything else: a typed letter may not wait for longer
-LOCAL_PREVIEWS, SLOW_PREVIEWS = 4, 2  # per second; more would queue up on a line of 1 Mbit/s
+LOCAL_PREVIEWS, SLOW_PREVIEWS = 4, 1.6  # a second; one of 32x16 cells is 21 kB
 SHORT_COLORS = {"truecolor": "truecolor", "256": "256c", "16": "16c", "none": "mono"}
 COLOR_SYSTEMS = {"truecolor": "truecolor", "256": "256", "16": "standard"}  # by Rich's names
 # Terminals with 256 colours or more. Few say so over SSH, which passes TERM on and COLORTERM not.
@@ -52,7 +52,7 @@ class TerminalProfile:
         return self.preview_columns // 2
 
     @property
-    def previews_per_second(self) -> int:
+    def previews_per_second(self) -> float:
         """The most previews drawn in a second; those in between are dropped."""
         return SLOW_PREVIEWS if self.slow or self.preview == "low" else LOCAL_PREVIEWS
 

@@ -187,6 +187,7 @@ async def kills(times: int) -> None:
     chance = random.Random(2)
     outcomes: collections.Counter[str] = collections.Counter()
     phases: collections.Counter[str] = collections.Counter()
+    forget()
     async with running(preview="low") as (app, pilot):
         session, wanted, pids = app.session, "", set[int]()
         receive = session.receive

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from textual.screen import Screen
 
 from engine.folders import shown_path
-from engine.images.metadata import Record, read_parameters, read_record
 from engine.request import Request, RequestError
 from tui.jobs import Job
 from tui.screens.dialogs import Confirm, ReadText
@@ -21,6 +20,7 @@ from tui.text import duration
 from tui.variants import escape
 
 if TYPE_CHECKING:
+    from engine.images.metadata import Record
     from tui.app import T2IApp
 
 TRASH = ".trash"
@@ -131,6 +131,8 @@ class PicturesScreen(Screen[None]):
 
     def action_info(self) -> None:
         """The settings in the file; of a job without one, its request."""
+        from engine.images.metadata import read_record
+
         job, path = self.selected_job(), self.selected_path()
         keys = self.t2i.keys.pressed("image.info")
         if path is not None:
@@ -234,6 +236,8 @@ class PicturesScreen(Screen[None]):
 
     def _request(self) -> Request | None:
         """What the selected picture's file says; where there is none, what its job asked for."""
+        from engine.images.metadata import read_record
+
         job, path = self.selected_job(), self.selected_path()
         if path is not None:
             try:
@@ -274,6 +278,8 @@ def move_to_trash(path: Path) -> Path:
 
 def record_rows(path: Path, record: Record) -> list[tuple[str, str]]:
     """What a picture's file says about itself, for reading."""
+    from engine.images.metadata import read_parameters
+
     request = record.request
     rows = [("prompt", request.prompt)]
     if request.template is not None:
