@@ -152,7 +152,7 @@ class T2IApp(App[None]):
         return profile.preview_columns, profile.preview_rows
 
     def on_mount(self) -> None:
-        """Theme, signals, what the last session left; the engine starts behind the first paint."""
+        """Remember the theme that is chosen; end well when the terminal or the system says so."""
         self.theme_changed_signal.subscribe(self, lambda theme: self.session.history.save("theme", theme.name))
         if self.is_headless is False:
             loop = asyncio.get_running_loop()

@@ -61,6 +61,8 @@ class ParametersPanel(Widget, can_focus=True):
             return
         self._row = min(self._row, len(names) - 1)
         name, handled = names[self._row], True
+        if self._problem and event.key in ("up", "down", "left", "right", "tab", "shift+tab"):
+            self._typed = None  # what could not be taken over is given up
         if self._typed is not None and event.key == "enter":
             self._write(name)
         elif self._typed is not None and event.key == "escape":
