@@ -160,14 +160,7 @@ class EngineProcess:
         """End it, and whatever it is doing, now. Its last message may be lost, a file that it saves may not."""
         with suppress(OSError):
             self._connection.send(None)
-        self._process.join(LEAVE_SECONDS)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join(END_SECONDS)
-
-    def kill(self) -> None:
-        """End it without ceremony."""
-        self._process.kill()
+        self._reap(LEAVE_SECONDS)
 
     def close(self) -> None:
         """Give the pipe back; the process has gone."""
@@ -175,14 +168,18 @@ class EngineProcess:
 
     def death(self) -> str:
         """Why it has gone, as one sentence; call it after `EOFError`."""
-        self._process.join(END_SECONDS)
-        if self._process.is_alive():  # it closed the pipe and hangs
-            self._process.kill()
-            self._process.join(END_SECONDS)
+        self._reap(END_SECONDS)
         reason = _ending(self._process.exitcode, _oom_kills() > self._oom_kills)
         quoted = _last_lines(self.log)
         words = f" Its last words: {quoted} (all of them in {self.log})" if quoted else ""
         return f"the engine ended: {reason}.{words}"
+
+    def _reap(self, seconds: float) -> None:
+        """Wait for its end, and kill it where it does not come."""
+        self._process.join(seconds)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join(END_SECONDS)
 
 
 def serve(connection: Connection, log: Path) -> None:
@@ -294,8 +291,7 @@ def _redirect_output(log: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for name in ("stdout", "stderr"):
-        number = 1 if name == "stdout" else 2
+    for name, number in (("stdout", 1), ("stderr", 2)):
         setattr(
             sys, name, os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
         )

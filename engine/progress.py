@@ -288,9 +288,9 @@ def render(progress: PictureProgress, title: str, *, cancelling: bool = False) -
     phases.add_column(no_wrap=True)
     for phase in PHASES:
         if phase == progress.running:
-            row = [cell("running", "bold"), cell(_duration(progress.clock() - progress.started))]
+            row = [cell("running", "bold"), cell(duration(progress.clock() - progress.started))]
         elif phase in progress.seconds:
-            row = [cell("done"), cell(_duration(progress.seconds[phase]))]
+            row = [cell("done"), cell(duration(progress.seconds[phase]))]
         else:
             row = [cell("waiting", "dim"), cell("")]
         detail: RenderableType = cell("")
@@ -308,23 +308,23 @@ def render(progress: PictureProgress, title: str, *, cancelling: bool = False) -
 
 
 def _load_line(load: LoadProgress) -> str:
-    return f"{load.component} {_size(load.done_bytes)} of {_size(load.total_bytes)}"
+    return f"{load.component} {size(load.done_bytes)} of {size(load.total_bytes)}"
 
 
 def _step_line(progress: PictureProgress) -> str:
     each, remaining = progress.seconds_per_step or 0.0, progress.remaining_seconds or 0.0
-    return f"{progress.step} of {progress.steps}, {each:.2f} s/step, {_duration(remaining)} left"
+    return f"{progress.step} of {progress.steps}, {each:.2f} s/step, {duration(remaining)} left"
 
 
 def _memory_line(progress: PictureProgress) -> str:
     memory = progress.memory
     if memory is None:
         return ""
-    line = f"memory {_size(memory.ram_bytes)} RAM"
+    line = f"memory {size(memory.ram_bytes)} RAM"
     if memory.device_bytes is not None:
-        line += f", {_size(memory.device_bytes)} VRAM"
+        line += f", {size(memory.device_bytes)} VRAM"
     if memory.device_peak_bytes is not None:
-        line += f" (peak {_size(memory.device_peak_bytes)})"
+        line += f" (peak {size(memory.device_peak_bytes)})"
     return line
 
 
@@ -335,7 +335,8 @@ def _summary(saved: ImageSaved, count: int) -> str:
     return f"{place}seed {saved.seed}, {saved.width}x{saved.height}, {total:.2f} s ({phases})"
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """Bytes for people: 3.1 GiB."""
     for unit in ("bytes", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}"
@@ -343,7 +344,10 @@ def _size(count: float) -> str:
     return f"{count:.1f} GiB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds for people: 0.42 s, 9.6 s, 3:05, 1:00:00."""
+    if seconds < 1:
+        return f"{seconds:.2f} s"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -61,7 +61,7 @@ def test_phases_show_state_and_seconds_and_fit_80_columns() -> None:
     title, load, encode, denoise, decode, save, memory = shown(progress, "a [red] circle \x1b[2J " + "long " * 40)
     assert title.startswith("a [red] circle \\x1b[2J long")
     assert load.split() == ["load", "done", "2.5", "s", "transformer", "1.0", "GiB", "of", "23.0", "GiB"]
-    assert encode.split() == ["encode", "done", "0.3", "s"]
+    assert encode.split() == ["encode", "done", "0.30", "s"]
     assert denoise.startswith("denoise  running  1:02:03")
     assert denoise.endswith("999 of 1000, 12.50 s/step, 12.5 s left")
     assert [decode.split(), save.split()] == [["decode", "waiting"], ["save", "waiting"]]

@@ -318,4 +318,4 @@ def test_figures_are_for_people() -> None:
         "3:05",
         "1:00:00",
     ]
-    assert [size(count) for count in (5, 2048, 3 * 2**20, 11.9 * GIB)] == ["5 B", "2 KiB", "3 MiB", "11.9 GiB"]
+    assert [size(count) for count in (5, 2048, 3 * 2**20, 11.9 * GIB)] == ["5 bytes", "2 KiB", "3 MiB", "11.9 GiB"]

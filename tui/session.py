@@ -259,23 +259,23 @@ class Session:
         self.progress.memory = None
         if job is None:
             self.progress = PictureProgress()
-            return f"{_capital(reason)} The next picture starts a fresh one."
+            return f"{reason} The next picture starts a fresh one."
         if self.cancelling:
             phase = self.progress.running or "save"
             self._ended_in(phase)
             self._finish("cancelled", f"cancelled at {phase}")
-            return _capital(reason)
+            return reason
         if "denoise" in self.progress.seconds and not job.message:
             self.running = None
             self.queue.insert(0, again := replace(job, state="queued", message="decoded after a crash"))
             self.history.put(again)
             self.save_order()
             self.progress = PictureProgress()
-            return f"{_capital(reason)} The finished latents are kept: a fresh engine decodes them."
+            return f"{reason} The finished latents are kept: a fresh engine decodes them."
         phase = self.progress.running or "save"
         self._ended_in(phase)
         self._finish("failed", f"in {phase}: {reason}")
-        told = f"{_capital(reason)} This picture stopped in {phase}; press {retry_key} on it to try again."
+        told = f"{reason} This picture stopped in {phase}; press {retry_key} on it to try again."
         if self._deaths >= MAX_DEATHS and self.queue:  # the others would end the same way
             self.paused = True
             told += " It is the second time in a row, so the queue waits."
@@ -342,7 +342,3 @@ class Session:
             if job.id == job_id:
                 return place
         raise RequestError("queue", "this job does not wait any more.")
-
-
-def _capital(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from engine.progress import printable
+from engine.progress import duration, printable, size
 
 __all__ = ["clean", "counted", "duration", "printable", "shortened", "size"]
 
@@ -29,23 +29,3 @@ def shortened(text: str, width: int, ellipsis: str = "\u2026") -> str:
 def counted(count: int, thing: str) -> str:
     """A number of things: 1 picture, 2 pictures."""
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
-
-
-def size(count: float) -> str:
-    """Bytes for people: 3.1 GiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 0.42 s, 9.6 s, 3:05, 1:00:00."""
-    if seconds < 1:
-        return f"{seconds:.2f} s"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -74,9 +74,11 @@ class MainScreen(PicturesScreen):
         # What is seen moves only while something runs: idle writes nothing.
         self._ticks = self.set_interval(1.0 if self.t2i.profile.slow else 0.5, self._tick, pause=True)
         self._ticking = False
+        self._ram_bytes = psutil.virtual_memory().total
         self._draft_timer: Timer | None = None
         self._favourites: set[Path] = self.t2i.session.history.favourites()
         self._shown_path: Path | None = None
+        self._variants = ""  # the line below the prompt
         self.prompt.focus()
         self._show_keys()
         self.update(follow=True)
@@ -122,9 +124,7 @@ class MainScreen(PicturesScreen):
         session = self.t2i.session
         self.timeline.show(session.progress, self._status(), skipped=session.restored, failed=session.ended_in)
         self._update_gauges()
-        if session.running is not None and session.preview is not None and self._shows_live():
-            self._shown_path = None
-            self.picture.show(session.preview, f"step {session.progress.step} of {session.progress.steps}")
+        self._show_live()
 
     def _status(self) -> str:
         session = self.t2i.session
@@ -175,12 +175,12 @@ class MainScreen(PicturesScreen):
     def _update_gauges(self) -> None:
         session = self.t2i.session
         memory, card = session.progress.memory, self.t2i.card_sample
-        ram = psutil.virtual_memory()
         if memory is None:
-            memory_level = Level("RAM", 0, ram.total, notes=session.device)
+            memory_level = Level("RAM", 0, self._ram_bytes, notes=session.device)
         else:
             peak = None if card is not None else session.peak_bytes
-            memory_level = Level("RAM", memory.ram_bytes, ram.total, peak, notes=session.device if card is None else "")
+            notes = session.device if card is None else ""
+            memory_level = Level("RAM", memory.ram_bytes, self._ram_bytes, peak, notes=notes)
         if card is None:
             self.query_one("#gauge", Gauge).show(memory_level)
             self.query_one("#ram", Gauge).show(None)
@@ -201,12 +201,19 @@ class MainScreen(PicturesScreen):
         running = self.t2i.session.running
         return self.prompt.has_focus or (running is not None and self.jobs.selected_id == running.id)
 
+    def _show_live(self) -> bool:
+        """Show the live preview if there is one and it is what the person looks at; says whether it does."""
+        session = self.t2i.session
+        if session.running is None or session.preview is None or not self._shows_live():
+            return False
+        self._shown_path = None
+        self.picture.show(session.preview, f"step {session.progress.step} of {session.progress.steps}")
+        return True
+
     def _choose_picture(self) -> None:
         """The live preview, or the selected picture's thumbnail."""
         session = self.t2i.session
-        if session.running is not None and session.preview is not None and self._shows_live():
-            self._shown_path = None
-            self.update_progress()
+        if self._show_live():
             return
         job = self.selected_job()
         if job is None:
@@ -267,6 +274,10 @@ class MainScreen(PicturesScreen):
         if self._draft_timer is not None:
             self._draft_timer.stop()
         self._draft_timer = self.set_timer(DRAFT_SECONDS, self.save_draft)
+        self._show_variants()
+
+    def _show_variants(self) -> None:
+        """Below the prompt: how many pictures it stands for, where it has variants."""
         text = self.prompt.text
         variants = ""
         if "{" in text and len(text) <= MAX_PROMPT_CHARACTERS:
@@ -278,8 +289,10 @@ class MainScreen(PicturesScreen):
         elif len(text) > MAX_PROMPT_CHARACTERS:
             variants = f"{len(text)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed"
         line = self.query_one("#variants", Static)
-        line.display = bool(variants)
-        line.update(Content(variants))
+        if variants != self._variants:  # an update lays the whole screen out anew: not for every letter
+            self._variants = variants
+            line.display = bool(variants)
+            line.update(Content(variants))
 
     def save_draft(self) -> None:
         """For the next start."""
@@ -468,7 +481,7 @@ class MainScreen(PicturesScreen):
         """Show them."""
         self.query_one(ParametersPanel).update()
         self._update_header()
-        self._prompt_changed()
+        self._show_variants()
 
     def action_cycle_preview(self) -> None:
         """Live preview off, low, high."""
