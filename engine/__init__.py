@@ -19,11 +19,16 @@ if TYPE_CHECKING:
         LatentsRestored,
         LoadProgress,
         MemoryUse,
+        Noticed,
         PhaseFinished,
+        PhasePlan,
         PhaseStarted,
+        Plan,
+        Planned,
         Preview,
         Simulated,
         StepFinished,
+        Turnaround,
     )
     from engine.request import Option, Request, RequestError
 
@@ -39,14 +44,19 @@ __all__ = [
     "LatentsRestored",
     "LoadProgress",
     "MemoryUse",
+    "Noticed",
     "Option",
     "PhaseFinished",
+    "PhasePlan",
     "PhaseStarted",
+    "Plan",
+    "Planned",
     "Preview",
     "Request",
     "RequestError",
     "Simulated",
     "StepFinished",
+    "Turnaround",
     "__version__",
 ]
 

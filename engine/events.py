@@ -33,6 +33,50 @@ class Preview:
     rgb: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class PhasePlan:
+    """What one phase is predicted to need on the card, in bytes; `peak_bytes` is the sum of the other places."""
+
+    name: Phase
+    resident_bytes: int  # weights that lie there through the phase, the slots of the streaming ring among them
+    streamed_bytes_per_step: int  # that cross to the card in every denoise step; 0 elsewhere
+    loaded_bytes: int  # that cross once
+    activation_bytes: int  # highest sum of live tensors that are no weights
+    allowance_bytes: int  # what no ledger sees: context, workspaces, convolution scratch, rounding
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turnaround:
+    """What lies between this picture and the next one, its computing left out; `seconds` is an estimate."""
+
+    moved_bytes: int  # to the card
+    disk_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a request will use memory, known before anything is loaded. All sizes are in bytes."""
+
+    model: str
+    size: str  # "1024x1024"
+    steps: int
+    precision: str
+    target: str  # what it is for, in words: "cuda:0", "cpu", "RTX 3060 (simulated)"
+    budget_bytes: int  # of the card
+    peak_bytes: int  # of the card, the highest of all phases
+    ram_budget_bytes: int
+    host_bytes: int  # anonymous memory of this process, pinned memory included
+    pinned_bytes: int
+    phases: tuple[PhasePlan, ...]  # encode, denoise, decode
+    text_encoder: str  # "T5, 4.8 billion parameters, fp8, streamed"
+    tile: int  # pixels a side of a decoded tile; 0: the picture is decoded whole
+    same_prompt: Turnaround
+    new_prompt: Turnaround
+    notes: tuple[str, ...] = ()  # sentences for the person
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """`image` counts from 0 within the request's `count`; `elapsed_seconds` from the start of the job."""
@@ -49,6 +93,20 @@ class Event:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, first of all `event`."""
         return {"event": self.name, **{field.name: _plain(getattr(self, field.name)) for field in fields(self)}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned(Event):
+    """How this picture will use memory; comes before anything is loaded."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noticed(Event):
+    """Something that the person should know and that stops nothing: `message` is one sentence."""
+
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +127,7 @@ class PhaseStarted(Event):
 class PhaseFinished(Event):
     phase: Phase
     seconds: float
+    estimated: bool = False  # True: no time was measured, a card's profile gives it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +149,7 @@ class StepFinished(Event):
     sigma: float
     seconds: float
     preview: Preview | None
+    estimated: bool = False  # True: no time was measured, a card's profile gives it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +161,10 @@ class LatentsRestored(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSaved(Event):
-    """The picture is on disk. `notice` says why it is not where it was asked for, if it is not."""
+    """The picture is on disk. `notice` says why it is not where it was asked for, if it is not.
+
+    `measured_peak_bytes` is the process's share of the card, None where nobody measures it (on the CPU).
+    """
 
     path: Path
     seed: int
@@ -109,6 +172,10 @@ class ImageSaved(Event):
     height: int
     seconds_by_phase: dict[str, float]
     notice: str | None = None
+    predicted_peak_bytes: int | None = None
+    measured_peak_bytes: int | None = None
+    moved_bytes: int = 0  # to the card
+    disk_bytes: int = 0  # read from files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,9 +196,13 @@ class Failed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulated(Event):
-    """A simulated run is complete; nothing was painted."""
+    """A simulated run is complete; nothing was painted. Peaks are what the run held, seconds are estimates."""
 
     peak_bytes: int
+    peak_bytes_by_phase: dict[str, int]
+    budget_bytes: int
+    seconds_by_phase: dict[str, float]
+    card: str  # whose profile gave the seconds
 
 
 TERMINAL = (ImageSaved, Cancelled, Failed, Simulated)
@@ -144,4 +215,6 @@ def _plain(value: Any) -> Any:
         return str(value)
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
     return value

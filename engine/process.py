@@ -39,10 +39,17 @@ MAX_QUOTED_LINES, MAX_QUOTED_CHARACTERS = 3, 300
 
 @dataclass(frozen=True, slots=True)
 class OpenModel:
-    """Open a model by name or folder and load it; the answer is `ModelOpened` and `ModelLoaded`, or `ModelRefused`."""
+    """Open a model by name or folder and load it; the answer is `ModelOpened` and `ModelLoaded`, or `ModelRefused`.
+
+    `vram` and `ram` are budgets as `engine.memory.budget.read_size` takes them. `simulate`: jobs run without weights
+    and end with `Simulated`.
+    """
 
     model: str
     device: str = "auto"
+    vram: str = "auto"
+    ram: str = "auto"
+    simulate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +250,9 @@ class _Server:
             if self._engine is not None:
                 self._engine.close()
                 self._engine = None
-            self._engine = engine = Engine.open(command.model, device=command.device)
+            self._engine = engine = Engine.open(
+                command.model, device=command.device, vram=command.vram, ram=command.ram, simulate=command.simulate
+            )
             self._send(ModelOpened(engine.model, engine.defaults, engine.options))
             with closing(engine.load()) as events:
                 for event in events:
