@@ -19,7 +19,8 @@ UNITS = {
     "GB": 10**9,
     "TB": 10**12,
 }
-MIN_BYTES, MAX_BYTES = 2**20, 2**40
+MIN_BYTES, MAX_BYTES = 2**20, 2**40 - 1
+RANGE = "from 1MiB to less than 1TiB, such as 12GiB"
 
 
 def read_size(text: str, field: str) -> int | None:
@@ -32,8 +33,8 @@ def read_size(text: str, field: str) -> int | None:
         return None
     shown = repr(text[:40])
     match = re.fullmatch(r"(-?[0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([A-Za-z]{0,8})", text)
-    if match is None:
-        raise RequestError(field, f"{field} must be a size such as 12GiB, or auto, got {shown}.")
+    if match is None or float(match[1]) <= 0:
+        raise RequestError(field, f"{field} must be auto or a size {RANGE}, got {shown}.")
     number, unit = float(match[1]), match[2]
     if not unit:
         raise RequestError(
@@ -45,5 +46,5 @@ def read_size(text: str, field: str) -> int | None:
         raise RequestError(field, f"{field} {shown} has no unit that is known; {hint}")
     size = int(number * UNITS[unit])
     if not MIN_BYTES <= size <= MAX_BYTES:
-        raise RequestError(field, f"{field} must be from 1MiB to 1TiB, or auto, got {shown}.")
+        raise RequestError(field, f"{field} must be auto or a size {RANGE}, got {shown}.")
     return size
