@@ -1,4 +1,4 @@
-"""The headless verbs: `generate` and `doctor`.
+"""The headless verbs: `generate`, `plan`, `models` and `doctor`.
 
 `main` parses and validates before anything heavy is imported, so that bad input is answered at once. Exit codes:
 0 done, 1 failed (the machine's fault), 2 bad input, 130 cancelled (Ctrl+C, or the reader of stdout went away).
@@ -9,22 +9,30 @@ within one prompt's count), `elapsed_seconds` and `memory` (`ram_bytes`, `device
 null without a device), and `job`: which prompt, from 0, in the order given. Bytes are base64 text, paths are text.
 
     event             fields
+    planned           plan: what `t2i plan --json` prints
+    noticed           message
     load_progress     component, done_bytes, total_bytes
     phase_started     phase
-    phase_finished    phase, seconds
+    phase_finished    phase, seconds, estimated
     encoded           tokens, token_limit, cached, hint
-    step_finished     step, steps, sigma, seconds, preview
-    image_saved       path, seed, width, height, seconds_by_phase, notice
+    step_finished     step, steps, sigma, seconds, preview, estimated
+    image_saved       path, seed, width, height, seconds_by_phase, notice, predicted_peak_bytes, measured_peak_bytes,
+                      moved_bytes, disk_bytes
     latents_restored  steps
     cancelled         phase
     failed            phase, message, bad_input
-    simulated         peak_bytes
+    simulated         peak_bytes, peak_bytes_by_phase, budget_bytes, seconds_by_phase, card
     error             field, message
 
 `phase` is load, encode, denoise, decode or save; `preview` is null or `width`, `height`, `rgb`. `image_saved`,
 `cancelled`, `failed` and `simulated` are terminal: one for each picture. `error` ends a job that could not begin, or
 the whole run; its `field` names the flag or value at fault and is null where the fault is not the input's. A run that
 is cancelled before its first event prints none.
+
+`t2i plan --json` prints one object: model, size, steps, precision, target, budget_bytes, peak_bytes, ram_budget_bytes,
+host_bytes, pinned_bytes, phases (each with name, resident_bytes, streamed_bytes_per_step, loaded_bytes,
+activation_bytes, allowance_bytes, peak_bytes), text_encoder, tile (pixels, 0 for whole), same_prompt and new_prompt
+(each with moved_bytes, disk_bytes, seconds), notes.
 """
 
 from __future__ import annotations
@@ -39,19 +47,21 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engine.events import Cancelled, Failed, ImageSaved
+from engine.events import Cancelled, Failed, ImageSaved, Simulated
 from engine.interrupts import Interrupts
 from engine.libraries import collector_paused, hush_libraries
-from engine.progress import open_display, printable
+from engine.progress import open_display
 from engine.prompts import read_prompts
-from engine.request import PRECISIONS, Request, RequestError
+from engine.request import MAX_SIDE, MIN_SIDE, PRECISIONS, SIDE_MULTIPLE, Request, RequestError
+from engine.runtime import CARD_NAMES, DEFAULT_CARD, Repeat
+from engine.text import printable
 
 if TYPE_CHECKING:
     from engine.engine import Engine
@@ -61,9 +71,34 @@ if TYPE_CHECKING:
 
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 DEFAULT_MODEL = "demo"
+MAX_PLAN_COLUMNS = 120
 EXAMPLE = 't2i generate --prompt "a large red circle above a small blue square on a white background"'
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+models_app = typer.Typer(help="Look at a model's files.", rich_markup_mode=None)
+app.add_typer(models_app, name="models")
+VERBS = ("generate", "plan", "models", "doctor")
+
+StepsOption = Annotated[int | None, typer.Option("--steps", help="Denoising steps, 1 to 1000.")]
+SizeOption = Annotated[str | None, typer.Option("--size", metavar="WxH", help="Pixels, multiples of 16: 512x384.")]
+WidthOption = Annotated[int | None, typer.Option("--width", help="Instead of --size.")]
+HeightOption = Annotated[int | None, typer.Option("--height", help="Instead of --size.")]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option("--precision", metavar="|".join(PRECISIONS), help="Of the weights; fp8 halves them."),
+]
+ModelOption = Annotated[str | None, typer.Option("--model", help=f"A name or a folder. Default: {DEFAULT_MODEL}.")]
+VramOption = Annotated[
+    str, typer.Option("--vram", metavar="SIZE|auto", help="Budget of the card: 12GiB. Auto: what is free.")
+]
+RamOption = Annotated[str, typer.Option("--ram", metavar="SIZE|auto", help="Budget of this process's memory: 16GiB.")]
+TileOption = Annotated[
+    str | None,
+    typer.Option("--tile", metavar="PIXELS|off|auto", help="Decode in tiles, whole, or as the budget wants it."),
+]
+CardOption = Annotated[
+    str, typer.Option("--card", metavar="|".join(CARD_NAMES), help="Whose figures a simulated run has.")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +124,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "t2i") -> int:
                 _say("cancelled.")
         except typer.TyperException as error:
             field = getattr(getattr(error, "param", None), "name", None) or "arguments"
-            verb = f" {arguments[0]}" if arguments and arguments[0] in ("generate", "doctor") else ""
+            verb = f" {arguments[0]}" if arguments and arguments[0] in VERBS else ""
             message = error.format_message()
             stop = "" if message.endswith((".", "?")) else "."
             code = _complain(field, f"{message}{stop} See {prog}{verb} --help.", as_json=as_json)
@@ -145,18 +180,25 @@ def generate(
         str | None,
         typer.Option("--from", metavar="IMAGE.png", help="Repeat a picture made here; other flags change it."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps, 1 to 1000.")] = None,
+    steps: StepsOption = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same picture.")] = None,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, multiples of 16: 512x384.")] = None,
-    width: Annotated[int | None, typer.Option(help="Instead of --size.")] = None,
-    height: Annotated[int | None, typer.Option(help="Instead of --size.")] = None,
+    size: SizeOption = None,
+    width: WidthOption = None,
+    height: HeightOption = None,
     count: Annotated[int | None, typer.Option(help="Pictures of each prompt; picture k uses seed + k.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt.")] = None,
-    precision: Annotated[str | None, typer.Option(metavar="|".join(PRECISIONS), help="Arithmetic.")] = None,
-    model: Annotated[str | None, typer.Option(help=f"A name or a folder. Default: {DEFAULT_MODEL}.")] = None,
+    precision: PrecisionOption = None,
+    model: ModelOption = None,
     device: Annotated[
         str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to compute. Default: auto; with --from, as then.")
     ] = None,
+    vram: VramOption = "auto",
+    ram: RamOption = "auto",
+    tile: TileOption = None,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Run all phases at full size without weights; paint nothing.")
+    ] = False,
+    card: CardOption = DEFAULT_CARD,
     output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE|DIR", help="Where to save.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per event and line on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; errors and results only.")] = False,
@@ -210,12 +252,64 @@ def generate(
         _generate,
         jobs,
         model or DEFAULT_MODEL,
-        device=device or "auto",
+        opening={
+            "device": device or "auto",
+            "vram": _checked_size(vram, "vram"),
+            "ram": _checked_size(ram, "ram"),
+            "simulate": simulate,
+            "card": card,
+            "repeat": _to_repeat(record, template, _tile(tile)),
+        },
         record=record,
         output=Path(output) if output else None,
         as_json=as_json,
         quiet=quiet,
     )
+
+
+@app.command()
+def plan(
+    steps: StepsOption = None,
+    size: SizeOption = None,
+    width: WidthOption = None,
+    height: HeightOption = None,
+    precision: PrecisionOption = None,
+    model: ModelOption = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where it would run.")] = "auto",
+    vram: VramOption = "auto",
+    ram: RamOption = "auto",
+    tile: TileOption = None,
+    card: CardOption = DEFAULT_CARD,
+    as_json: Annotated[bool, typer.Option("--json", help="The plan as one JSON object on stdout.")] = False,
+) -> Callable[[], int]:
+    """Say whether a picture fits into memory, and how, before anything is loaded. Needs no weights and no card."""
+    width, height = _sides(size, width, height)
+    flags = {"steps": steps, "width": width, "height": height, "precision": precision}
+    request = Request("a plan", seed=0, **{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
+    opening = {
+        "device": device,
+        "vram": _checked_size(vram, "vram"),
+        "ram": _checked_size(ram, "ram"),
+        "card": card,
+        "repeat": Repeat(tile=_tile(tile)[0]),
+    }
+    return partial(_plan, request, model or DEFAULT_MODEL, opening=opening, as_json=as_json)
+
+
+@models_app.command("check")
+def check_model(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name or a folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> Callable[[], int]:
+    """Look at every weight of a model: is it there, and what would its FP8 form lose?"""
+
+    def check() -> int:
+        from engine.check import run
+
+        hush_libraries()
+        return run(model, as_json=as_json)
+
+    return check
 
 
 @app.command()
@@ -235,17 +329,78 @@ def _recorded_model(name: str) -> str:
     return name
 
 
-def _recorded_threads(record: Record | None) -> int | None:
-    """The number of CPU threads that a picture was made with: it decides the last bits of the sums."""
-    threads = None if record is None else record.reproduce.get("threads")
-    return threads if type(threads) is int and 1 <= threads <= 1024 else None
+def _to_repeat(record: Record | None, request: Request, tile: tuple[int | None, bool]) -> Repeat:
+    """What decides the last bits of a picture's own kind, from its record; `tile` if it was given, and whether."""
+    chosen, given = tile
+    if record is None:
+        return Repeat(tile=chosen)
+
+    def recorded(name: str, kind: type, right: Callable[[Any], bool]) -> Any:
+        value = record.reproduce.get(name)
+        return value if type(value) is kind and right(value) else None
+
+    same_size = (request.width, request.height) == (record.request.width, record.request.height)
+    if not given and same_size:
+        chosen = recorded("tile", int, lambda side: side == 0 or _is_tile(side))
+    return Repeat(
+        threads=recorded("threads", int, lambda count: 1 <= count <= 1024),  # they decide the last bits of the sums
+        tile=chosen,
+        kernel=recorded("kernel", str, lambda name: name in ("dequantize", "scaled_mm")),
+    )
+
+
+def _tile(text: str | None) -> tuple[int | None, bool]:
+    """The tile's side in pixels (0: whole, None: as the budget wants it), and whether it was given."""
+    if text is None or text == "auto":
+        return None, text is not None
+    if text == "off":
+        return 0, True
+    if text.isascii() and text.isdecimal() and len(text) < 6 and _is_tile(int(text)):
+        return int(text), True
+    raise RequestError(
+        "tile",
+        f"tile must be auto, off, or pixels a side from {MIN_SIDE} to {MAX_SIDE} in multiples of {SIDE_MULTIPLE}, "
+        f"got {text[:40]!r}.",
+    )
+
+
+def _is_tile(side: int) -> bool:
+    return MIN_SIDE <= side <= MAX_SIDE and side % SIDE_MULTIPLE == 0
+
+
+def _checked_size(text: str, field: str) -> str:
+    """A budget's text, refused here where it is wrong: before anything heavy is imported."""
+    from engine.memory.budget import read_size
+
+    read_size(text, field)
+    return text
+
+
+def _plan(request: Request, model: str, *, opening: dict[str, Any], as_json: bool) -> int:
+    """Print a plan; the exit code is 2 where the budget cannot work."""
+    import shutil
+
+    from engine.engine import Engine
+    from engine.plan_text import plan_lines
+
+    hush_libraries()
+    with collector_paused(), Engine.open(model, **opening) as engine:
+        made = engine.plan(request)
+    if as_json:
+        _write(json.dumps({"event": "plan", **asdict(made)}))
+        return DONE
+    encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
+    width = min(shutil.get_terminal_size().columns, MAX_PLAN_COLUMNS)
+    for line in plan_lines(made, width, ascii_only=encoding != "utf8"):
+        _write(line)
+    return DONE
 
 
 def _generate(
     jobs: list[Job],
     model: str,
     *,
-    device: str,
+    opening: dict[str, Any],
     record: Record | None,
     output: Path | None,
     as_json: bool,
@@ -262,7 +417,7 @@ def _generate(
         closing(display),
         Interrupts() as interrupts,
         collector_paused(),
-        Engine.open(model, device=device, threads=_recorded_threads(record)) as engine,
+        Engine.open(model, **opening) as engine,
     ):
         jobs = _resolved(jobs, engine, display)
         if record is not None and (changed := _changes_since(record, engine)):
@@ -287,7 +442,7 @@ def _generate(
 
 def _changes_since(record: Record, engine: Engine) -> str:
     """What is not as it was when a picture was made, in words; empty where its pixels will come out the same."""
-    from engine.engine import library_versions
+    from engine.runtime import library_versions
 
     now = library_versions()
     changed = [name for name, version in record.versions.items() if name in now and now[name] != version]
@@ -344,6 +499,8 @@ def _paint(
                 case Failed(message=message, bad_input=bad_input):
                     _say(f"error: {job.place + ': ' if job.place else ''}{message}")
                     codes.add(BAD_INPUT if bad_input else FAILED)
+                case Simulated():
+                    codes.add(DONE)
                 case Cancelled():
                     codes.add(CANCELLED)
     return codes

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine import flow
 from engine.cancel import cancellable
-from engine.encode import Conditioning
+from engine.modulation import TableReader, Tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,35 +30,37 @@ class Step:
 @torch.no_grad()
 def denoise(
     transformer: Any,
-    conditioning: Conditioning,
+    reader: TableReader,
+    tables: Tables,
+    sequence: Tensor,
     latents: Tensor,
     sigmas: Tensor,
     width: int,
     height: int,
-    guidance: float | None,
     check: Callable[[], None],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Generator[Step, None, None]:
     """Integrate the flow from noise `latents` [1, L, C] along `sigmas` [N + 1]; yields after each of the N steps.
 
-    `guidance` is the embedded guidance input of a guidance-distilled model, None for a model without one.
-    `check` is called before every transformer block; an exception that it raises ends the loop.
+    Timestep, guidance and pooled prompt are in the modulation `tables`, which `reader` hands to the blocks; `sequence`
+    [1, S, joint_attention_dim] is the rest of the prompt. `check` is called before every transformer block; an
+    exception that it raises ends the loop.
     """
-    device, dtype = transformer.device, transformer.dtype
     latents = latents.to(device, torch.float32)
-    sequence, pooled = conditioning.sequence.to(device, dtype), conditioning.pooled.to(device, dtype)
+    sequence = sequence.to(device, dtype)
     image_ids = flow.image_position_ids(width, height).to(device, dtype)
     text_ids = torch.zeros(sequence.shape[1], 3, device=device, dtype=dtype)
-    scale = None if guidance is None else torch.full((1,), guidance, device=device, dtype=torch.float32)
+    not_used = torch.zeros(1, device=device, dtype=dtype)
     with cancellable(transformer, check):
-        for number, (sigma, sigma_next) in enumerate(pairwise(sigmas), start=1):
+        for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
             check()
             start = time.perf_counter()
+            tables.enter(reader, index, device)
             velocity = transformer(
                 hidden_states=latents.to(dtype),
                 encoder_hidden_states=sequence,
-                pooled_projections=pooled,
-                timestep=sigma.to(device, dtype).expand(1),
-                guidance=scale,
+                timestep=not_used,
                 img_ids=image_ids,
                 txt_ids=text_ids,
                 return_dict=False,
@@ -67,4 +69,4 @@ def denoise(
             latents = flow.euler_step(latents, velocity, sigma, sigma_next)
             if device.type == "cuda":
                 torch.cuda.current_stream(device).synchronize()  # an honest time a step; copies elsewhere go on
-            yield Step(number, float(sigma), latents, clean, time.perf_counter() - start)
+            yield Step(index + 1, float(sigma), latents, clean, time.perf_counter() - start)

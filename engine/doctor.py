@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict
 
 from engine.machine import Card, Facts, Terminal, Torch, inspect
-from engine.progress import printable
+from engine.text import printable
 
 GIB = 2**30
 REQUIRED_PACKAGES = ("diffusers", "transformers", "accelerate", "safetensors")

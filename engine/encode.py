@@ -46,16 +46,27 @@ def tokenize(prompt: str, tokenizer: Any, tokenizer_2: Any, clip_limit: int, lim
 
 
 @torch.no_grad()
-def pooled_embedding(text_encoder: Any, tokens: Tokens, check: Callable[[], None]) -> Tensor:
-    """CLIP's pooled output [1, pooled_projection_dim], on the CPU; `check` is called before every layer."""
+def pooled_embedding(text_encoder: Any, ids: Tensor, check: Callable[[], None], device: torch.device) -> Tensor:
+    """CLIP's pooled output [1, pooled_projection_dim] of ids [1, S], on the host; `check` runs before each layer."""
     with cancellable(text_encoder, check):
-        pooled: Tensor = text_encoder(input_ids=tokens.clip.to(text_encoder.device)).pooler_output
-    return pooled.cpu()
+        pooled: Tensor = text_encoder(input_ids=ids.to(device)).pooler_output
+    return on_host(pooled)
 
 
 @torch.no_grad()
-def sequence_embedding(text_encoder_2: Any, tokens: Tokens, check: Callable[[], None]) -> Tensor:
-    """T5's last hidden state [1, S, joint_attention_dim], on the CPU; `check` is called before every layer."""
+def sequence_embedding(
+    text_encoder_2: Any, embedded: Tensor, check: Callable[[], None], device: torch.device
+) -> Tensor:
+    """T5's last hidden state [1, S, joint_attention_dim], on the host; `check` is called before every layer.
+
+    `embedded` [1, S, d_model] are the rows of T5's embedding for its ids: they are looked up on the host, so that the
+    rest of that table (263 MB of T5-XXL in bf16) never lies on a card.
+    """
     with cancellable(text_encoder_2, check):
-        sequence: Tensor = text_encoder_2(input_ids=tokens.t5.to(text_encoder_2.device)).last_hidden_state
-    return sequence.cpu()
+        sequence: Tensor = text_encoder_2(inputs_embeds=embedded.to(device)).last_hidden_state
+    return on_host(sequence)
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """On the CPU; a simulated tensor stays what it is."""
+    return tensor if tensor.is_meta else tensor.cpu()

@@ -21,34 +21,27 @@ from engine.events import (
     LatentsRestored,
     LoadProgress,
     MemoryUse,
+    Noticed,
     Phase,
     PhaseFinished,
     PhaseStarted,
+    Planned,
+    Simulated,
     StepFinished,
 )
+from engine.plan_text import part_of, plan_summary
+from engine.text import duration as duration
+from engine.text import printable as printable
+from engine.text import size as size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
 PHASES: tuple[Phase, ...] = ("load", "encode", "denoise", "decode", "save")
-JOINERS = "\u200c\u200d"  # invisible, harmless, and part of how several scripts and emoji are written
 SECONDS_PER_LINE = 2.0  # without a line in a log, before a step or a part of a file gets one
 RESTORED = "denoised by a run that ended before it was saved; decoding what it kept"
 REFRESHES_PER_SECOND = 4  # enough to look alive, few enough for a slow SSH line
-
-
-def printable(text: str) -> str:
-    """`text` on one line, with control characters, escape sequences and direction overrides spelled out."""
-    return "".join(
-        character if character.isprintable() or character in JOINERS else _escaped(character) for character in text
-    )
-
-
-def _escaped(character: str) -> str:
-    if character in "\n\r\t\u00a0\u3000\u2028\u2029":
-        return " "
-    return character.encode("unicode_escape").decode("ascii")
 
 
 @dataclass(slots=True)
@@ -170,8 +163,12 @@ class LineDisplay:
             self._last_line = self._clock()
         self._progress.apply(event)
         match event:
-            case PhaseFinished(phase=phase, seconds=seconds):
-                self.note(f"{phase} {seconds:.2f} s")
+            case Planned(image=0, plan=plan):
+                self.note(f"plan: {plan_summary(plan)}")
+            case Noticed(message=message):
+                self.note(message)
+            case PhaseFinished(phase=phase, seconds=seconds, estimated=estimated):
+                self.note(f"{phase} {'~' if estimated else ''}{seconds:.2f} s")
             case PhaseStarted():
                 self._last_line = self._clock()
             case LoadProgress() if self._clock() - self._last_line >= SECONDS_PER_LINE:
@@ -184,6 +181,8 @@ class LineDisplay:
                 self.note(RESTORED)
             case ImageSaved():
                 self.note(_summary(event, self._count))
+            case Simulated():
+                self.note(_simulated(event))
         if isinstance(event, TERMINAL):
             self._progress = PictureProgress()
 
@@ -229,12 +228,19 @@ class LiveDisplay:
         self._progress.apply(event)
         if isinstance(event, Encoded) and event.image == 0 and event.hint:
             self.note(f"hint: {event.hint}")
-        if isinstance(event, LatentsRestored):
-            self.note(RESTORED)
+        match event:
+            case Planned(image=0, plan=plan):
+                self.note(f"plan: {plan_summary(plan)}")
+            case Noticed(message=message):
+                self.note(message)
+            case LatentsRestored():
+                self.note(RESTORED)
         if isinstance(event, TERMINAL):
             self.close()
         if isinstance(event, ImageSaved):
             self.note(_summary(event, self._count))
+        elif isinstance(event, Simulated):
+            self.note(_simulated(event))
 
     def note(self, sentence: str) -> None:
         """The sentence, above the live lines."""
@@ -332,24 +338,25 @@ def _summary(saved: ImageSaved, count: int) -> str:
     phases = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in saved.seconds_by_phase.items())
     total = sum(saved.seconds_by_phase.values())
     place = f"picture {saved.image + 1} of {count}: " if count > 1 else ""
-    return f"{place}seed {saved.seed}, {saved.width}x{saved.height}, {total:.2f} s ({phases})"
+    return f"{place}seed {saved.seed}, {saved.width}x{saved.height}, {total:.2f} s ({phases}){_memory_of(saved)}"
 
 
-def size(count: float) -> str:
-    """Bytes for people: 3.1 GiB."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
+def _memory_of(saved: ImageSaved) -> str:
+    """What the picture took, where weights crossed to a card or came from files."""
+    texts = []
+    if saved.measured_peak_bytes is not None and saved.predicted_peak_bytes is not None:
+        texts.append(f"peak {size(saved.measured_peak_bytes)}, predicted {size(saved.predicted_peak_bytes)}")
+    if saved.moved_bytes:
+        texts.append(f"{size(saved.moved_bytes)} to the card")
+    if saved.disk_bytes:
+        texts.append(f"{size(saved.disk_bytes)} from disk")
+    return "".join(f", {text}" for text in texts)
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people: 0.42 s, 9.6 s, 3:05, 1:00:00."""
-    if seconds < 1:
-        return f"{seconds:.2f} s"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+def _simulated(event: Simulated) -> str:
+    peaks = ", ".join(f"{phase} {size(peak)}" for phase, peak in event.peak_bytes_by_phase.items())
+    total = sum(event.seconds_by_phase.values())
+    return (
+        f"simulated on {event.card.removesuffix(' (simulated)')}: peak {part_of(event.peak_bytes, event.budget_bytes)} "
+        f"({peaks}), ~{duration(total)} (an estimate)"
+    )

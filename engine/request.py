@@ -13,7 +13,7 @@ MAX_COUNT = 1000
 MAX_GUIDANCE = 30.0
 MAX_PROMPT_CHARACTERS = 10_000
 MIN_SIDE, MAX_SIDE, SIDE_MULTIPLE = 64, 2048, 16
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "fp8")  # fp8: of the weights; everything is computed in bf16
 
 
 class RequestError(ValueError):

@@ -1,55 +1,462 @@
-"""The components of an open model: loaded once, kept on the host, lent to a phase on the device, one at a time.
+"""The components of an open model: read once, kept on the host as the plan says, lent to a phase one at a time.
 
-No phase moves weights itself: it asks here for a component and gets a module that is ready to run.
+No phase moves weights itself: it asks here for a component and gets a module that is ready to run. Whether its weights
+lie whole on the device or cross to it block by block while it runs is decided by the plan and seen here alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import chain, repeat
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from engine.memory.ring import Ring, to_host
+from engine.memory.units import Component, Unit, Weights, build
+from engine.models.converted import converted_files
 from engine.models.folder import ModelFolder
-from engine.models.loading import LoadedBytes, load_component
+from engine.models.loading import check_tensors, current_name
+from engine.models.weights import WeightFiles
+from engine.quantization.fp8 import Fp8Linear
+
+PROGRESS_EVERY_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a component's weights lie while it is lent, and what stays of them in between. Units are named."""
+
+    streamed: frozenset[str] = frozenset()  # cross to the device anew in each pass
+    slots: int = 0  # of the ring
+    kept: frozenset[str] = frozenset()  # have a copy in host memory between uses
+    in_place: bool = False  # the device is the CPU, which computes with the host copies where they lie
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How much of a component has been brought to where it is needed."""
+
+    component: str
+    done_bytes: int
+    total_bytes: int
+
+
+class Device:
+    """The card, real or simulated: what the memory manager placed there, in bytes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.placed_bytes = 0
+        self.peak_placed_bytes = 0
+
+    def allocate(self, nbytes: int) -> Tensor:
+        """Uninitialized memory, uint8."""
+        memory = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+        self.place(nbytes)
+        return memory
+
+    def place(self, nbytes: int) -> None:
+        """Count memory that is in use there from now on, or (negative) no longer."""
+        self.placed_bytes += nbytes
+        self.peak_placed_bytes = max(self.peak_placed_bytes, self.placed_bytes)
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes since the start of a job."""
+
+    moved_bytes: int = 0  # to the card
+    disk_bytes: int = 0  # from files
 
 
 class Components:
-    """The modules of a model by component and precision, and the rule that only one is on the device at a time."""
+    """The modules of one model, and the rule that only one of them is on the device at a time."""
 
-    def __init__(self, folder: ModelFolder, device: torch.device) -> None:
+    def __init__(self, folder: ModelFolder, device: torch.device, *, simulated: bool = False) -> None:
+        """`simulated`: the device is torch's meta device, nothing is read, and only sizes move."""
         self.folder = folder
-        self.device = device
+        self.simulated = simulated
+        self.device = Device(device)
         self.resident: str | None = None  # the component on the device now
-        self._modules: dict[tuple[str, torch.dtype], Any] = {}
+        self.notices: list[str] = []  # sentences for the person
+        self.traffic = Traffic()
+        self._open: dict[str, _Opened] = {}
+        self._precision: dict[str, str] = {}
 
-    def load(self, component: str, dtype: torch.dtype) -> Iterator[LoadedBytes]:
-        """Bring a component's weights into host memory; yields progress, nothing when they are there already."""
-        if (component, dtype) in self._modules:
-            return
-        for other in [key for key in self._modules if key[0] == component]:
-            del self._modules[other]  # another precision of the same weights: one copy is enough
-        module = yield from load_component(self.folder, component, dtype)
-        self._modules[component, dtype] = module
+    def component(self, name: str, precision: str) -> Component:
+        """The component without weights; another precision of it is forgotten."""
+        if self._precision.get(name) != precision:
+            self._forget(name)
+            self._open[name] = _Opened(build(self.folder, name, precision))
+            self._precision[name] = precision
+        return self._open[name].component
+
+    def keep(self, name: str, precision: str, placement: Placement, check: Callable[[], None]) -> Iterator[Progress]:
+        """Read what `placement` keeps into host memory; yields progress, nothing where it is there already."""
+        opened = yield from self._opened(name, precision, check)
+        yield from self._keep(opened, placement, check)
+
+    def begin_job(self) -> None:
+        """Count from here."""
+        self.traffic = Traffic()
+        self.device.peak_placed_bytes = self.device.placed_bytes
 
     @contextmanager
-    def lend(self, component: str, dtype: torch.dtype) -> Iterator[Any]:
-        """A loaded component on the device, ready to run; it is off the device again afterwards."""
+    def lend(
+        self,
+        name: str,
+        precision: str,
+        placement: Placement,
+        check: Callable[[], None],
+        *,
+        passes: int = 1,
+        kernel: str | None = None,
+        device: str | None = None,
+    ) -> Iterator[Loan]:
+        """The device, for this component alone; off it again afterwards.
+
+        `passes`: how often its blocks will run. `kernel`: of its FP8 layers. `device`: another one than planned.
+        """
         if self.resident is not None:
-            raise RuntimeError(f"{component} was asked for while {self.resident} is on the device")
-        module = self._modules[component, dtype]
-        self.resident = component
+            raise RuntimeError(f"{name} was asked for while {self.resident} is on the device")
+        self.resident = name
+        where = self.device if device is None else Device(torch.device(device))
+        loan = Loan(self, self.component(name, precision), where, precision, placement, check, passes)
+        if kernel is not None:
+            set_kernel(loan.module, kernel)
         try:
-            if self.device.type != "cpu":
-                module.to(self.device)
-            yield module
+            yield loan
         finally:
+            loan.close()
             self.resident = None
-            if self.device.type != "cpu":
-                module.to("cpu")
-                torch.cuda.empty_cache()
 
     def clear(self) -> None:
         """Forget every host copy."""
-        self._modules.clear()
+        for name in list(self._open):
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        opened = self._open.pop(name, None)
+        self._precision.pop(name, None)
+        if opened is not None:
+            opened.close()
+
+    def _opened(self, name: str, precision: str, check: Callable[[], None]) -> Generator[Progress, None, _Opened]:
+        """A component with its files open; the first use of FP8 makes them."""
+        component = self.component(name, precision)
+        opened = self._open[name]
+        if opened.weights is None and not self.simulated:
+            files = self.folder.files[name]
+            source = WeightFiles.open(files)
+            try:
+                names = check_tensors(component.wanted, source, self.folder.path / name)
+                if precision == "fp8" and name in FP8_COMPONENTS:
+                    current = {stored: current_name(stored, component.wanted) for stored in source.tensors}
+                    notices: list[str] = []
+                    conversion = converted_files(name, files, current, component.dtype, notices)
+                    converted = None
+                    try:
+                        while True:
+                            done, total = next(conversion)
+                            check()
+                            yield Progress(name, done, total)
+                    except StopIteration as end:
+                        converted = end.value
+                    finally:
+                        conversion.close()
+                    self.notices.extend(notices)
+                    if converted is not None:
+                        source.close()
+                        source, names = converted, check_tensors(component.wanted, converted, self.folder.path / name)
+            except BaseException:
+                source.close()
+                raise
+            opened.weights = Weights(source, names)
+        return opened
+
+    def _keep(self, opened: _Opened, placement: Placement, check: Callable[[], None]) -> Iterator[Progress]:
+        weights, component = opened.weights, opened.component
+        for name in opened.host.keys() - placement.kept:
+            del opened.host[name]
+        wanted = [unit for unit in component.units if unit.name in placement.kept and unit.name not in opened.host]
+        if weights is None or not (wanted or self._lacks_table(opened)):
+            return
+        total = weights.stored_bytes(wanted) + (opened.table_bytes if self._lacks_table(opened) else 0)
+        done = reported = 0
+        yield Progress(component.name, 0, total)
+        for unit in wanted:
+            check()
+            before = weights.files.bytes_read
+            memory = torch.empty(unit.nbytes, dtype=torch.uint8)
+            weights.fill(unit, memory)
+            opened.host[unit.name] = memory
+            done += weights.files.bytes_read - before
+            if done - reported >= PROGRESS_EVERY_BYTES and done < total:
+                reported = done
+                yield Progress(component.name, done, total)
+        if self._lacks_table(opened):
+            opened.table = torch.empty(component.host_shape or (), dtype=component.dtype)
+            weights.files.read(weights.names["shared.weight"], opened.table)
+        yield Progress(component.name, total, total)
+        self.traffic.disk_bytes += total
+
+    def _lacks_table(self, opened: _Opened) -> bool:
+        return opened.component.host_shape is not None and opened.table is None
+
+
+FP8_COMPONENTS = ("transformer", "text_encoder_2")
+
+
+@dataclass(slots=True, eq=False)
+class _Opened:
+    """A component, its files, and the copies of its units in host memory."""
+
+    component: Component
+    weights: Weights | None = None  # None: not opened yet, or simulated
+    host: dict[str, Tensor] = field(default_factory=dict)
+    table: Tensor | None = None  # T5's embedding, which stays on the host
+
+    @property
+    def table_bytes(self) -> int:
+        assert self.weights is not None
+        return self.weights.files.tensors[self.weights.names["shared.weight"]].nbytes
+
+    def host_copy(self, unit: Unit) -> Tensor | None:
+        return self.host.get(unit.name)
+
+    def read(self, unit: Unit, memory: Tensor) -> None:
+        assert self.weights is not None
+        self.weights.fill(unit, memory)
+
+    def close(self) -> None:
+        self.host.clear()
+        self.table = None
+        if self.weights is not None:
+            self.weights.files.close()
+
+
+class Loan:
+    """One component's time on the device: `load` brings what is resident, the module then runs; `close` ends it."""
+
+    def __init__(
+        self,
+        components: Components,
+        component: Component,
+        where: Device,
+        precision: str,
+        placement: Placement,
+        check: Callable[[], None],
+        passes: int,
+    ) -> None:
+        self.name, self.precision, self.placement = component.name, precision, placement
+        self.component, self.module = component, component.module
+        self.device, self.dtype = where.device, component.dtype
+        self._components, self._where, self._check, self._passes = components, where, check, passes
+        self._opened: _Opened | None = None
+        self._arena: Tensor | None = None
+        self._ring: Ring | None = None
+        self._hooks: list[Any] = []
+        self._installed: list[Unit] = []
+        self._placed = 0
+
+    def read(self) -> Iterator[Progress]:
+        """Open the files and read what is kept on the host; nothing is on the device yet."""
+        opened = yield from self._components._opened(self.name, self.precision, self._check)
+        self._opened = opened
+        yield from self._components._keep(opened, self.placement, self._check)
+
+    def load(self) -> Iterator[Progress]:
+        """Put the resident units on the device and start streaming the others; then the module can run."""
+        if self._opened is None:
+            yield from self.read()
+        opened, streamed = self._opened, self.placement.streamed
+        assert opened is not None
+        needed = [unit for unit in self.component.units if unit.role != "modulation"]
+        resident = [unit for unit in needed if unit.name not in streamed]
+        self.component.place_buffers(self.device)
+        if self.placement.in_place:
+            for unit in resident:
+                self._install(unit, unit.views(opened.host[unit.name]))
+                self._place(unit.nbytes)
+        else:
+            yield from self._fill_arena(resident, opened)
+        crossing = [unit for unit in needed if unit.name in streamed]
+        if crossing:
+            self._stream(crossing, opened)
+
+    def visit(self, names: Iterable[str]) -> Iterator[str]:
+        """Bring units to the device one after the other, each until the next one is asked for; the name of each."""
+        if self._opened is None:
+            raise RuntimeError("read() comes first")
+        by_name = {unit.name: unit for unit in self.component.units}
+        units = [by_name[name] for name in names]
+        opened = self._opened
+        if self.placement.in_place:
+            for unit in units:
+                self._check()
+                self._install(unit, unit.views(opened.host[unit.name]))
+                yield unit.name
+                self._withdraw(unit)
+            return
+        with self._ring_of(units, iter(units), opened) as (ring, memory):
+            for unit in units:
+                slot = ring.acquire(unit)
+                self._install(unit, unit.views(memory[slot][: unit.nbytes]))
+                self._components.traffic.moved_bytes += unit.nbytes
+                yield unit.name
+                self._withdraw(unit)
+                ring.release()
+        self._empty_cache()
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """The rows of the table that stays on the host for these ids: [1, S, width]."""
+        if self._opened is None:
+            raise RuntimeError("read() comes first")
+        shape = self.component.host_shape
+        assert shape is not None
+        if self._opened.table is None:  # simulated
+            return torch.empty(*ids.shape, shape[1], dtype=self.dtype, device=self.device)
+        return torch.nn.functional.embedding(ids, self._opened.table)
+
+    def close(self) -> None:
+        """Take everything off the device."""
+        for hook in self._hooks:
+            hook.remove()
+        if self._ring is not None:
+            self._ring.close()
+        for unit in self._installed:
+            unit.withdraw()
+        self._installed.clear()
+        for unit in self.component.units:
+            if unit.name in self.placement.streamed:
+                unit.withdraw()
+        self.component.place_buffers(torch.device("cpu"))
+        self._hooks, self._ring, self._arena = [], None, None
+        self._where.place(-self._placed)
+        self._placed = 0
+        self._empty_cache()
+
+    def _fill_arena(self, resident: Sequence[Unit], opened: _Opened) -> Iterator[Progress]:
+        total = sum(unit.nbytes for unit in resident)
+        self._arena = self._allocate(total)
+        start = done = reported = 0
+        staging: Tensor | None = None
+        for unit in resident:
+            self._check()
+            memory = self._arena[start : start + unit.nbytes]
+            start += unit.nbytes
+            if self.device.type == "cpu":
+                to_host(unit, memory, self._reader(opened))
+            elif self.device.type == "cuda":
+                kept = opened.host_copy(unit)
+                if kept is None:
+                    staging = staging if staging is not None and staging.numel() >= unit.nbytes else None
+                    staging = torch.empty(unit.nbytes, dtype=torch.uint8) if staging is None else staging
+                    kept = staging[: unit.nbytes]
+                    self._reader(opened).read(unit, kept)
+                memory.copy_(kept)
+            self._install(unit, unit.views(memory))
+            self._components.traffic.moved_bytes += unit.nbytes
+            done += unit.nbytes
+            if done - reported >= PROGRESS_EVERY_BYTES or done == total:
+                reported = done
+                yield Progress(self.name, done, total)
+
+    def _stream(self, crossing: Sequence[Unit], opened: _Opened) -> None:
+        """Let units come and go with the modules that need them."""
+        order = chain.from_iterable(repeat(crossing, self._passes))
+        slots = self._slots(crossing)
+        self._ring = ring = Ring(slots, order, self._reader(opened), self.device, self._check)
+        views: dict[tuple[str, int], list[Any]] = {}
+        traffic = self._components.traffic
+
+        def hooks_of(unit: Unit) -> tuple[Callable[..., None], Callable[..., None]]:
+            def enter(*_: object) -> None:
+                slot = ring.acquire(unit)
+                key = unit.name, slot
+                if key not in views:
+                    views[key] = unit.views(slots[slot][: unit.nbytes])
+                unit.install(views[key])
+                traffic.moved_bytes += unit.nbytes
+
+            def leave(*_: object) -> None:
+                ring.release()
+
+            return enter, leave
+
+        for unit in crossing:
+            enter, leave = hooks_of(unit)
+            self._hooks.append(unit.module.register_forward_pre_hook(enter))
+            self._hooks.append(unit.module.register_forward_hook(leave))
+
+    @contextmanager
+    def _ring_of(self, units: Sequence[Unit], order: Iterator[Unit], opened: _Opened) -> Iterator[Any]:
+        before = self._placed
+        slots = self._slots(units)
+        ring = Ring(slots, order, self._reader(opened), self.device, self._check)
+        try:
+            yield ring, slots
+        finally:
+            ring.close()
+            for unit in units:
+                unit.withdraw()
+            self._where.place(before - self._placed)
+            self._placed = before
+
+    def _slots(self, units: Sequence[Unit]) -> list[Tensor]:
+        largest = max(unit.nbytes for unit in units)
+        memory = self._allocate(largest * self.placement.slots)
+        return [memory[number * largest : (number + 1) * largest] for number in range(self.placement.slots)]
+
+    def _reader(self, opened: _Opened) -> _Counting:
+        return _Counting(opened, self._components.traffic)
+
+    def _allocate(self, nbytes: int) -> Tensor:
+        memory = self._where.allocate(nbytes)
+        self._placed += nbytes
+        return memory
+
+    def _place(self, nbytes: int) -> None:
+        self._where.place(nbytes)
+        self._placed += nbytes
+
+    def _install(self, unit: Unit, views: list[Any]) -> None:
+        unit.install(views)
+        self._installed.append(unit)
+
+    def _withdraw(self, unit: Unit) -> None:
+        unit.withdraw()
+        with suppress(ValueError):
+            self._installed.remove(unit)
+
+    def _empty_cache(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def set_kernel(module: Any, kernel: str) -> None:
+    """How every FP8 layer of a module multiplies."""
+    for layer in module.modules():
+        if isinstance(layer, Fp8Linear):
+            layer.kernel = kernel
+
+
+class _Counting:
+    """A source of units that counts what is read from files."""
+
+    def __init__(self, opened: _Opened, traffic: Traffic) -> None:
+        self._opened, self._traffic = opened, traffic
+
+    def host_copy(self, unit: Unit) -> Tensor | None:
+        return self._opened.host_copy(unit)
+
+    def read(self, unit: Unit, memory: Tensor) -> None:
+        weights = self._opened.weights
+        if weights is None:
+            return
+        weights.fill(unit, memory)
+        self._traffic.disk_bytes += weights.stored_bytes([unit])

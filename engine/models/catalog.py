@@ -5,18 +5,24 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from engine.models import flux1
 from engine.models.folder import ModelFolder, open_folder
 from engine.request import RequestError
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "weights"
-NAMES = (DEMO,)
+NAMES = (DEMO, *flux1.NAMES)
 
 
 def open_model(model: str | Path) -> ModelFolder:
-    """The model of this name, or in this folder. Raises `RequestError` with what to do."""
+    """The model of this name, or in this folder; the weights of a published one may not be here.
+
+    Raises `RequestError` with what to do.
+    """
     if model == DEMO:
         return open_folder(DEMO_FOLDER, DEMO)
+    if model in flux1.NAMES:
+        return flux1.published(str(model))
     text = str(model)
     folder, is_file = None, False
     try:

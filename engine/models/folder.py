@@ -26,7 +26,10 @@ WHOLE_FILE_BYTES = 64 * 2**20  # larger files are sampled for the model's hash
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """A checked model: configurations by component, safetensors files by component, and their total bytes."""
+    """A checked model: configurations by component, safetensors files by component, and their total bytes.
+
+    A published model whose weights are not here has no files: it can be planned and simulated, not run.
+    """
 
     name: str
     path: Path
@@ -36,6 +39,15 @@ class ModelFolder:
     defaults: Defaults
     token_limit: int  # T5 tokens that the model was made for; the tokenizer's own limit may be lower
     sample_size: int  # pixels a side that the model was made for
+
+    @property
+    def has_weights(self) -> bool:
+        return bool(self.files)
+
+    @property
+    def clip_limit(self) -> int:
+        """CLIP tokens that the model takes; its tokenizer's own limit may be lower."""
+        return int(self.configs["text_encoder"]["max_position_embeddings"])
 
     @property
     def max_side(self) -> int:
@@ -85,9 +97,21 @@ def _described(path: Path, name: str) -> ModelFolder:
             raise RequestError("model", f"{_quoted(path)} has no {tokenizer}; copy it from the original model.")
     _check_sizes(path, configs)
 
+    return described(name, path, configs, files, sizes, _preferences(path))
+
+
+def described(
+    name: str,
+    path: Path,
+    configs: dict[str, dict[str, Any]],
+    files: dict[str, tuple[Path, ...]],
+    sizes: dict[str, int],
+    preferences: Defaults | None = None,
+) -> ModelFolder:
+    """A model of these parts, with what FLUX.1 of its kind prefers where nothing else is said."""
     guided = bool(configs["transformer"].get("guidance_embeds"))
     sample_size = int(configs["vae"].get("sample_size") or 1024)
-    defaults = _preferences(path) or Defaults(
+    defaults = preferences or Defaults(
         steps=28 if guided else 4,
         width=sample_size,
         height=sample_size,

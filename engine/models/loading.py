@@ -1,43 +1,29 @@
-"""Weights from safetensors files into diffusers' and transformers' own modules, a tensor at a time."""
+"""diffusers' and transformers' own modules without weights, and which stored tensors they need."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import init_empty_weights
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
 )
 
 from engine.models.folder import ModelFolder
+from engine.models.weights import WeightFiles
 from engine.request import RequestError
 
 TIED = {"encoder.embed_tokens.weight": "shared.weight"}  # T5 stores its embedding once
-PROGRESS_EVERY_BYTES = 32 * 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedBytes:
-    """How much of a component has been read."""
-
-    component: str
-    done_bytes: int
-    total_bytes: int
 
 
 def empty_component(folder: ModelFolder, component: str) -> Any:
@@ -60,58 +46,37 @@ def empty_component(folder: ModelFolder, component: str) -> Any:
         ) from None
 
 
-def load_component(folder: ModelFolder, component: str, dtype: torch.dtype) -> Generator[LoadedBytes, None, Any]:
-    """Read a component's weights in `dtype`; yields progress, returns the module in eval mode, without gradients.
+def check_tensors(wanted: Mapping[str, tuple[int, ...]], files: WeightFiles, place: Path) -> dict[str, str]:
+    """The stored name of every tensor that a component wants (shapes by name); nothing is read.
 
-    Raises `RequestError` that names the file and the tensor where something is missing, spare or misshapen.
+    Raises `RequestError` that names the file (or the `place` of all) and the tensor where something is missing, spare
+    or misshapen.
     """
-    module = empty_component(folder, component)
-    wanted = {name: p.shape for name, p in module.state_dict().items()}
-    state: dict[str, Tensor] = {}
-    done, reported, total = 0, 0, folder.bytes[component]
-    yield LoadedBytes(component, 0, total)
-    for file in folder.files[component]:
-        try:
-            with safe_open(file, framework="pt") as weights:
-                for stored in weights.keys():  # noqa: SIM118 (not a dict)
-                    name = _current_name(stored, wanted)
-                    if name.endswith("position_ids"):
-                        continue  # a constant that older transformers stored
-                    if name not in wanted:
-                        raise RequestError("model", f"{str(file)!r} holds an unknown tensor {stored!r}.")
-                    tensor = weights.get_tensor(stored)
-                    if tensor.shape != wanted[name]:
-                        raise RequestError(
-                            "model",
-                            f"{stored!r} in {str(file)!r} has shape {list(tensor.shape)}, "
-                            f"the model needs {list(wanted[name])}.",
-                        )
-                    done += tensor.nbytes
-                    state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
-                    if done - reported >= PROGRESS_EVERY_BYTES:
-                        reported = done
-                        yield LoadedBytes(component, min(done, total), total)
-        except SafetensorError as error:
-            raise RequestError("model", f"{str(file)!r} is broken ({error}); download it again.") from None
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise RequestError("model", f"{str(file)!r} cannot be read: {reason}.") from None
+    names: dict[str, str] = {}
+    for stored, tensor in files.tensors.items():
+        name = current_name(stored, wanted)
+        if name.endswith("position_ids") or (stored.endswith("_scale") and stored.removesuffix("_scale") in wanted):
+            continue  # a constant that older transformers stored; the scales of an FP8 form
+        if name not in wanted:
+            raise RequestError("model", f"{str(tensor.file)!r} holds an unknown tensor {stored!r}.")
+        if tensor.shape != wanted[name]:
+            raise RequestError(
+                "model",
+                f"{stored!r} in {str(tensor.file)!r} has shape {list(tensor.shape)}, "
+                f"the model needs {list(wanted[name])}.",
+            )
+        names[name] = stored
     for name, source in TIED.items():
-        if name in wanted and source in state:
-            state.setdefault(name, state[source])
-    missing = sorted(wanted.keys() - state.keys())
+        if name in wanted and (name in names or source in names):
+            names.setdefault(name, names.get(source, ""))
+            names.setdefault(source, names[name])
+    missing = sorted(wanted.keys() - names.keys())
     if missing:
-        raise RequestError(
-            "model", f"{str(folder.path / component)!r} lacks {len(missing)} tensors, the first is {missing[0]!r}."
-        )
-    module.load_state_dict(state, strict=True, assign=True)
-    if isinstance(module, PreTrainedModel):
-        module.tie_weights()  # one parameter for both names, or a card would hold the embedding twice
-    yield LoadedBytes(component, total, total)
-    return module.eval().requires_grad_(False)
+        raise RequestError("model", f"{str(place)!r} lacks {len(missing)} tensors, the first is {missing[0]!r}.")
+    return names
 
 
-def _current_name(stored: str, wanted: dict[str, Any]) -> str:
+def current_name(stored: str, wanted: Mapping[str, object]) -> str:
     """A stored tensor's name in the installed transformers: version 5 dropped CLIP's `text_model.` prefix."""
     if stored in wanted:
         return stored

@@ -1,0 +1,105 @@
+"""`t2i models check`: every weight of a model looked at once, and what its FP8 form loses."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine.models.catalog import open_model
+from engine.models.folder import CLASSES, ModelFolder
+from engine.request import RequestError
+from engine.text import printable, size
+
+if TYPE_CHECKING:
+    from engine.models.weights import WeightFiles
+
+PIECE = 4 * 2**20  # elements looked at in one go
+
+
+@dataclass(slots=True)
+class _Kind:
+    """Layers of one kind, in all blocks."""
+
+    layers: int = 0
+    squared: float = 0.0  # sum of squared relative errors
+    worst: float = 0.0
+    worst_name: str = ""
+    largest: float = 0.0  # error of a single weight, relative to the largest of its row
+
+    def add(self, name: str, relative: float, largest: float) -> None:
+        self.layers += 1
+        self.squared += relative**2
+        self.largest = max(self.largest, largest)
+        if relative >= self.worst:
+            self.worst, self.worst_name = relative, name
+
+    @property
+    def mean(self) -> float:
+        return float((self.squared / self.layers) ** 0.5)
+
+
+def run(model: str, *, as_json: bool = False) -> int:
+    """Print the report. Raises `RequestError` for what is missing, misshapen, or not finite."""
+    folder = open_model(model)
+    if not folder.has_weights:
+        raise RequestError("model", f"the weights of {folder.name} are not here; give their folder.")
+    kinds: dict[str, dict[str, _Kind]] = {}
+    for component in CLASSES:
+        kinds[component] = dict(_check(folder, component))
+    if as_json:
+        report = {
+            component: {
+                kind: {
+                    "layers": found.layers,
+                    "relative_rms": found.mean,
+                    "worst_relative_rms": found.worst,
+                    "worst_layer": found.worst_name,
+                    "largest_of_row_max": found.largest,
+                }
+                for kind, found in by_kind.items()
+            }
+            for component, by_kind in kinds.items()
+        }
+        print(json.dumps({"event": "model_checked", "model": folder.name, "fp8": report}), flush=True)
+        return 0
+    for component, by_kind in kinds.items():
+        print(printable(f"{component}: {size(folder.bytes[component])}, every tensor is there, finite and in shape"))
+        for kind, found in sorted(by_kind.items()):
+            print(
+                f"  fp8 {kind:<28} {found.layers:>3} layers, error {100 * found.mean:.2f} % of the weights (RMS), "
+                f"worst {100 * found.worst:.2f} %, one weight at most {100 * found.largest:.1f} % of its row's largest"
+            )
+    return 0
+
+
+def _check(folder: ModelFolder, component: str) -> dict[str, _Kind]:
+    """Look at every tensor of a component. The kind of a layer is its path without the block's number."""
+    from engine.models.converted import fp8_errors
+    from engine.models.loading import check_tensors, current_name, empty_component
+    from engine.models.weights import WeightFiles
+
+    wanted = {name: tuple(tensor.shape) for name, tensor in empty_component(folder, component).state_dict().items()}
+    kinds: dict[str, _Kind] = defaultdict(_Kind)
+    with WeightFiles.open(folder.files[component], drop_pages=True) as files:
+        check_tensors(wanted, files, folder.path / component)
+        names = {stored: current_name(stored, wanted) for stored in files.tensors}
+        layers = set()
+        for name, relative, largest in fp8_errors(files, component, names):
+            layers.add(name)
+            path = re.sub(r"\.[0-9]+\.", ".", name.removesuffix(".weight"), count=1)
+            kinds[path].add(name, relative, largest)
+        for stored, tensor in files.tensors.items():
+            if names[stored] not in layers and tensor.dtype.is_floating_point:
+                _check_finite(files, stored)
+    return kinds
+
+
+def _check_finite(files: WeightFiles, stored: str) -> None:
+    tensor = files.tensors[stored]
+    for start in range(0, tensor.count, PIECE):
+        part = files.elements(stored, start, min(tensor.count, start + PIECE))
+        if not bool(part.float().isfinite().all()):
+            raise RequestError("model", f"{stored!r} in {str(tensor.file)!r} holds numbers that are not finite.")

@@ -1,0 +1,426 @@
+"""One picture on its way through the phases: load, encode, denoise, decode, save."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, closing, suppress
+from typing import TYPE_CHECKING, Any
+
+from engine.cancel import CancelledError
+from engine.errors_log import keep_traceback
+from engine.events import (
+    Encoded,
+    Event,
+    Failed,
+    ImageSaved,
+    LatentsRestored,
+    LoadProgress,
+    MemoryUse,
+    Noticed,
+    Phase,
+    PhaseFinished,
+    PhaseStarted,
+    Planned,
+    StepFinished,
+)
+from engine.models.catalog import prompt_hint
+from engine.request import Request, RequestError
+from engine.runtime import resident_set_bytes
+from engine.text import size
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine.encode import Conditioning
+    from engine.engine import Engine
+    from engine.images.save import Destination
+    from engine.latents import KeptLatents
+    from engine.memory.components import Loan, Progress
+    from engine.memory.planner import Layout
+    from engine.modulation import Tables
+    from engine.runtime import Runtime
+
+CACHED_PROMPTS = 32
+CACHED_TABLE_BYTES = 256 * 2**20  # 2.1 MB a step of FLUX.1
+
+
+class Job:
+    """One picture on its way through the phases."""
+
+    def __init__(self, engine: Engine, request: Request, destination: Destination, image: int, started: float) -> None:
+        self.engine = engine
+        self.request = request
+        self.destination = destination
+        self.image = image
+        self.phase: Phase = "load"
+        self.started = started  # of the whole job, on the performance counter
+        self.seconds: dict[str, float] = {}
+        self.layout: Layout  # from `open` on
+        self.decoded: dict[str, Any] = {}  # how, for the record
+        self._runtime: Runtime | None = None
+
+    @property
+    def runtime(self) -> Runtime:
+        assert self._runtime is not None, "opened by the first phase"
+        return self._runtime
+
+    def open(self) -> Generator[Event, None, None]:
+        """Import torch and open the device, if no job before did; plan this picture's memory, and say how."""
+        self._runtime = runtime = self.engine.runtime()
+        self.layout = runtime.plan(self.request)
+        runtime.components.begin_job()
+        yield Planned(**self.stamp(), plan=self.layout.plan)
+
+    def paint(self) -> Generator[Event, None, None]:
+        """Encode, denoise, decode, save. Finished latents stay on disk until their picture does."""
+        yield from self.open()
+        kept = self._kept_latents()
+        latents = kept.find(self._latents_shape)
+        if latents is None:
+            conditioning = yield from self._encode()
+            latents = yield from self._denoise(conditioning, kept)
+        else:
+            assert self.request.steps
+            yield LatentsRestored(**self.stamp(), steps=self.request.steps)
+        try:
+            pixels = yield from self._decode(latents)
+            saved = yield from self._save(pixels)
+        except CancelledError:
+            if not self.engine._leaving:
+                kept.forget()
+            raise
+        kept.forget()
+        self._learn_preview(latents, pixels)
+        yield saved
+
+    def _kept_latents(self) -> KeptLatents:
+        import torch
+
+        from engine.latents import KeptLatents
+
+        return KeptLatents(
+            self.request,
+            model_hash=self.engine.model_hash,
+            versions=self.runtime.versions,
+            device=self.runtime.target.device,
+            threads=torch.get_num_threads(),
+            kernel=self.runtime.choose_kernel(self.precision),
+        )
+
+    @property
+    def _latents_shape(self) -> tuple[int, int, int]:
+        from engine import flow
+
+        assert self.request.width and self.request.height
+        channels = int(self.engine.folder.configs["vae"]["latent_channels"])
+        return flow.tokens_shape(channels, self.request.width, self.request.height)
+
+    def _encode(self) -> Generator[Event, None, Conditioning]:
+        from engine import encode
+        from engine.models.loading import load_tokenizer
+
+        folder, runtime, request = self.engine.folder, self.runtime, self.request
+        if runtime.tokenizers is None:
+            runtime.tokenizers = (
+                load_tokenizer(folder.path / "tokenizer"),
+                load_tokenizer(folder.path / "tokenizer_2"),
+            )
+        tokenizer, tokenizer_2 = runtime.tokenizers
+        limit = min(folder.token_limit, tokenizer_2.model_max_length)
+        clip_limit = min(tokenizer.model_max_length, folder.clip_limit)
+        tokens = encode.tokenize(request.prompt, tokenizer, tokenizer_2, clip_limit, limit)
+        key = (request.prompt, self.precision)
+        cached = key in runtime.conditionings
+        began = None
+        if not cached:
+            with self._lend("text_encoder") as loan:
+                yield from self._progress(loan.load())
+                began = yield from self._begin("encode")
+                pooled = encode.pooled_embedding(loan.module, tokens.clip, self._check, loan.device)
+            with self._lend("text_encoder_2") as loan:
+                yield from self._progress(loan.read())
+                yield from self._progress(loan.load())
+                embedded = loan.embedded(tokens.t5)
+                sequence = encode.sequence_embedding(loan.module, embedded, self._check, loan.device)
+            runtime.conditionings[key] = encode.Conditioning(sequence, pooled)
+            while len(runtime.conditionings) > CACHED_PROMPTS:
+                runtime.conditionings.popitem(last=False)
+        if began is None:
+            began = yield from self._begin("encode")
+        runtime.conditionings.move_to_end(key)
+        hints = [prompt_hint(folder, request.prompt)]
+        if tokens.count > tokens.limit:
+            hints.append(f"the prompt has {tokens.count} tokens; the first {tokens.limit} are used.")
+        hint = " ".join(text for text in hints if text) or None
+        yield Encoded(
+            **self.stamp(), tokens=min(tokens.count, tokens.limit), token_limit=tokens.limit, cached=cached, hint=hint
+        )
+        yield self._end("encode", began)
+        return runtime.conditionings[key]
+
+    def _denoise(self, conditioning: Conditioning, kept: KeptLatents) -> Generator[Event, None, torch.Tensor]:
+        from engine import flow
+        from engine.denoise import denoise
+        from engine.encode import on_host
+
+        request, runtime, folder = self.request, self.runtime, self.engine.folder
+        assert request.seed is not None and request.steps and request.width and request.height
+        channels = int(folder.configs["vae"]["latent_channels"])
+        latents = flow.noise(request.seed, channels, request.width, request.height)
+        sigmas = runtime.schedule.sigmas(request.steps, latents.shape[1])
+        with self._lend("transformer", passes=request.steps) as loan:
+            tables = yield from self._modulate(loan, conditioning.pooled, sigmas)
+            yield from self._progress(loan.load())
+            began = yield from self._begin("denoise")
+            reader = loan.component.reader
+            assert reader is not None
+            steps = denoise(
+                loan.module,
+                reader,
+                tables,
+                conditioning.sequence,
+                latents,
+                sigmas,
+                request.width,
+                request.height,
+                self._check,
+                loan.device,
+                loan.dtype,
+            )
+            with closing(steps):  # hooks and tensors go before the component does
+                for step in steps:
+                    latents = step.latents
+                    yield StepFinished(
+                        **self.stamp(),
+                        step=step.number,
+                        steps=request.steps,
+                        sigma=step.sigma,
+                        seconds=step.seconds,
+                        preview=runtime.preview.frame(step.clean, request.width, request.height),
+                    )
+                    self.engine._cancel.check_between_steps()
+            latents = on_host(latents)
+        kept.keep(latents)
+        yield self._end("denoise", began)
+        return latents
+
+    def _modulate(self, loan: Loan, pooled: torch.Tensor, sigmas: torch.Tensor) -> Generator[Event, None, Tables]:
+        """The modulation tables of all steps: computed in one pass over their weights, or kept from the same prompt."""
+        from engine import modulation
+
+        reader, known = loan.component.reader, self.runtime.tables
+        assert reader is not None
+        request = self.request
+        key = (request.prompt, request.guidance, self.precision, tuple(sigmas.tolist()))
+        if key not in known:
+            yield from self._progress(loan.read())
+            known[key] = modulation.compute(
+                reader, loan.visit, pooled, sigmas, request.guidance, loan.device, loan.dtype, self._check
+            )
+            while sum(kept.rows.nbytes for kept in known.values()) > CACHED_TABLE_BYTES and len(known) > 1:
+                known.popitem(last=False)
+        known.move_to_end(key)
+        return known[key]
+
+    def _decode(self, latents: torch.Tensor) -> Generator[Event, None, torch.Tensor]:
+        """Pixels, whole or in the tiles that the plan chose. Out of memory: smaller tiles, at last the CPU."""
+        from engine.decode import decode
+        from engine.memory.enforce import is_out_of_memory
+
+        request = self.request
+        assert request.width and request.height
+        rungs = self._rungs()
+        began = None
+        for number, (tile, device) in enumerate(rungs):
+            try:
+                with self._lend("vae", device=device) as loan:
+                    yield from self._progress(loan.load())
+                    if began is None:
+                        began = yield from self._begin("decode")
+                    self.phase = "decode"
+                    pixels = decode(
+                        loan.module,
+                        latents.to(loan.device),
+                        request.width,
+                        request.height,
+                        self._check,
+                        tile=tile,
+                        device=loan.device,
+                        dtype=loan.dtype,
+                    )
+                    self.decoded = {"tile": tile, "decoder_device": str(loan.device)}
+                    break
+            except Exception as error:
+                if not is_out_of_memory(error) or number == len(rungs) - 1:
+                    raise
+            yield Noticed(**self.stamp(), message=f"{self._out_of_memory()}; trying {_rung(*rungs[number + 1])}.")
+        assert began is not None
+        yield self._end("decode", began)
+        return pixels
+
+    def _rungs(self) -> list[tuple[int, str | None]]:
+        """Tile sizes and devices to try, one after the other; None is the device that the plan is for."""
+        from engine.decode import smaller_tiles
+
+        request, planned = self.request, self.layout.tile
+        assert request.width and request.height
+        smaller = smaller_tiles(planned, request.width, request.height)
+        rungs: list[tuple[int, str | None]] = [(planned, None), *((tile, None) for tile in smaller)]
+        if self.runtime.target.is_card:
+            rungs.append((smaller[0] if smaller else planned, "cpu"))
+        return rungs
+
+    def _out_of_memory(self) -> str:
+        """What a refused allocation inside the budget is: a fault of ours, told with both figures."""
+        from engine.memory.enforce import measured_peak_bytes
+
+        plan = self.layout.plan
+        measured = measured_peak_bytes(self.runtime.target)
+        figures = f"predicted {size(plan.peak_bytes)}" + (f", measured {size(measured)}" if measured else "")
+        return (
+            f"{self.phase} ran out of memory inside a budget of {size(plan.budget_bytes)} ({figures}), which is a "
+            "fault of this program: please report it"
+        )
+
+    def _save(self, pixels: torch.Tensor) -> Generator[Event, None, ImageSaved]:
+        import torch
+        from PIL import Image
+
+        from engine.images.metadata import Record
+        from engine.images.save import save_image
+        from engine.memory.enforce import measured_peak_bytes
+
+        request, runtime = self.request, self.runtime
+        assert request.seed is not None and request.width and request.height
+        began = yield from self._begin("save")
+        record = Record(
+            request=request,
+            model=self.engine.model,
+            model_hash=self.engine.model_hash,
+            versions=runtime.versions,
+            seconds_by_phase=dict(self.seconds),
+            device=runtime.target.device,
+            reproduce={
+                "batch": 1,
+                "threads": torch.get_num_threads(),
+                "kernel": runtime.choose_kernel(self.precision),
+                "encoder_device": runtime.target.device,
+                **self.decoded,
+            },
+        )
+        path, notice = save_image(Image.fromarray(pixels.numpy()), record, self.destination)
+        yield self._end("save", began)
+        return ImageSaved(
+            **self.stamp(),
+            path=path,
+            seed=request.seed,
+            width=request.width,
+            height=request.height,
+            seconds_by_phase=dict(self.seconds),
+            notice=notice,
+            predicted_peak_bytes=self.layout.plan.peak_bytes,
+            measured_peak_bytes=measured_peak_bytes(runtime.target),
+            moved_bytes=runtime.components.traffic.moved_bytes,
+            disk_bytes=runtime.components.traffic.disk_bytes,
+        )
+
+    def _learn_preview(self, latents: torch.Tensor, pixels: torch.Tensor) -> None:
+        """Add this picture to the preview's fit, unless the model brought its own."""
+        from engine import flow
+
+        runtime, request = self.runtime, self.request
+        assert request.width and request.height
+        if runtime.preview_file.parent != self.engine.folder.path:
+            with suppress(Exception):  # a preview is worth no failure
+                runtime.preview.add(flow.unpack(latents, request.width, request.height), pixels)
+                runtime.preview.save(runtime.preview_file, f"fitted on {runtime.preview.pictures} decoded pictures")
+
+    def failed(self, error: Exception) -> Failed:
+        """The event for an error; what nobody foresaw leaves its traceback in the state folder."""
+        message = self._reason(error)
+        if not isinstance(error, RequestError) and (log := keep_traceback(error)) is not None:
+            message = f"{message} (details in {log})"
+        bad_input = isinstance(error, RequestError) and not error.machine
+        return Failed(**self.stamp(), phase=self.phase, message=message, bad_input=bad_input)
+
+    @property
+    def precision(self) -> str:
+        assert self.request.precision is not None
+        return self.request.precision
+
+    def _check(self) -> None:
+        self.engine._cancel.check()
+
+    def _lend(self, component: str, passes: int = 1, device: str | None = None) -> AbstractContextManager[Loan]:
+        """The device for this component; its FP8 layers multiply as was found best here."""
+        self.phase = "load"
+        return self.runtime.components.lend(
+            component,
+            self.precision,
+            self.layout.placements[component],
+            self._check,
+            passes=passes,
+            kernel=self.runtime.choose_kernel(self.precision),
+            device=device,
+        )
+
+    def _reason(self, error: Exception) -> str:
+        """One sentence for the person."""
+        if isinstance(error, RequestError):
+            return str(error)
+        if type(error).__name__ == "OutOfMemoryError":
+            return f"{self._out_of_memory()}; until then take a smaller size, or allow less with --vram."
+        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+            return f"the machine ran out of memory in {self.phase}; take a smaller size or close other programs."
+        text = " ".join(str(error).split())[:300] or type(error).__name__
+        return f"{self.phase} failed: {text}"
+
+    def keep(self, component: str) -> Generator[Event, None, None]:
+        """Bring what the plan keeps of a component into RAM, if it is not there already."""
+        placement = self.layout.placements[component]
+        yield from self._progress(self.runtime.components.keep(component, self.precision, placement, self._check))
+
+    def _progress(self, work: Iterator[Progress]) -> Generator[Event, None, None]:
+        """Bytes that come in, told as they do; and what there is to say about them."""
+        self.phase = "load"
+        began = time.perf_counter()
+        for progress in work:
+            yield LoadProgress(
+                **self.stamp(),
+                component=progress.component,
+                done_bytes=progress.done_bytes,
+                total_bytes=progress.total_bytes,
+            )
+            self.engine._cancel.check_between_steps()
+        self.seconds["load"] = self.seconds.get("load", 0.0) + time.perf_counter() - began
+        yield from self._notices()
+
+    def _notices(self) -> Generator[Event, None, None]:
+        notices = self.runtime.components.notices
+        while notices:
+            yield Noticed(**self.stamp(), message=notices.pop(0))
+
+    def _begin(self, phase: Phase) -> Generator[Event, None, float]:
+        self.engine._cancel.check_between_steps()
+        self.phase = phase
+        yield PhaseStarted(**self.stamp(), phase=phase)
+        return time.perf_counter()
+
+    def _end(self, phase: Phase, began: float) -> PhaseFinished:
+        self.seconds[phase] = time.perf_counter() - began
+        return PhaseFinished(**self.stamp(), phase=phase, seconds=self.seconds[phase])
+
+    def stamp(self) -> dict[str, Any]:
+        """What every event carries."""
+        return {
+            "image": self.image,
+            "elapsed_seconds": time.perf_counter() - self.started,
+            "memory": self._runtime.memory_use() if self._runtime else MemoryUse(resident_set_bytes()),
+        }
+
+
+def _rung(tile: int, device: str | None) -> str:
+    """One way to decode, in words."""
+    tiles = f"tiles of {tile} pixels" if tile else "the whole picture"
+    return tiles if device is None else f"{tiles} on the CPU"

@@ -1,0 +1,130 @@
+"""Activations predicted: the engine's own phases run on torch's meta device, with the model's real configuration and
+the request's real size, under a ledger of live storages. No weights, no card, a second or two at FLUX.1's size.
+
+What was measured is kept in memory and in the cache folder, by everything that it depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import engine
+from engine import encode, flow, modulation
+from engine.decode import decode
+from engine.denoise import denoise
+from engine.files import write_whole
+from engine.folders import cache_dir
+from engine.memory.components import Components, Loan, Placement
+from engine.memory.ledger import counted
+from engine.models.folder import ModelFolder
+
+META = torch.device("meta")
+STEPS = 2  # what a step leaves behind is there from the second on; more of them change nothing
+MAX_FILES = 500
+
+
+class Activations:
+    """The highest sum of live tensors that are no weights, for each phase of a model."""
+
+    def __init__(self, folder: ModelFolder) -> None:
+        self.folder = folder
+        self._known: dict[str, int] = {}
+
+    def encode(self, name: str, precision: str) -> int:
+        """Of CLIP (text_encoder) or T5 (text_encoder_2), for a prompt's full length."""
+        limit = self.folder.token_limit if name == "text_encoder_2" else self.folder.clip_limit
+        return self._get(name, precision, [limit], lambda loan: run_encoder(loan, limit))
+
+    def denoise(self, precision: str, width: int, height: int) -> int:
+        """Of the step loop."""
+        sizes = [self.folder.token_limit, width, height]
+        return self._get("transformer", precision, sizes, lambda loan: run_loop(loan, self.folder, width, height))
+
+    def decode(self, precision: str, width: int, height: int, tile: int) -> int:
+        """Of the decoder: whole (tile 0), or in tiles of this many pixels a side."""
+        sizes = [width, height, tile]
+        return self._get("vae", precision, sizes, lambda loan: run_decoder(loan, self.folder, width, height, tile))
+
+    def _get(self, name: str, precision: str, sizes: list[int], run: Callable[[Loan], object]) -> int:
+        config = self.folder.configs[name]
+        key = hashlib.sha256(json.dumps([_versions(), name, config, precision, sizes]).encode()).hexdigest()[:32]
+        if key not in self._known:
+            file = cache_dir() / "plans" / f"{key}.json"
+            found = _read(file)
+            if found is None:
+                found = self._run(name, precision, run)
+                _write(file, found)
+            self._known[key] = found
+        return self._known[key]
+
+    def _run(self, name: str, precision: str, run: Callable[[Loan], object]) -> int:
+        components = Components(self.folder, META, simulated=True)
+        components.component(name, precision)  # outside the ledger, which would count what it is made with
+        with (
+            counted("meta") as ledger,
+            components.lend(name, precision, Placement(slots=2), lambda: None) as loan,
+        ):
+            for _ in loan.load():
+                pass
+            ledger.restart()
+            run(loan)
+            return ledger.peak_bytes - components.device.placed_bytes
+
+
+def run_encoder(loan: Loan, tokens: int) -> torch.Tensor:
+    """A text encoder's pass over `tokens` ids on the meta device."""
+    ids = torch.zeros(1, tokens, dtype=torch.int64)
+    if loan.name == "text_encoder":
+        return encode.pooled_embedding(loan.module, ids, lambda: None, loan.device)
+    return encode.sequence_embedding(loan.module, loan.embedded(ids), lambda: None, loan.device)
+
+
+def run_loop(loan: Loan, folder: ModelFolder, width: int, height: int, steps: int = STEPS) -> None:
+    """The sampler loop on the meta device."""
+    reader = loan.component.reader
+    assert reader is not None
+    channels = int(folder.configs["vae"]["latent_channels"])
+    width_of_text = int(folder.configs["transformer"]["joint_attention_dim"])
+    latents = torch.empty(flow.tokens_shape(channels, width, height))
+    sequence = torch.empty(1, folder.token_limit, width_of_text, dtype=loan.dtype)
+    tables = modulation.Tables(torch.empty(steps, reader.total, dtype=loan.dtype))
+    sigmas = torch.linspace(1, 0, steps + 1)
+    for _ in denoise(
+        loan.module, reader, tables, sequence, latents, sigmas, width, height, lambda: None, loan.device, loan.dtype
+    ):
+        pass
+
+
+def run_decoder(loan: Loan, folder: ModelFolder, width: int, height: int, tile: int) -> None:
+    """The decoder on the meta device."""
+    channels = int(folder.configs["vae"]["latent_channels"])
+    tokens = torch.empty(flow.tokens_shape(channels, width, height), device=loan.device)
+    decode(loan.module, tokens, width, height, lambda: None, tile=tile, device=loan.device, dtype=loan.dtype)
+
+
+def _versions() -> list[str]:
+    return [engine.__version__, *(version(name) for name in ("torch", "diffusers", "transformers"))]
+
+
+def _read(file: Path) -> int | None:
+    try:
+        value: Any = json.loads(file.read_text("utf-8"))["activation_bytes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return value if type(value) is int and 0 <= value < 2**50 else None
+
+
+def _write(file: Path, activation_bytes: int) -> None:
+    with suppress(OSError):
+        old = sorted(file.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)
+        for path in old[: max(0, len(old) - MAX_FILES)]:
+            path.unlink(missing_ok=True)
+        write_whole(file, json.dumps({"activation_bytes": activation_bytes}).encode())

@@ -1,0 +1,460 @@
+"""The plan: made before anything is loaded, from measured activations, known weights and two budgets.
+
+It decides, for each phase, which weights lie on the device and which cross to it block by block, what stays in host
+memory between pictures, and whether the picture is decoded whole or in tiles. What cannot work is refused here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from engine.decode import parked_bytes, smaller_tiles
+from engine.events import Phase, PhasePlan, Plan, Turnaround
+from engine.memory.components import Components, Placement
+from engine.memory.measure import Activations
+from engine.memory.target import Target
+from engine.memory.units import Component, Unit
+from engine.request import MIN_SIDE, SIDE_MULTIPLE, Request, RequestError
+from engine.text import duration, size
+
+MIB = 2**20
+SLOTS, MIN_SLOTS = 3, 2  # of the ring
+PARTS = ("text_encoder", "text_encoder_2", "transformer", "vae")
+CARD_WORKSPACE_BYTES = 64 * MIB  # cuBLAS's and other libraries' own
+CARD_ROUNDING, CPU_ROUNDING = 0.10, 0.03  # of the activations: an allocator's pieces, scratch of matrix products
+CARD_CONVOLUTION, CPU_CONVOLUTION = 0.50, 1.00  # of the decoder's activations: scratch inside one operation
+CPU_ROUNDING_BYTES = MIB // 4
+CARD_PROCESS_BYTES, CPU_PROCESS_BYTES = 900 * MIB, 450 * MIB  # Python, torch and the libraries, in RAM
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A plan, and what follows from it for the components."""
+
+    plan: Plan
+    placements: dict[str, Placement]
+    tile: int  # pixels a side; 0: whole
+
+
+@dataclass(frozen=True, slots=True)
+class _Need:
+    """What one component needs of the device while it runs."""
+
+    name: str
+    phase: Phase
+    component: Component
+    activation_bytes: int
+    allowance_bytes: int
+
+    @property
+    def units(self) -> list[Unit]:
+        return [unit for unit in self.component.units if unit.role != "modulation"]
+
+    @property
+    def work_bytes(self) -> int:
+        return self.activation_bytes + self.allowance_bytes
+
+    @property
+    def floor_bytes(self) -> int:
+        """The smallest budget: every block streamed through the fewest slots."""
+        base, blocks = _bytes(self.component.of_role("base")), self.component.of_role("block")
+        return self.work_bytes + base + MIN_SLOTS * max((unit.nbytes for unit in blocks), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """Weights of one component on the device."""
+
+    resident_bytes: int  # the ring's slots among them
+    streamed: frozenset[str]
+    slots: int
+
+
+class Planner:
+    """Plans requests for one model on one target. Plans are kept: a repeated request costs next to nothing."""
+
+    def __init__(self, components: Components, target: Target) -> None:
+        self.folder, self.target = components.folder, target
+        self.activations = Activations(components.folder)
+        self._components = components
+        self._layouts: dict[tuple[object, ...], Layout] = {}
+
+    def plan(self, request: Request, tile: int | None = None) -> Layout:
+        """The layout for a complete request; `tile` in pixels if it is not to be chosen (0: whole).
+
+        Raises `RequestError` for a budget that cannot work, with the smallest that would and what to change.
+        """
+        key = (request.width, request.height, request.steps, request.precision, tile)
+        if key not in self._layouts:
+            self._layouts[key] = self._plan(request, tile)
+        return self._layouts[key]
+
+    def _plan(self, request: Request, asked: int | None) -> Layout:
+        assert request.precision
+        budget = self.target.budget_bytes
+        needs = self._needs(request)
+        tile, decoder = self._decoder(request, asked, budget)
+        needs.append(decoder)
+        if max(need.floor_bytes for need in needs) > budget:
+            raise self._refusal("vram", request, self._floor(request, asked), budget)
+        fits, kept = self._arrange(needs, request, tile)
+        in_place = {name: self._in_place(need, fits[name], kept[name]) for need in needs for name in (need.name,)}
+        placements = {
+            name: Placement(fit.streamed, max(fit.slots, MIN_SLOTS), kept[name], in_place[name])
+            for name, fit in fits.items()
+        }
+        return Layout(self._told(request, tile, needs, fits, placements), placements, tile)
+
+    # What each phase needs.
+
+    def _needs(self, request: Request) -> list[_Need]:
+        """Of the text encoders and the transformer."""
+        precision = request.precision
+        assert precision and request.width and request.height
+        known: list[tuple[str, Phase, int]] = [
+            ("text_encoder", "encode", self.activations.encode("text_encoder", precision)),
+            ("text_encoder_2", "encode", self.activations.encode("text_encoder_2", precision)),
+            ("transformer", "denoise", self.activations.denoise(precision, request.width, request.height)),
+        ]
+        return [self._need(name, phase, precision, activation) for name, phase, activation in known]
+
+    def _need(self, name: str, phase: Phase, precision: str, activation: int) -> _Need:
+        component = self._components.component(name, precision)
+        return _Need(name, phase, component, activation, self.allowance(phase, activation))
+
+    def allowance(self, phase: Phase, activation_bytes: int) -> int:
+        """What no ledger sees, in bytes."""
+        if self.target.is_card:
+            share = CARD_CONVOLUTION if phase == "decode" else CARD_ROUNDING
+            return self.target.context_bytes + CARD_WORKSPACE_BYTES + int(share * activation_bytes)
+        share = CPU_CONVOLUTION if phase == "decode" else CPU_ROUNDING
+        return CPU_ROUNDING_BYTES + int(share * activation_bytes)
+
+    def _decoder(self, request: Request, tile: int | None, budget: int) -> tuple[int, _Need]:
+        """The largest tile that fits the budget, or the smallest there is; whole where that fits."""
+        assert request.width and request.height
+        sizes = [0, *smaller_tiles(0, request.width, request.height)] if tile is None else [tile]
+        for side in sizes:
+            need = self._decoding(request, side)
+            if need.floor_bytes <= budget:
+                break
+        return side, need
+
+    def _decoding(self, request: Request, tile: int) -> _Need:
+        assert request.precision and request.width and request.height
+        activation = self.activations.decode(request.precision, request.width, request.height, tile)
+        return self._need("vae", "decode", request.precision, activation)
+
+    # Where weights lie.
+
+    def _arrange(
+        self, needs: Sequence[_Need], request: Request, tile: int
+    ) -> tuple[dict[str, _Fit], dict[str, frozenset[str]]]:
+        """Weights on the device, and the units of each component that stay in host memory."""
+        if self.target.is_card:
+            fits = {need.name: self._fit(need, self.target.budget_bytes) for need in needs}
+            return fits, self._kept_beside_a_card(needs, fits, request, tile)
+        return self._on_the_cpu(needs, request, tile)
+
+    def _fit(self, need: _Need, budget: int) -> _Fit:
+        """As many units resident as the budget allows, the others spread evenly between them.
+
+        A text encoder runs once a prompt: where weights have to cross a bus, it streams, however much room there is.
+        """
+        room = budget - need.work_bytes
+        units = need.units
+        base, blocks = need.component.of_role("base"), need.component.of_role("block")
+        once = self.target.is_card and need.phase == "encode" and bool(blocks)
+        if _bytes(units) <= room and not once:
+            return _Fit(_bytes(units), frozenset(), 0)
+        for slots in (SLOTS, MIN_SLOTS):
+            for count in range(len(blocks) if once else 1, len(blocks) + 1):
+                streamed = _spread(blocks, count)
+                ring = slots * max(unit.nbytes for unit in streamed)
+                resident = _bytes(base) + _bytes(blocks) - _bytes(streamed) + ring
+                if resident <= room:
+                    return _Fit(resident, frozenset(unit.name for unit in streamed), slots)
+        raise AssertionError("the floor was checked")
+
+    def _kept_beside_a_card(
+        self, needs: Sequence[_Need], fits: dict[str, _Fit], request: Request, tile: int
+    ) -> dict[str, frozenset[str]]:
+        """What is used most often comes first: in every step, for every picture, for every prompt."""
+        by_name = {need.name: need for need in needs}
+        transformer, streamed = by_name["transformer"], fits["transformer"].streamed
+        order: list[tuple[str, Iterable[Unit]]] = [
+            ("transformer", [unit for unit in transformer.units if unit.name in streamed]),
+            ("transformer", [unit for unit in transformer.units if unit.name not in streamed]),
+            *((name, by_name[name].units) for name in ("vae", "text_encoder", "text_encoder_2")),
+            ("transformer", transformer.component.of_role("modulation")),
+        ]
+        room = self.target.ram_budget_bytes - self._fixed_ram(needs, request, tile)
+        if room < 0:
+            raise self._refusal("ram", request, self._fixed_ram(needs, request, tile), self.target.ram_budget_bytes)
+        kept: dict[str, set[str]] = {name: set() for name in PARTS}
+        for name, units in order:
+            for unit in units:
+                if unit.nbytes <= room:
+                    room -= unit.nbytes
+                    kept[name].add(unit.name)
+        return {name: frozenset(names) for name, names in kept.items()}
+
+    def _on_the_cpu(
+        self, needs: Sequence[_Need], request: Request, tile: int
+    ) -> tuple[dict[str, _Fit], dict[str, frozenset[str]]]:
+        """The device is host memory: what is kept there is computed with where it lies."""
+        everything = [need.name for need in needs]
+        choices = [everything, ["transformer", "vae", "text_encoder"], ["vae", "text_encoder"], []]
+        for names in choices:
+            held = sum(_bytes(need.component.units) for need in needs if need.name in names)
+            room = self.target.ram_budget_bytes - self._fixed_ram(needs, request, tile) - held
+            fits: dict[str, _Fit] = {}
+            for need in needs:
+                budget = self.target.budget_bytes
+                if need.name not in names:
+                    budget = min(budget, room)
+                if need.floor_bytes > budget:
+                    break
+                fits[need.name] = fit = self._fit(need, budget)
+                if need.name in names and need.work_bytes + self._slot_bytes(need, fit) > room:
+                    break
+            else:
+                kept = {
+                    need.name: frozenset(unit.name for unit in need.component.units if need.name in names)
+                    for need in needs
+                }
+                return fits, kept
+        floor = self._fixed_ram(needs, request, tile) + max(need.floor_bytes for need in needs)
+        raise self._refusal("ram", request, floor, self.target.ram_budget_bytes)
+
+    def _in_place(self, need: _Need, fit: _Fit, kept: frozenset[str]) -> bool:
+        resident = {unit.name for unit in need.units} - fit.streamed
+        return not self.target.is_card and resident <= kept and len(kept) > 0
+
+    def _slot_bytes(self, need: _Need, fit: _Fit) -> int:
+        streamed = [unit.nbytes for unit in need.units if unit.name in fit.streamed]
+        return fit.slots * max(streamed, default=0)
+
+    def _staging_bytes(self, needs: Sequence[_Need]) -> int:
+        if not self.target.is_card:
+            return 0
+        return 2 * max(unit.nbytes for need in needs for unit in need.component.units if unit.role != "base")
+
+    def _fixed_ram(self, needs: Sequence[_Need], request: Request, tile: int) -> int:
+        """What the process takes of RAM in any case."""
+        assert request.width and request.height
+        process = CARD_PROCESS_BYTES if self.target.is_card else CPU_PROCESS_BYTES
+        table = sum(_table_bytes(need.component) for need in needs)
+        (vae,) = (need.component for need in needs if need.name == "vae")
+        parked = parked_bytes(vae.module, request.width, request.height, vae.dtype) if tile else 0
+        return process + self._staging_bytes(needs) + table + parked
+
+    # What is said about it.
+
+    def _told(
+        self,
+        request: Request,
+        tile: int,
+        needs: Sequence[_Need],
+        fits: dict[str, _Fit],
+        placements: dict[str, Placement],
+    ) -> Plan:
+        assert request.width and request.height and request.steps and request.precision
+        by_name = {need.name: need for need in needs}
+        phases = []
+        for phase in ("encode", "denoise", "decode"):
+            inside = [need for need in needs if need.phase == phase]
+            loaded = sum(self._loaded_bytes(need, placements[need.name]) for need in inside)
+            top = max(inside, key=lambda need: need.work_bytes + fits[need.name].resident_bytes)
+            resident = fits[top.name].resident_bytes
+            streamed = sum(_bytes(_named(need.units, fits[need.name].streamed)) for need in inside)
+            phases.append(
+                PhasePlan(
+                    name=phase,
+                    resident_bytes=resident,
+                    streamed_bytes_per_step=streamed if phase == "denoise" else 0,
+                    loaded_bytes=loaded,
+                    activation_bytes=top.activation_bytes,
+                    allowance_bytes=top.allowance_bytes,
+                    peak_bytes=resident + top.work_bytes,
+                )
+            )
+        held = sum(_bytes(_named(need.component.units, placements[need.name].kept)) for need in needs)
+        host, pinned = self._fixed_ram(needs, request, tile) + held, 0
+        if self.target.is_card:
+            transformer = by_name["transformer"]
+            crossing = placements["transformer"].streamed & placements["transformer"].kept
+            pinned = _bytes(_named(transformer.units, crossing)) + self._staging_bytes(needs)
+        else:
+            host += max(
+                need.work_bytes + (0 if placements[need.name].in_place else fits[need.name].resident_bytes)
+                + (self._slot_bytes(need, fits[need.name]) if placements[need.name].in_place else 0)
+                for need in needs
+            )  # fmt: skip
+        t5 = by_name["text_encoder_2"]
+        parameters = _parameters(t5.component)
+        plan = Plan(
+            model=self.folder.name,
+            size=f"{request.width}x{request.height}",
+            steps=request.steps,
+            precision=request.precision,
+            target=self.target.name,
+            budget_bytes=self.target.budget_bytes,
+            peak_bytes=max(phase.peak_bytes for phase in phases),
+            ram_budget_bytes=self.target.ram_budget_bytes,
+            host_bytes=host,
+            pinned_bytes=pinned,
+            phases=tuple(phases),
+            text_encoder=f"T5, {parameters}, {request.precision}, "
+            + ("streamed" if fits["text_encoder_2"].streamed else "whole"),
+            tile=tile,
+            same_prompt=self._turnaround(needs, placements, new_prompt=False),
+            new_prompt=self._turnaround(needs, placements, new_prompt=True),
+        )
+        return replace(plan, notes=tuple(self._notes(request, by_name, placements, phases)))
+
+    def _loaded_bytes(self, need: _Need, placement: Placement) -> int:
+        """One-off traffic to the device for a component."""
+        if need.phase == "encode":
+            crossing = need.units if not placement.in_place else _named(need.units, placement.streamed)
+            return _bytes(crossing)
+        if placement.in_place:
+            return 0
+        resident = [unit for unit in need.units if unit.name not in placement.streamed]
+        return _bytes(resident) + _bytes(need.component.of_role("modulation"))
+
+    def _turnaround(self, needs: Sequence[_Need], placements: dict[str, Placement], *, new_prompt: bool) -> Turnaround:
+        moved = disk = 0
+        for need in needs:
+            if need.phase == "encode" and not new_prompt:
+                continue
+            placement = placements[need.name]
+            modulation = need.component.of_role("modulation")
+            moved += self._loaded_bytes(need, placement)
+            if not new_prompt and not placement.in_place:
+                moved -= _bytes(modulation)
+            wanted = need.component.units if new_prompt else need.units
+            disk += sum(unit.nbytes for unit in wanted if unit.name not in placement.kept)
+        return Turnaround(moved, disk, self.target.profile.move_seconds(moved, disk))
+
+    def _notes(
+        self,
+        request: Request,
+        by_name: dict[str, _Need],
+        placements: dict[str, Placement],
+        phases: Sequence[PhasePlan],
+    ) -> list[str]:
+        assert request.steps
+        notes = []
+        transformer, placement = by_name["transformer"], placements["transformer"]
+        streamed = phases[1].streamed_bytes_per_step
+        if streamed and self.target.is_card:
+            crossing = self.target.profile.move_seconds(streamed)
+            compute = self.step_seconds(request)
+            hidden = "behind" if crossing <= compute else "longer than"
+            notes.append(
+                f"a step streams {size(streamed)} in about {duration(crossing)}, {hidden} about {duration(compute)} "
+                "of compute."
+            )
+        unkept = _bytes(
+            [unit for unit in transformer.units if unit.name in placement.streamed and unit.name not in placement.kept]
+        )
+        if unkept:
+            fp8 = "" if request.precision == "fp8" else ", or take --precision fp8"
+            notes.append(
+                f"{size(unkept)} of weights are read from disk in every step, because RAM has no room for them; "
+                f"allow more with --ram{fp8}."
+            )
+        return notes
+
+    def step_seconds(self, request: Request) -> float:
+        """An estimate of the compute of one denoise step."""
+        assert request.width and request.height
+        weights = _bytes(self._components.component("transformer", request.precision or "").of_role("block"))
+        tokens = request.width * request.height // 256 + self.folder.token_limit
+        return self.target.profile.step_seconds(
+            self.folder.configs["transformer"], tokens, weights, dequantized=request.precision == "fp8"
+        )
+
+    # What cannot work.
+
+    def _refusal(self, field: str, request: Request, floor: int, budget: int) -> RequestError:
+        what = "RAM" if field == "ram" else "memory on the card" if self.target.is_card else "device memory"
+        sentence = (
+            f"{self.folder.name} at {request.width}x{request.height} in {request.precision} needs at least "
+            f"{_rounded_up(floor)} of {what}, and {field} allows {size(budget)}"
+        )
+        changes = self._changes(request, budget) if field == "vram" else []
+        hint = f"; or take {', or '.join(changes)}" if changes else ""
+        return RequestError(field, f"{sentence}: allow --{field} {_argument(floor)}{hint}.")
+
+    def _changes(self, request: Request, budget: int) -> list[str]:
+        """Up to three changes that need less, the cheapest first, each with the budget that it needs."""
+        assert request.width and request.height
+        smaller = [self._smaller(request, share) for share in (0.75, 0.5)]
+        candidates = [("--tile auto", request)]
+        if request.precision != "fp8":
+            candidates.append(("--precision fp8", replace(request, precision="fp8")))
+        candidates += [(f"--size {other.width}x{other.height}", other) for other in smaller if other != request]
+        found, least = [], self._floor(request, None)
+        if least <= budget:
+            found.append("--tile auto")
+        for text, other in candidates[1:]:
+            floor = self._floor(other, None)
+            if floor < least:
+                found.append(f"{text} ({_rounded_up(floor)})")
+        return found[:3]
+
+    def _floor(self, request: Request, tile: int | None) -> int:
+        assert request.width and request.height
+        if tile is None:
+            tile = ([0, *smaller_tiles(0, request.width, request.height)])[-1]
+        decoder = self._decoding(request, tile)
+        return max(need.floor_bytes for need in (*self._needs(request), decoder))
+
+    @staticmethod
+    def _smaller(request: Request, share: float) -> Request:
+        assert request.width and request.height
+        sides = [
+            max(MIN_SIDE, round(side * share / SIDE_MULTIPLE) * SIDE_MULTIPLE)
+            for side in (request.width, request.height)
+        ]
+        return replace(request, width=sides[0], height=sides[1])
+
+
+def _bytes(units: Iterable[Unit]) -> int:
+    return sum(unit.nbytes for unit in units)
+
+
+def _named(units: Iterable[Unit], names: frozenset[str]) -> list[Unit]:
+    return [unit for unit in units if unit.name in names]
+
+
+def _spread(units: Sequence[Unit], count: int) -> list[Unit]:
+    """`count` of the units, at even distances."""
+    total = len(units)
+    return [unit for i, unit in enumerate(units) if (i + 1) * count // total > i * count // total]
+
+
+def _table_bytes(component: Component) -> int:
+    return math.prod(component.host_shape) * component.dtype.itemsize if component.host_shape else 0
+
+
+def _parameters(component: Component) -> str:
+    wanted = component.wanted
+    tied = "encoder.embed_tokens.weight" if "shared.weight" in wanted else ""
+    count = sum(math.prod(shape) for name, shape in wanted.items() if name != tied)
+    return f"{count / 1e9:.1f} billion parameters" if count >= 5e7 else f"{count / 1e6:.1f} million parameters"
+
+
+def _rounded_up(count: int) -> str:
+    """A size that is enough, as people read it."""
+    unit, name = (2**30, "GiB") if count >= 2**30 else (MIB, "MiB")
+    digits = 10 if count >= 2**30 else 1
+    return f"{math.ceil(count / unit * digits) / digits:g} {name}"
+
+
+def _argument(count: int) -> str:
+    return _rounded_up(count).replace(" ", "")

@@ -1,0 +1,198 @@
+"""A component cut into units: the parts of its weights that move to the device together, each as one piece of memory.
+
+A transformer block's attention, its feed-forward nets, a layer of T5: whatever one module needs when it runs. A unit
+is laid out flat, so that it moves with one copy, and every tensor in it begins at a multiple of 256 bytes, so that it
+computes the same bits wherever it lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from engine import modulation
+from engine.models.converted import quantize_into
+from engine.models.folder import ModelFolder
+from engine.models.loading import empty_component
+from engine.models.weights import WeightFiles
+from engine.quantization.fp8 import FP8, Fp8Linear, replace_linears
+
+ALIGNMENT = 256
+HOST_ONLY = {"text_encoder_2": ("shared.weight", "encoder.embed_tokens.weight")}  # rows are looked up on the host
+NOT_NEEDED = {"vae": ("encoder.", "quant_conv.")}  # to decode
+
+Role = Literal["base", "block", "modulation"]
+NOTHING = nn.Parameter(torch.empty(0, device="meta"), requires_grad=False)  # where no weights are at the moment
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """A tensor of a unit: where it belongs, what it is called in the files, where it lies in the unit's memory."""
+
+    owner: nn.Module
+    leaf: str
+    stored: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int  # bytes
+
+    def view(self, memory: Tensor) -> Tensor:
+        """This piece's place in the unit's memory (uint8), as a tensor."""
+        count = 1
+        for side in self.shape:
+            count *= side
+        place = memory[self.offset : self.offset + count * self.dtype.itemsize]
+        return place.view(self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unit:
+    """Weights that one module needs when it runs; `name` is the module's path, empty for what is always needed."""
+
+    name: str
+    role: Role
+    module: nn.Module
+    pieces: tuple[Piece, ...]
+    nbytes: int
+
+    def views(self, memory: Tensor) -> list[tuple[Piece, nn.Parameter]]:
+        """The unit's parameters over its memory (uint8 [nbytes] on any device)."""
+        return [(piece, nn.Parameter(piece.view(memory), requires_grad=False)) for piece in self.pieces]
+
+    def install(self, views: Iterable[tuple[Piece, nn.Parameter]]) -> None:
+        """Make the modules compute with these."""
+        for piece, parameter in views:
+            piece.owner._parameters[piece.leaf] = parameter
+
+    def withdraw(self) -> None:
+        """Leave nothing behind that holds memory."""
+        for piece in self.pieces:
+            piece.owner._parameters[piece.leaf] = NOTHING
+
+
+@dataclass(slots=True, eq=False)
+class Component:
+    """A component's module, without weights, and its units in the order in which they are needed."""
+
+    name: str
+    module: Any
+    units: tuple[Unit, ...]
+    dtype: torch.dtype
+    wanted: dict[str, tuple[int, ...]]  # shapes by name, as files have them
+    reader: modulation.TableReader | None  # of the transformer
+    host_shape: tuple[int, ...] | None = None  # of the table that stays on the host
+    buffers: list[tuple[nn.Module, str, Tensor]] = field(default_factory=list)  # constants, kept on the host
+
+    def of_role(self, role: Role) -> tuple[Unit, ...]:
+        return tuple(unit for unit in self.units if unit.role == role)
+
+    def place_buffers(self, device: torch.device) -> None:
+        """Constants that belong to no weight file (position ids)."""
+        for owner, leaf, value in self.buffers:
+            owner._buffers[leaf] = value.to(device)
+
+
+def build(folder: ModelFolder, name: str, precision: str) -> Component:
+    """A component with its real configuration and no weights. `precision` is fp32, bf16 or fp8.
+
+    Raises `RequestError` where its configuration cannot be used.
+    """
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    module = empty_component(folder, name).eval()
+    wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    if precision == "fp8":
+        replace_linears(module, name, dtype)
+    paths = _unit_paths(name, module)
+    owners = {path: module.get_submodule(path) for path in paths}
+    grouped: dict[str, list[tuple[nn.Module, str, str, torch.dtype, tuple[int, ...]]]] = {path: [] for path in paths}
+    host_shape = None
+    for parameter_name, parameter in module.named_parameters(remove_duplicate=False):
+        if parameter_name in HOST_ONLY.get(name, ()):
+            host_shape = tuple(parameter.shape)
+            continue
+        if parameter_name.startswith(NOT_NEEDED.get(name, ())):
+            continue
+        path = next((path for path in paths if path and parameter_name.startswith(path + ".")), "")
+        owner_path, _, leaf = parameter_name.rpartition(".")
+        owner = module.get_submodule(owner_path)
+        stored, kind = _stored(owner, owner_path, leaf, parameter_name, dtype)
+        grouped[path].append((owner, leaf, stored, kind, tuple(parameter.shape)))
+    for owner in list(module.modules()):
+        for leaf, parameter in owner._parameters.items():
+            owner._parameters[leaf] = NOTHING if parameter is not None else None
+    reader = modulation.detach(module) if name == "transformer" else None
+    units = tuple(_unit(path, paths[path], owners[path], pieces) for path, pieces in grouped.items() if pieces)
+    buffers = [
+        (module.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], value)
+        for path, value in module.named_buffers()
+    ]
+    return Component(name, module, units, dtype, wanted, reader, host_shape, buffers)
+
+
+def _stored(owner: nn.Module, path: str, leaf: str, name: str, dtype: torch.dtype) -> tuple[str, torch.dtype]:
+    """A parameter's name in the files and its type in memory."""
+    if isinstance(owner, Fp8Linear) and leaf != "bias":
+        return (f"{path}.weight", FP8) if leaf == "quantized" else (f"{path}.weight_scale", torch.float32)
+    return name, dtype
+
+
+def _unit_paths(name: str, module: nn.Module) -> dict[str, Role]:
+    """The paths of the modules whose weights move on their own, in the order in which a run needs them."""
+    paths: dict[str, Role] = {}
+    if name == "transformer":
+        paths[modulation.EMBEDDER] = "modulation"
+        paths |= {path: "modulation" for path, _ in module.named_modules() if modulation.is_modulation(path)}
+        for index in range(len(module.transformer_blocks)):  # type: ignore[arg-type]
+            paths |= {f"transformer_blocks.{index}.{part}": "block" for part in ("attn", "ff", "ff_context")}
+        for index in range(len(module.single_transformer_blocks)):  # type: ignore[arg-type]
+            paths[f"single_transformer_blocks.{index}"] = "block"
+    elif name == "text_encoder_2":
+        for index in range(len(module.encoder.block)):  # type: ignore[union-attr, arg-type]
+            paths |= {f"encoder.block.{index}.layer.{part}": "block" for part in (0, 1)}
+    return {**paths, "": "base"}
+
+
+def _unit(
+    path: str,
+    role: Role,
+    module: nn.Module,
+    tensors: list[tuple[nn.Module, str, str, torch.dtype, tuple[int, ...]]],
+) -> Unit:
+    pieces, end = [], 0
+    for owner, leaf, stored, dtype, shape in tensors:
+        pieces.append(Piece(owner, leaf, stored, dtype, shape, end))
+        count = 1
+        for side in shape:
+            count *= side
+        end += -(-count * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+    return Unit(path, role, module, tuple(pieces), end)
+
+
+class Weights:
+    """Where a component's weights come from: safetensors files in the stored names' own order."""
+
+    def __init__(self, files: WeightFiles, names: Mapping[str, str]) -> None:
+        """`names` gives the name in the files for each name that a unit uses."""
+        self.files, self.names = files, names
+
+    def fill(self, unit: Unit, memory: Tensor) -> None:
+        """Read a unit into its memory (uint8 [nbytes], on the CPU), in the types that the unit has."""
+        for piece in unit.pieces:
+            stored = self.names.get(piece.stored, piece.stored)
+            if piece.dtype != FP8 and stored in self.files.tensors:
+                self.files.read(stored, piece.view(memory))
+            elif piece.dtype == FP8:
+                if self.files.tensors[stored].dtype == FP8 and f"{stored}_scale" in self.files.tensors:
+                    self.files.read(stored, piece.view(memory))
+                else:
+                    (scale,) = (other for other in unit.pieces if other.stored == f"{piece.stored}_scale")
+                    quantize_into(self.files, stored, piece.view(memory), scale.view(memory))
+
+    def stored_bytes(self, units: Iterable[Unit]) -> int:
+        """What lies in the files for these units."""
+        names = {self.names.get(piece.stored, piece.stored) for unit in units for piece in unit.pieces}
+        return sum(self.files.tensors[name].nbytes for name in names if name in self.files.tensors)

@@ -1,0 +1,126 @@
+"""Modulation tables: the outputs of every adaLN linear for all steps, computed before the loop.
+
+27 % of FLUX.1's parameters (every `norm*.linear`) depend only on timestep, guidance and the pooled prompt, not on the
+picture. Their outputs for a step are 1,056,768 numbers; with those in a table, the weights need not be on the device
+while the loop runs. Exact: every row is computed as the loop would compute it, with the same shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EMBEDDER = "time_text_embed"
+
+
+class Lookup(nn.Module):
+    """In the place of an adaLN linear: its output [1, width] for the current step."""
+
+    def __init__(self, tables: TableReader, start: int, width: int) -> None:
+        super().__init__()
+        self.tables, self.start, self.width = [tables], start, width  # a list, or it would be a submodule
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.tables[0].row[:, self.start : self.start + self.width]
+
+
+class TableReader(nn.Module):
+    """In the place of the timestep, guidance and text embedder; holds the row of the current step, [1, total]."""
+
+    def __init__(self, linears: dict[str, nn.Linear], embedder: nn.Module) -> None:
+        super().__init__()
+        self.linears = {name: [linear] for name, linear in linears.items()}  # by path; none of them a submodule
+        self.embedder = [embedder]
+        widths = [linear.out_features for linear in linears.values()]
+        starts = [sum(widths[:index]) for index in range(len(widths))]
+        self.places = {name: (start, width) for name, start, width in zip(linears, starts, widths, strict=True)}
+        self.total = sum(widths)
+        self.row: Tensor
+
+    def forward(self, *_: object) -> Tensor:
+        return self.row[:, :1]  # goes into the lookups, which do not look at it
+
+
+def detach(transformer: Any) -> TableReader:
+    """Put lookups in the place of every adaLN linear and of the embedder before them; returns what feeds them."""
+    names = [name for name, _ in transformer.named_modules() if is_modulation(name)]
+    linears = {name: transformer.get_submodule(name) for name in names}
+    reader = TableReader(linears, transformer.get_submodule(EMBEDDER))
+    for name, (start, width) in reader.places.items():
+        transformer.set_submodule(name, Lookup(reader, start, width))
+    transformer.set_submodule(EMBEDDER, reader)
+    return reader
+
+
+def is_modulation(name: str) -> bool:
+    """Whether the module of this path in a `FluxTransformer2DModel` is an adaLN linear."""
+    parent, _, leaf = name.rpartition(".")
+    return leaf == "linear" and parent.rpartition(".")[2] in ("norm", "norm1", "norm1_context", "norm_out")
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """One row a step, on the host: [steps, total] in the transformer's dtype."""
+
+    rows: Tensor
+
+    def enter(self, reader: TableReader, step: int, device: torch.device) -> None:
+        """Make `step` (from 0) the current one."""
+        if not step:
+            reader.row = torch.empty(1, self.rows.shape[1], device=device, dtype=self.rows.dtype)
+        reader.row.copy_(self.rows[step : step + 1], non_blocking=True)
+
+
+@torch.no_grad()
+def compute(
+    reader: TableReader,
+    visit: Callable[[Iterable[str]], Iterator[str]],
+    pooled: Tensor,
+    sigmas: Tensor,
+    guidance: float | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    check: Callable[[], None],
+) -> Tables:
+    """The tables of all steps, in one pass over the weights; `check` is called before every linear.
+
+    `visit` brings the named parts to the device one after the other. `pooled` is [1, pooled_projection_dim], `sigmas`
+    [N + 1] are the flow times.
+    """
+    steps = len(sigmas) - 1
+    tables = Tables(torch.empty(steps, reader.total, dtype=dtype, device="meta" if device.type == "meta" else "cpu"))
+    inputs: list[Tensor] = []
+    for name in visit([EMBEDDER, *reader.places]):
+        check()
+        if name == EMBEDDER:
+            inputs = [F.silu(_embedding(reader, sigma, guidance, pooled, device, dtype)) for sigma in sigmas[:-1]]
+        else:
+            start, width = reader.places[name]
+            linear = reader.linears[name][0]
+            for row, activated in zip(tables.rows, inputs, strict=True):
+                row[start : start + width] = linear(activated)[0]
+    return tables
+
+
+def _embedding(
+    reader: TableReader,
+    sigma: Tensor,
+    guidance: float | None,
+    pooled: Tensor,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """What `FluxTransformer2DModel.forward` computes from timestep, guidance and pooled prompt: [1, D]."""
+    pooled = pooled.to(device, dtype)
+    timestep = sigma.to(device, dtype).expand(1) * 1000
+    if guidance is None:
+        embedding: Tensor = reader.embedder[0](timestep, pooled)
+    else:
+        scale = torch.full((1,), guidance, device=device, dtype=torch.float32)
+        embedding = reader.embedder[0](timestep, scale.to(dtype) * 1000, pooled)
+    return embedding

@@ -1,0 +1,154 @@
+"""What an open engine keeps between pictures: device, components, plans, prompts that were encoded."""
+
+from __future__ import annotations
+
+import platform
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+import engine
+from engine.events import MemoryUse
+from engine.folders import cache_dir
+from engine.models.folder import ModelFolder, model_hash
+from engine.request import Request, RequestError
+
+if TYPE_CHECKING:
+    from engine.encode import Conditioning
+    from engine.flow import Schedule
+    from engine.memory.components import Components
+    from engine.memory.planner import Layout, Planner
+    from engine.memory.target import Target
+    from engine.modulation import Tables
+    from engine.preview import PreviewMap
+
+CARD_NAMES = ("rtx-3060", "rtx-3090", "rtx-4090")  # whose figures a simulated run can have
+DEFAULT_CARD = CARD_NAMES[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """What else decides a picture's last bits, from the record of one that is to be made again; None: as fits now."""
+
+    threads: int | None = None  # of the CPU
+    tile: int | None = None  # pixels a side that are decoded at a time; 0: whole
+    kernel: str | None = None  # of the FP8 layers
+
+
+NOTHING_TO_REPEAT = Repeat()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How an engine was opened."""
+
+    device: str
+    vram_bytes: int | None
+    ram_bytes: int | None
+    simulate: bool
+    card: str
+    repeat: Repeat
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of everything that decides pixels, as a picture's record keeps them."""
+    libraries = {name: version(name) for name in ("torch", "diffusers", "transformers")}
+    return {"engine": engine.__version__, "python": platform.python_version(), **libraries}
+
+
+@dataclass
+class Runtime:
+    """What needs torch."""
+
+    target: Target
+    schedule: Schedule
+    components: Components
+    planner: Planner
+    preview: PreviewMap
+    preview_file: Any
+    versions: dict[str, str]
+    repeat: Repeat
+    tokenizers: tuple[Any, Any] | None = None
+    conditionings: OrderedDict[tuple[str, str], Conditioning] = field(default_factory=OrderedDict)
+    tables: OrderedDict[tuple[Any, ...], Tables] = field(default_factory=OrderedDict)
+    kernel: str | None = None  # of FP8 layers, once it was probed
+
+    @classmethod
+    def open(cls, folder: ModelFolder, settings: Settings) -> Runtime:
+        """Import torch and look at the device. Raises `RequestError` for one that is not here."""
+        import torch
+
+        from engine.flow import Schedule
+        from engine.memory.cards import CARDS
+        from engine.memory.components import Components
+        from engine.memory.enforce import cap_allocator
+        from engine.memory.planner import Planner
+        from engine.memory.target import resolve
+        from engine.preview import PreviewMap
+
+        # A model whose weights are not here is planned for the kind of card that it needs.
+        simulated = settings.simulate or not folder.has_weights
+        target = resolve(
+            settings.device, settings.vram_bytes, settings.ram_bytes, simulated=simulated, card=CARDS[settings.card]
+        )
+        try:
+            schedule = Schedule.from_config(folder.configs["scheduler"])
+        except (ValueError, TypeError) as error:
+            raise RequestError("model", f"the scheduler of {folder.name!r} cannot be used: {error}.") from None
+        if settings.repeat.threads is not None:
+            torch.set_num_threads(settings.repeat.threads)
+        channels = int(folder.configs["vae"]["latent_channels"])
+        shipped = folder.path / "preview.json"
+        digest = model_hash(folder) if folder.has_weights else folder.name
+        preview_file = shipped if shipped.is_file() else cache_dir() / "previews" / f"{digest[:16]}.json"
+        components = Components(folder, torch.device(target.device), simulated=target.simulated)
+        cap_allocator(target)
+        return cls(
+            target=target,
+            schedule=schedule,
+            components=components,
+            planner=Planner(components, target),
+            preview=PreviewMap.read(preview_file, channels),
+            preview_file=preview_file,
+            versions=library_versions(),
+            repeat=settings.repeat,
+        )
+
+    def plan(self, request: Request) -> Layout:
+        """The layout of a complete request. Raises `RequestError` where the budget cannot work."""
+        return self.planner.plan(request, self.repeat.tile)
+
+    def choose_kernel(self, precision: str) -> str | None:
+        """How FP8 layers multiply here; None where there are none."""
+        if precision != "fp8" or self.target.simulated:
+            return None
+        if self.kernel is None:
+            import torch
+
+            from engine.quantization.fp8 import probe_kernel
+
+            self.kernel = self.repeat.kernel or probe_kernel(self.components.device.device, torch.bfloat16)
+        return self.kernel
+
+    def memory_use(self) -> MemoryUse:
+        """Bytes in use now."""
+        ram = resident_set_bytes()
+        if self.target.device == "cpu":
+            placed = self.components.device
+            as_card = self.target.budget_bytes < self.target.ram_budget_bytes
+            return MemoryUse(ram, placed.placed_bytes, placed.peak_placed_bytes) if as_card else MemoryUse(ram)
+        if self.target.simulated:
+            placed = self.components.device
+            return MemoryUse(ram, placed.placed_bytes, placed.peak_placed_bytes)
+        import torch
+
+        device = self.target.device
+        return MemoryUse(ram, torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device))
+
+
+def resident_set_bytes() -> int:
+    """This process's resident set."""
+    return int(psutil.Process().memory_info().rss)

@@ -1,0 +1,153 @@
+"""A picture that is only simulated: all phases at full size on torch's meta device, without weights and without a card.
+
+The plan, the memory manager, the streaming ring and the networks are the real ones; tensors have sizes and no numbers.
+Peaks are what the run held, under a ledger; times come from a card's profile, are marked as estimates, and are never
+slept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING
+
+from engine.events import Encoded, Event, Phase, PhaseFinished, PhaseStarted, Simulated, StepFinished
+from engine.job import Job
+
+if TYPE_CHECKING:
+    from engine.memory.components import Loan
+
+LOOP_STEPS = 2  # that are run; what a step leaves behind is there from the second on
+
+
+class SimulatedJob(Job):
+    """The events of a picture's way through the phases, up to `Simulated`."""
+
+    def paint(self) -> Generator[Event, None, None]:
+        """Plan, encode, denoise, decode; nothing is saved."""
+        yield from self.open()
+        self.peaks: dict[str, int] = {}
+        yield from self._simulate_encode()
+        yield from self._simulate_denoise()
+        yield from self._simulate_decode()
+        budget = self.layout.plan.budget_bytes
+        yield Simulated(
+            **self.stamp(),
+            peak_bytes=max(self.peaks.values()),
+            peak_bytes_by_phase=self.peaks,
+            budget_bytes=budget,
+            seconds_by_phase=dict(self.seconds),
+            card=self.runtime.target.name,
+        )
+
+    def _simulate_encode(self) -> Generator[Event, None, None]:
+        from engine.memory.measure import run_encoder
+
+        folder, profile = self.engine.folder, self.runtime.target.profile
+        yield from self._run("encode", "text_encoder", lambda loan: run_encoder(loan, folder.clip_limit))
+        yield from self._run("encode", "text_encoder_2", lambda loan: run_encoder(loan, folder.token_limit))
+        yield PhaseStarted(**self.stamp(), phase="encode")
+        words = len(self.request.prompt.split())
+        yield Encoded(
+            **self.stamp(),
+            tokens=min(folder.token_limit, max(2, words * 4 // 3 + 1)),
+            token_limit=folder.token_limit,
+            cached=False,
+            hint="nothing is painted in a simulated run; tokens are estimated from the words.",
+        )
+        loaded = self.layout.plan.phases[0].loaded_bytes
+        seconds = profile.encode_seconds(folder.configs["text_encoder_2"], folder.token_limit, loaded)
+        yield self._finished("encode", seconds)
+
+    def _simulate_denoise(self) -> Generator[Event, None, None]:
+        from engine import flow, modulation
+        from engine.memory.measure import run_loop
+
+        request, runtime, folder = self.request, self.runtime, self.engine.folder
+        assert request.width and request.height and request.steps
+        width, height, steps = request.width, request.height, request.steps
+        channels = int(folder.configs["vae"]["latent_channels"])
+        _, tokens, _ = flow.tokens_shape(channels, width, height)
+        sigmas = runtime.schedule.sigmas(steps, tokens)
+
+        def modulate(loan: Loan) -> None:
+            import torch
+
+            reader = loan.component.reader
+            assert reader is not None
+            pooled = torch.empty(1, folder.configs["transformer"]["pooled_projection_dim"])
+            some = sigmas[: LOOP_STEPS + 1]
+            modulation.compute(reader, loan.visit, pooled, some, request.guidance, loan.device, loan.dtype, self._check)
+
+        yield from self._run(
+            "denoise",
+            "transformer",
+            lambda loan: run_loop(loan, folder, width, height, min(steps, LOOP_STEPS)),
+            before=modulate,
+            passes=min(steps, LOOP_STEPS),
+        )
+        phase = self.layout.plan.phases[1]
+        self.seconds["load"] = runtime.target.profile.move_seconds(phase.loaded_bytes)
+        compute = runtime.planner.step_seconds(request)
+        each = max(compute, runtime.target.profile.move_seconds(phase.streamed_bytes_per_step))
+        yield PhaseStarted(**self.stamp(), phase="denoise")
+        for number in range(1, steps + 1):
+            yield StepFinished(
+                **self.stamp(),
+                step=number,
+                steps=steps,
+                sigma=float(sigmas[number - 1]),
+                seconds=each,
+                preview=None,
+                estimated=True,
+            )
+            self.engine._cancel.check_between_steps()
+        yield self._finished("denoise", each * steps)
+
+    def _simulate_decode(self) -> Generator[Event, None, None]:
+        from engine.memory.measure import run_decoder
+
+        request, folder, tile = self.request, self.engine.folder, self.layout.tile
+        assert request.width and request.height
+        width, height = request.width, request.height
+        yield from self._run("decode", "vae", lambda loan: run_decoder(loan, folder, width, height, tile))
+        yield PhaseStarted(**self.stamp(), phase="decode")
+        profile = self.runtime.target.profile
+        yield self._finished("decode", profile.decode_seconds(folder.configs["vae"], width * height))
+
+    def _run(
+        self,
+        phase: Phase,
+        component: str,
+        work: Callable[[Loan], object],
+        *,
+        before: Callable[[Loan], None] | None = None,
+        passes: int = 1,
+    ) -> Generator[Event, None, None]:
+        """Run a component's part of a phase under the ledger, then tell what was loaded and how much was held.
+
+        The events come afterwards, because the ledger must not count what the reader of the events does.
+        """
+        from engine.memory.ledger import counted
+
+        self.phase = phase
+        self._check()
+        runtime = self.runtime
+        with counted("meta") as ledger, self._lend(component, passes=passes) as loan:
+            if before is not None:
+                for _ in loan.read():
+                    pass
+                before(loan)
+            events = list(self._progress(loan.load()))
+            work(loan)
+            self._check()
+            held = ledger.peak_bytes
+        allowance = next(each for each in self.layout.plan.phases if each.name == phase).allowance_bytes
+        self.peaks[phase] = max(self.peaks.get(phase, 0), held + allowance)
+        if runtime.components.device.placed_bytes:
+            raise RuntimeError(f"{component} has left weights on the device")
+        self.phase = phase
+        yield from events
+
+    def _finished(self, phase: Phase, seconds: float) -> PhaseFinished:
+        self.seconds[phase] = seconds
+        return PhaseFinished(**self.stamp(), phase=phase, seconds=seconds, estimated=True)

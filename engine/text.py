@@ -1,0 +1,38 @@
+"""Figures and texts for people: sizes, durations, and what came from outside, fit for a terminal."""
+
+from __future__ import annotations
+
+JOINERS = "\u200c\u200d"  # invisible, harmless, and part of how several scripts and emoji are written
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with control characters, escape sequences and direction overrides spelled out."""
+    return "".join(
+        character if character.isprintable() or character in JOINERS else _escaped(character) for character in text
+    )
+
+
+def _escaped(character: str) -> str:
+    if character in "\n\r\t\u00a0\u3000\u2028\u2029":
+        return " "
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def size(count: float) -> str:
+    """Bytes for people: 3.1 GiB."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 0.42 s, 9.6 s, 3:05, 1:00:00."""
+    if seconds < 1:
+        return f"{seconds:.2f} s"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,577 @@
+"""Tensors of safetensors files, read on demand, and their FP8 form in the cache."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from engine.folders import cache_dir
+from engine.models import converted, weights
+from engine.models.converted import converted_files, fp8_errors, quantize_into
+from engine.models.weights import WeightFiles
+from engine.quantization.fp8 import FP8, dequantize, quantize_rows
+from engine.request import RequestError
+
+LINEAR = "transformer_blocks.0.attn.to_q.weight"
+OTHER_LINEAR = "single_transformer_blocks.0.proj_mlp.weight"
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def raw(header: object, data: bytes = b"") -> bytes:
+    """A safetensors file byte by byte."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def entry(dtype: str, shape: Sequence[int], begin: int, end: int) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+class TestReading:
+    @pytest.mark.parametrize("dtype", [*weights.DTYPES.values()], ids=str)
+    def test_every_dtype_is_read_as_it_was_written(self, tmp_path, dtype):
+        written = normal(33, 7, dtype=torch.float32).mul_(50).to(dtype)
+        save_file({"a": written, "b": written[:1].clone()}, tmp_path / "w.safetensors")
+        with WeightFiles.open([tmp_path / "w.safetensors"]) as files:
+            out = torch.empty(33, 7, dtype=dtype)
+            files.read("a", out)
+            assert torch.equal(out.view(torch.uint8), written.view(torch.uint8))
+            assert torch.equal(files.rows("a", 5, 9).view(torch.uint8), written[5:9].view(torch.uint8))
+            assert files.bytes_read == 37 * 7 * dtype.itemsize
+            assert files.tensors["a"].shape == (33, 7)
+            assert files.tensors["a"].dtype == dtype
+
+    @pytest.mark.parametrize("shape", [(), (0,), (0, 4), (4, 0), (1,), (3, 1, 2)])
+    def test_scalars_and_empty_tensors_are_read(self, tmp_path, shape):
+        written = normal(*shape)
+        save_file({"a": written}, tmp_path / "w.safetensors")
+        with WeightFiles.open([tmp_path / "w.safetensors"]) as files:
+            same, wider = torch.empty_like(written), torch.empty(shape, dtype=torch.float32)
+            files.read("a", same)
+            files.read("a", wider)
+            assert torch.equal(same, written)
+            assert torch.equal(wider, written.float())
+            if shape:
+                assert torch.equal(files.rows("a", 0, shape[0]), written)
+
+    def test_a_file_without_tensors_is_sound(self, tmp_path):
+        save_file({}, tmp_path / "w.safetensors", metadata={"made": "by hand"})
+        with WeightFiles.open([tmp_path / "w.safetensors"]) as files:
+            assert not files.tensors
+            assert files.metadata == {"made": "by hand"}
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, FP8], ids=str)
+    def test_weights_are_converted_while_they_are_read(self, tmp_path, monkeypatch, dtype):
+        monkeypatch.setattr(weights, "CONVERTED_BYTES", 1000)  # rows of 1400 bytes and more: none fits
+        written = normal(5, 700, dtype=torch.float32).to(dtype)
+        save_file({"a": written}, tmp_path / "w.safetensors")
+        with WeightFiles.open([tmp_path / "w.safetensors"], drop_pages=True) as files:
+            out = torch.empty(5, 700, dtype=torch.bfloat16)
+            files.read("a", out)
+        assert torch.equal(out, written.to(torch.bfloat16))
+
+    def test_large_tensors_are_read_in_pieces(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(weights, "READ_BYTES", 4099)
+        written = normal(100, 321)
+        save_file({"a": written}, tmp_path / "w.safetensors")
+        with WeightFiles.open([tmp_path / "w.safetensors"], drop_pages=True) as files:
+            out = torch.empty_like(written)
+            files.read("a", out)
+        assert torch.equal(out, written)
+
+    def test_parameters_and_reserved_memory_are_filled(self, tmp_path):
+        written = normal(4, 4, dtype=torch.float32)
+        save_file({"a": written}, tmp_path / "w.safetensors")
+        parameter = torch.nn.Parameter(torch.empty(4, 4))
+        with WeightFiles.open([tmp_path / "w.safetensors"]) as files:
+            files.read("a", parameter)
+        assert torch.equal(parameter.detach(), written)
+
+    @pytest.mark.parametrize("positioned", [True, False], ids=["preadv", "seek"])
+    def test_threads_read_at_once(self, tmp_path, monkeypatch, positioned):
+        if not positioned:
+            monkeypatch.delattr(os, "preadv", raising=False)  # as on Windows
+        written = {str(index): normal(50, 40, seed=index) for index in range(20)}
+        save_file(written, tmp_path / "w.safetensors")
+
+        def agrees(name: str) -> bool:
+            return torch.equal(files.rows(name, 10, 40), written[name][10:40])
+
+        with WeightFiles.open([tmp_path / "w.safetensors"]) as files, ThreadPoolExecutor(4) as threads:
+            assert all(threads.map(agrees, [*written] * 10))
+            assert files.bytes_read == 200 * 30 * 80
+
+    def test_tensors_come_from_several_files(self, tmp_path):
+        first, second = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
+        save_file({"a": normal(3)}, first, metadata={"one": "1"})
+        save_file({"b": normal(4)}, second, metadata={"two": "2"})
+        with WeightFiles.open([first, second]) as files:
+            assert [(tensor.name, tensor.file) for tensor in files.tensors.values()] == [("a", first), ("b", second)]
+            assert files.metadata == {"one": "1", "two": "2"}
+            assert torch.equal(files.rows("b", 1, 3), normal(4)[1:3])
+
+    @pytest.mark.parametrize(
+        "out",
+        [
+            torch.empty(4, 3),
+            torch.empty(4, 3).t(),
+            torch.empty(3, 4, device="meta"),
+            torch.empty(3, 4, dtype=torch.int64),
+        ],
+        ids=["shape", "strides", "device", "dtype"],
+    )
+    def test_memory_that_does_not_fit_is_refused(self, tmp_path, out):
+        save_file({"a": normal(3, 4)}, tmp_path / "w.safetensors")
+        with WeightFiles.open([tmp_path / "w.safetensors"]) as files, pytest.raises(ValueError, match=r"^a (is|needs)"):
+            files.read("a", out)
+
+    def test_rows_that_are_not_there_are_refused(self, tmp_path):
+        save_file({"a": normal(3, 4), "scalar": normal()}, tmp_path / "w.safetensors")
+        with WeightFiles.open([tmp_path / "w.safetensors"]) as files:
+            for name, start, stop in (("a", 0, 4), ("a", -1, 2), ("a", 2, 1), ("scalar", 0, 1)):
+                with pytest.raises(ValueError, match="has no rows"):
+                    files.rows(name, start, stop)
+
+
+class TestBrokenFiles:
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            (b"", "it ends too early"),
+            (b"1234567", "it ends too early"),
+            ((200 * 10**6).to_bytes(8, "little") + b"{}", "its header is too long"),
+            ((100).to_bytes(8, "little") + b"{}", "it ends too early"),
+            (raw(b"{"), "its header is not valid JSON"),
+            (raw(b"\xff\xff"), "its header is not valid JSON"),
+            (raw(b"[" * 100_000), "its header is not valid JSON"),
+            (raw([]), "its header is not a JSON object"),
+            (raw({"__metadata__": {"a": 1}}), "its metadata is not text"),
+            (raw({"__metadata__": "text"}), "its metadata is not text"),
+            (raw({"a": []}), "'a' is not described"),
+            (raw({"a": {"dtype": "F32", "shape": [1]}}), "'a' is not described"),
+            (raw({"a": entry("F32", [1], 0, 4)}), "it ends too early"),
+            (raw({"a": entry("F32", [2], 0, 4)}, b"1234"), "'a' has a size that does not fit its shape"),
+            (raw({"a": entry("F32", [-1], 0, 4)}, b"1234"), "'a' has a wrong shape or place"),
+            (raw({"a": entry("F32", [True], 0, 4)}, b"1234"), "'a' has a wrong shape or place"),
+            (raw({"a": entry("F32", [2**70, 0], 0, 0)}), "'a' has a wrong shape or place"),
+            (raw({"a": entry("U8", [0], 4, 0)}, b"1234"), "'a' has a size that does not fit its shape"),
+            (raw({"a": entry("U8", [2], 2, 4)}, b"1234"), "'a' does not begin where the tensor before it ends"),
+            (
+                raw({"a": entry("U8", [4], 0, 4), "b": entry("U8", [2], 2, 4)}, b"1234"),
+                "'b' does not begin where the tensor before it ends",
+            ),
+        ],
+    )
+    def test_a_broken_file_is_named_with_the_reason(self, tmp_path, content, reason):
+        file = tmp_path / "w.safetensors"
+        file.write_bytes(content)
+        with pytest.raises(RequestError) as error:
+            WeightFiles.open([file])
+        assert str(error.value) == f"{str(file)!r} is broken ({reason}); download it again."
+        assert error.value.field == "model"
+
+    def test_a_truncated_file_is_named(self, tmp_path):
+        file = tmp_path / "w.safetensors"
+        save_file({"a": normal(100)}, file)
+        os.truncate(file, file.stat().st_size - 1)
+        with pytest.raises(RequestError, match=r"is broken \(it ends too early\); download it again"):
+            WeightFiles.open([file])
+
+    def test_a_missing_file_is_named(self, tmp_path):
+        with pytest.raises(RequestError, match=r"w.safetensors' cannot be read: No such file or directory\."):
+            WeightFiles.open([tmp_path / "w.safetensors"])
+
+    def test_an_unknown_dtype_is_named(self, tmp_path):
+        file = tmp_path / "w.safetensors"
+        file.write_bytes(raw({"a": entry("F4", [2], 0, 1)}, b"1"))
+        with pytest.raises(RequestError, match="holds 'a' in the format 'F4', which cannot be read; get the model in"):
+            WeightFiles.open([file])
+
+    def test_a_tensor_in_two_files_is_refused(self, tmp_path):
+        first, second = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
+        save_file({"a": normal(3)}, first)
+        save_file({"a": normal(3)}, second)
+        with pytest.raises(RequestError, match=r"'a' is both in .*1.safetensors' and in .*2.safetensors'"):
+            WeightFiles.open([first, second])
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+    def test_a_file_that_shrinks_while_it_is_open_gives_a_sentence(self, tmp_path, dtype):
+        file = tmp_path / "w.safetensors"
+        save_file({"a": normal(1000, 1000)}, file)
+        with WeightFiles.open([file]) as files:
+            os.truncate(file, 100_000)
+            with pytest.raises(RequestError, match=r"w.safetensors' has changed while it was in use"):
+                files.read("a", torch.empty(1000, 1000, dtype=dtype))
+            with pytest.raises(RequestError, match="has changed while it was in use"):
+                files.rows("a", 900, 901)
+
+
+def some_weights() -> dict[str, Tensor]:
+    """Of every kind that a checkpoint has: linears, vectors, odd sizes, integers, spare tensors."""
+    return {
+        LINEAR: normal(96, 64),
+        OTHER_LINEAR: normal(33, 7, dtype=torch.float32, seed=1) * 1e-3,
+        "transformer_blocks.0.attn.norm_q.weight": normal(64),
+        "transformer_blocks.0.attn.to_q.bias": normal(96, dtype=torch.float32),
+        "x_embedder.weight": normal(3, 5, dtype=torch.float16),
+        "scalar": normal(),
+        "empty": normal(0, 4),
+        "position_ids": torch.arange(3),
+        "spare": normal(10),
+    }
+
+
+class Model:
+    """A folder with a component's file, and what converting it did."""
+
+    def __init__(self, folder: Path, tensors: dict[str, Tensor] | None = None) -> None:
+        tensors = some_weights() if tensors is None else tensors
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = folder / "model.safetensors"
+        save_file(tensors, self.file)
+        self.names = {name: name for name in tensors if name != "spare"}
+        self.notices: list[str] = []
+        self.progress: list[tuple[int, int]] = []
+
+    def convert(self) -> WeightFiles | None:
+        self.notices, self.progress = [], []
+        conversion = converted_files("transformer", [self.file], self.names, torch.bfloat16, self.notices)
+        while True:
+            try:
+                self.progress.append(next(conversion))
+            except StopIteration as end:
+                result: WeightFiles | None = end.value
+                return result
+
+    def path(self) -> Path:
+        """The cache file, opened and closed."""
+        files = self.convert()
+        assert files is not None
+        files.close()
+        (path,) = {tensor.file for tensor in files.tensors.values()}
+        return path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    return Model(tmp_path / "model")
+
+
+def left_in_cache() -> list[str]:
+    return sorted(file.relative_to(cache_dir()).as_posix() for file in cache_dir().rglob("*") if file.is_file())
+
+
+class TestConversion:
+    def test_linears_become_fp8_and_all_else_is_stored_in_the_compute_dtype(self, model):
+        files = model.convert()
+        stored = load_file(model.path())
+        source = some_weights()
+        assert files is not None
+        assert set(stored) == set(files.tensors) == {*model.names, f"{LINEAR}_scale", f"{OTHER_LINEAR}_scale"}
+        for name in (LINEAR, OTHER_LINEAR):
+            quantized, scale = quantize_rows(source[name])
+            assert torch.equal(stored[name].view(torch.uint8), quantized.view(torch.uint8))
+            assert torch.equal(stored[f"{name}_scale"], scale)
+        for name in model.names.keys() - {LINEAR, OTHER_LINEAR, "position_ids"}:
+            assert stored[name].dtype == torch.bfloat16
+            assert torch.equal(stored[name], source[name].to(torch.bfloat16))
+        assert torch.equal(stored["position_ids"], source["position_ids"])
+        assert model.notices == []
+
+    def test_the_cache_is_a_sound_safetensors_file(self, model):
+        path = model.path()
+        with safe_open(path, "pt") as file:
+            assert file.metadata()["component"] == "transformer"
+            assert file.metadata()["content"] == path.name[:32]
+        assert left_in_cache() == [
+            f"weights/{path.name}",
+            *(f for f in left_in_cache() if f.startswith("weights/index/")),
+        ]
+        with WeightFiles.open([path]) as files:
+            assert files.tensors[LINEAR].offset % 64 == 0
+            assert all(tensor.offset % tensor.dtype.itemsize == 0 for tensor in files.tensors.values())
+
+    def test_pieces_change_no_bit(self, model, monkeypatch, tmp_path):
+        whole = model.path().read_bytes()
+        shutil.rmtree(cache_dir())
+        monkeypatch.setattr(converted, "PIECE_BYTES", 200)
+        assert model.path().read_bytes() == whole
+
+    def test_quantizing_without_the_cache_gives_the_same_bits(self, model, monkeypatch):
+        stored = load_file(model.path())
+        monkeypatch.setattr(converted, "PIECE_BYTES", 300)
+        with WeightFiles.open([model.file]) as files:
+            for name in (LINEAR, OTHER_LINEAR):
+                quantized, scale = torch.empty_like(stored[name]), torch.empty_like(stored[f"{name}_scale"])
+                quantize_into(files, name, quantized, scale)
+                assert torch.equal(quantized.view(torch.uint8), stored[name].view(torch.uint8))
+                assert torch.equal(scale, stored[f"{name}_scale"])
+            with pytest.raises(ValueError, match="has shape"):
+                quantize_into(files, LINEAR, quantized, scale)
+
+    def test_names_are_the_modules_own(self, tmp_path):
+        old = Model(tmp_path / "model", {f"old.{LINEAR}": normal(16, 16)})
+        old.names = {f"old.{LINEAR}": LINEAR}
+        assert set(load_file(old.path())) == {LINEAR, f"{LINEAR}_scale"}
+
+    def test_two_stored_tensors_of_one_name_are_refused(self, tmp_path):
+        twice = Model(tmp_path / "model", {"a": normal(3), "b": normal(3)})
+        twice.names = {"a": "a", "b": "a"}
+        with pytest.raises(RequestError, match="holds 'a' a second time, as 'b'"):
+            twice.convert()
+
+    def test_nothing_to_convert_is_no_trouble(self, tmp_path):
+        files = Model(tmp_path / "model", {}).convert()
+        assert files is not None
+        assert not files.tensors
+
+    def test_progress_ends_at_all_that_is_read(self, model, monkeypatch):
+        monkeypatch.setattr(converted, "PIECE_BYTES", 1000)
+        monkeypatch.setattr(converted, "PROGRESS_EVERY_BYTES", 2000)
+        model.convert()
+        total = sum(tensor.nbytes for tensor in some_weights().values())
+        assert model.progress[0] == (0, total)
+        assert model.progress[-1] == (total, total)
+        assert model.progress == sorted(model.progress)
+        assert len(model.progress) > 5
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+    def test_weights_that_are_not_finite_are_refused_by_name(self, tmp_path, bad):
+        tensors = {LINEAR: normal(16, 16)}
+        tensors[LINEAR][3, 5] = bad
+        broken = Model(tmp_path / "model", tensors)
+        with pytest.raises(RequestError, match=f"{LINEAR}' in .*model.safetensors' holds numbers that are not finite"):
+            broken.convert()
+        assert left_in_cache() == []
+
+    def test_weights_with_fp8_scales_of_their_own_are_refused(self, tmp_path):
+        scaled = Model(tmp_path / "model", {LINEAR: normal(16, 16, dtype=FP8), f"{LINEAR}_scale": normal()})
+        with pytest.raises(RequestError, match="has FP8 scales of its own, which cannot be used; get the model in"):
+            scaled.convert()
+
+    def test_weights_that_are_fp8_already_lose_nothing(self, tmp_path):
+        plain = normal(64, 64, dtype=FP8)
+        stored = load_file(Model(tmp_path / "model", {LINEAR: plain}).path())
+        assert torch.equal(dequantize(stored[LINEAR], stored[f"{LINEAR}_scale"], torch.float32), plain.float())
+
+    def test_errors_are_told_by_layer(self, model):
+        with WeightFiles.open([model.file]) as files:
+            errors = {name: (rms, largest) for name, rms, largest in fp8_errors(files, "transformer", model.names)}
+        assert set(errors) == {LINEAR, OTHER_LINEAR}
+        for rms, largest in errors.values():
+            assert 0.02 < rms < 0.03
+            assert 0.01 < largest <= 1 / 16
+
+
+class TestCache:
+    def test_known_files_are_not_read_again(self, model, monkeypatch):
+        model.path()
+        sources = []
+        opened = WeightFiles.open
+
+        def watched(files: Sequence[Path], drop_pages: bool = False) -> WeightFiles:
+            sources.append(opened(files, drop_pages))
+            return sources[-1]
+
+        monkeypatch.setattr(WeightFiles, "open", watched)
+        files = model.convert()
+        assert files is sources[1]
+        assert sources[0].bytes_read == 0
+        assert model.progress == []
+        assert torch.equal(files.rows("x_embedder.weight", 0, 3), some_weights()["x_embedder.weight"].bfloat16())
+
+    def test_a_moved_model_is_known_at_once(self, model, tmp_path):
+        path = model.path()
+        moved = tmp_path / "elsewhere"
+        shutil.move(model.file.parent, moved)
+        model.file = moved / model.file.name
+        assert model.path() == path
+        assert model.progress == []
+
+    def test_a_copied_model_is_known_by_its_content(self, model, tmp_path):
+        path = model.path()
+        before = path.stat()
+        copy = Model(tmp_path / "copy")
+        os.utime(copy.file, ns=(0, 0))
+        assert copy.path() == path
+        assert copy.progress
+        assert path.stat().st_ino == before.st_ino
+        assert len(left_in_cache()) == 3  # one cache file, two index entries
+        assert copy.path() == path
+        assert copy.progress == []
+
+    def test_other_weights_have_another_cache(self, model, tmp_path):
+        other = some_weights()
+        other["scalar"] += 1
+        assert Model(tmp_path / "other", other).path() != model.path()
+
+    def test_a_changed_file_is_converted_anew(self, model):
+        before = model.path()
+        changed = some_weights() | {LINEAR: normal(96, 64, seed=9)}
+        save_file(changed, model.file)
+        os.utime(model.file, ns=(0, 0))
+        assert model.path() != before
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda path: os.truncate(path, path.stat().st_size - 1),
+            lambda path: os.truncate(path, 20),
+            lambda path: path.write_bytes(b""),
+            lambda path: path.write_bytes(path.read_bytes() + b"more"),
+            lambda path: path.write_bytes(path.read_bytes().replace(path.name[:32].encode(), b"0" * 32)),
+            lambda path: save_file({"a": normal(3)}, path),
+        ],
+        ids=["one byte short", "cut in its header", "empty", "too long", "another's", "other tensors"],
+    )
+    def test_a_damaged_cache_is_made_anew_and_said(self, model, damage: Callable[[Path], object]):
+        path = model.path()
+        sound = path.read_bytes()
+        damage(path)
+        assert model.path() == path
+        assert path.read_bytes() == sound
+        assert model.notices == [f"the FP8 weights in {str(path)!r} were damaged; they are made anew."]
+        assert model.convert() is not None
+        assert model.notices == []
+
+    @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"content": 3}', b'{"content": "../../x"}', b"\xff"])
+    def test_a_damaged_index_is_made_anew(self, model, content):
+        path = model.path()
+        (index,) = (cache_dir() / "weights" / "index").iterdir()
+        good = index.read_bytes()
+        index.write_bytes(content)
+        assert model.path() == path
+        assert index.read_bytes() == good
+
+    def test_a_deleted_cache_is_made_anew_without_a_word(self, model):
+        path = model.path()
+        path.unlink()
+        assert model.path() == path
+        assert model.notices == []
+
+    def test_too_little_room_is_said_before_anything_is_written(self, model, monkeypatch):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 2**20))
+        assert model.convert() is None
+        assert model.notices == [
+            f"there is no room for FP8 weights in {str(cache_dir() / 'weights')!r} (0.3 GiB are needed, "
+            "0.0 GiB are free), so they are converted anew each time."
+        ]
+        assert model.progress == []
+        assert left_in_cache() == []
+
+    def test_a_disk_that_fills_up_is_said_and_left_clean(self, model, monkeypatch):
+        def full(*args: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(converted, "_write_at", full)
+        assert model.convert() is None
+        assert model.notices == [
+            f"FP8 weights cannot be kept in {str(cache_dir() / 'weights')!r} (No space left on device), "
+            "so they are converted anew each time."
+        ]
+        assert left_in_cache() == []
+
+    def test_a_file_size_limit_ends_a_conversion_in_the_middle_cleanly(self, tmp_path):
+        resource = pytest.importorskip("resource")
+        large = Model(tmp_path / "model", {LINEAR: normal(1024, 4096)})
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+        try:
+            assert large.convert() is None
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert "cannot be kept" in large.notices[0]
+        assert left_in_cache() == []
+
+    def test_a_cache_folder_that_cannot_be_made_is_said(self, model):
+        cache_dir().parent.mkdir(exist_ok=True)
+        cache_dir().write_text("a file where the folder should be")
+        assert model.convert() is None
+        assert "FP8 weights cannot be kept in" in model.notices[0]
+
+    def test_closing_the_conversion_leaves_nothing(self, model, monkeypatch):
+        monkeypatch.setattr(converted, "PIECE_BYTES", 1000)
+        monkeypatch.setattr(converted, "PROGRESS_EVERY_BYTES", 1000)
+        conversion = converted_files("transformer", [model.file], model.names, torch.bfloat16, [])
+        next(conversion)
+        next(conversion)
+        assert any(name.endswith(".tmp") for name in left_in_cache())
+        conversion.close()
+        assert left_in_cache() == []
+
+    def test_a_source_that_shrinks_while_it_is_converted_gives_a_sentence(self, tmp_path):
+        large = Model(tmp_path / "model", {LINEAR: normal(4096, 4096)})
+        conversion = converted_files("transformer", [large.file], large.names, torch.bfloat16, [])
+        next(conversion)
+        os.truncate(large.file, 10_000)
+        with pytest.raises(RequestError, match="has changed while it was in use"):
+            list(conversion)
+        assert left_in_cache() == []
+
+    def test_leavings_of_killed_conversions_are_removed_after_a_day(self, model):
+        folder = cache_dir() / "weights"
+        folder.mkdir(parents=True)
+        old, new = folder / "old.tmp", folder / "new.tmp"
+        for file in (old, new):
+            file.write_bytes(b"half")
+        yesterday = time.time() - 25 * 60 * 60
+        os.utime(old, (yesterday, yesterday))
+        model.path()
+        assert not old.exists()
+        assert new.exists()
+
+
+MEASURED = """
+import sys, time
+from pathlib import Path
+import torch
+from engine.models.converted import converted_files
+from engine.quantization.fp8 import quantize_rows
+from engine.models.weights import WeightFiles
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("RssAnon"))
+
+torch.set_num_threads(1)
+quantize_rows(torch.ones(4, 4))
+file = Path(sys.argv[1])
+with WeightFiles.open([file]) as files:
+    names = {name: name for name in files.tensors}
+before = peak = anonymous()
+start = time.perf_counter()
+for done, total in converted_files("transformer", [file], names, torch.bfloat16, []):
+    peak = max(peak, anonymous())
+print(peak - before, round(total / 1e6 / (time.perf_counter() - start)))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_converting_needs_little_memory_whatever_the_checkpoints_size(tmp_path, own_folders):
+    weight = normal(512, 8192).repeat(16, 1)
+    file = tmp_path / "model.safetensors"
+    save_file({LINEAR: weight, OTHER_LINEAR: weight.clone(), "x_embedder.weight": weight[:2048].float()}, file)
+    assert file.stat().st_size > 300e6
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-c", MEASURED, str(file)]
+    measured = subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True, check=True)
+    mebibytes, megabytes_per_second = map(int, measured.stdout.split())
+    print(f"{mebibytes} MiB, {megabytes_per_second} MB/s")
+    assert mebibytes < 200
