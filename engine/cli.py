@@ -9,7 +9,7 @@ within one prompt's count), `elapsed_seconds` and `memory` (`ram_bytes`, `device
 null without a device), and `job`: which prompt, from 0, in the order given. Bytes are base64 text, paths are text.
 
     event             fields
-    planned           plan: what `t2i plan --json` prints
+    planned           plan
     noticed           message
     load_progress     component, done_bytes, total_bytes
     phase_started     phase
@@ -24,10 +24,10 @@ null without a device), and `job`: which prompt, from 0, in the order given. Byt
     simulated         peak_bytes, peak_bytes_by_phase, budget_bytes, seconds_by_phase, card
     error             field, message
 
-`phase` is load, encode, denoise, decode or save; `preview` is null or `width`, `height`, `rgb`. `image_saved`,
-`cancelled`, `failed` and `simulated` are terminal: one for each picture. `error` ends a job that could not begin, or
-the whole run; its `field` names the flag or value at fault and is null where the fault is not the input's. A run that
-is cancelled before its first event prints none.
+`plan` is what `t2i plan --json` prints, see below; `phase` is load, encode, denoise, decode or save; `preview` is null
+or `width`, `height`, `rgb`. `image_saved`, `cancelled`, `failed` and `simulated` are terminal: one for each picture.
+`error` ends a job that could not begin, or the whole run; its `field` names the flag or value at fault and is null
+where the fault is not the input's. A run that is cancelled before its first event prints none.
 
 `t2i plan --json` prints one object: model, size, steps, precision, target, budget_bytes, peak_bytes, ram_budget_bytes,
 host_bytes, pinned_bytes, phases (each with name, resident_bytes, streamed_bytes_per_step, loaded_bytes,

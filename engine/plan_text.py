@@ -184,7 +184,10 @@ def _facts(plan: Plan, width: int) -> list[str]:
     facts = [
         ("RAM", ram),
         ("text encoder", plan.text_encoder),
-        ("decoding", f"in tiles of {plan.tile}x{plan.tile} pixels" if plan.tile else "the whole picture at once"),
+        (
+            "decoding",
+            f"in bands, {plan.tile}x{plan.tile} pixels at a time" if plan.tile else "the whole picture at once",
+        ),
         ("next picture", f"same prompt, {_turnaround(plan.same_prompt, card)}"),
         ("", f"new prompt, {_turnaround(plan.new_prompt, card)}"),
         *(("note", note) for note in plan.notes),

@@ -8,12 +8,16 @@ slept.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from engine.events import Encoded, Event, Phase, PhaseFinished, PhaseStarted, Simulated, StepFinished
 from engine.job import Job
+from engine.request import Request
 
 if TYPE_CHECKING:
+    from engine.engine import Engine
+    from engine.images.save import Destination
     from engine.memory.components import Loan
 
 LOOP_STEPS = 2  # that are run; what a step leaves behind is there from the second on
@@ -22,10 +26,14 @@ LOOP_STEPS = 2  # that are run; what a step leaves behind is there from the seco
 class SimulatedJob(Job):
     """The events of a picture's way through the phases, up to `Simulated`."""
 
+    def __init__(self, engine: Engine, request: Request, destination: Destination, image: int, started: float) -> None:
+        super().__init__(engine, request, destination, image, started)
+        self.peaks: dict[str, int] = {}
+        self.held_bytes = 0  # of the card, by the phase whose events are told
+
     def paint(self) -> Generator[Event, None, None]:
         """Plan, encode, denoise, decode; nothing is saved."""
         yield from self.open()
-        self.peaks: dict[str, int] = {}
         yield from self._simulate_encode()
         yield from self._simulate_denoise()
         yield from self._simulate_decode()
@@ -143,10 +151,17 @@ class SimulatedJob(Job):
             held = ledger.peak_bytes
         allowance = next(each for each in self.layout.plan.phases if each.name == phase).allowance_bytes
         self.peaks[phase] = max(self.peaks.get(phase, 0), held + allowance)
+        self.held_bytes = held + allowance
         if runtime.components.device.placed_bytes:
             raise RuntimeError(f"{component} has left weights on the device")
         self.phase = phase
         yield from events
+
+    def stamp(self) -> dict[str, Any]:
+        """What every event carries; of the card's memory what the phase held, and the highest so far."""
+        stamp = super().stamp()
+        peak = max(self.peaks.values(), default=0)
+        return {**stamp, "memory": replace(stamp["memory"], device_bytes=self.held_bytes, device_peak_bytes=peak)}
 
     def _finished(self, phase: Phase, seconds: float) -> PhaseFinished:
         self.seconds[phase] = seconds

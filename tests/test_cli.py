@@ -71,7 +71,7 @@ def json_lines(text: str) -> list[dict[str, Any]]:
         ("--seed 9223372036854775807 --count 2", "seed", "take a smaller seed"),
         ("--count 0", "count", "from 1 to 1000"),
         ("--guidance nan", "guidance", "from 0 to 30"),
-        ("--precision fp8", "precision", "fp32, bf16"),
+        ("--precision fp7", "precision", "fp32, bf16, fp8"),
         ("--output {folder}/a.png --count 2", "output", "give a folder"),
         ("--output {folder}/none/a.png", "output", "does not exist"),
         ("--output=", "output", "--output is empty"),
@@ -214,7 +214,7 @@ def test_stdout_is_the_paths_and_nothing_else(pair: subprocess.CompletedProcess[
 
 def test_stderr_is_plain_lines_of_ours_where_it_is_no_terminal(pair: subprocess.CompletedProcess[str]) -> None:
     assert not ESCAPE.search(pair.stderr)
-    known = "a large red|load |encode |step |denoise |decode |save |hint: |picture [12] of 2: seed [78], "
+    known = "a large red|plan: |load |encode |step |denoise |decode |save |hint: |picture [12] of 2: seed [78], "
     assert [line for line in pair.stderr.splitlines() if not re.match(known, line)] == []
 
 
@@ -252,7 +252,8 @@ def test_prompts_from_standard_input_come_in_order_with_one_seed(batch: subproce
 
 
 def documented_fields() -> dict[str, set[str]]:
-    table = re.findall(r"^ {4}([a-z_]+)  +([a-z_, ]+)$", engine.cli.__doc__ or "", flags=re.MULTILINE)
+    joined = re.sub(r",\n {22}", ", ", engine.cli.__doc__ or "")
+    table = re.findall(r"^ {4}([a-z_]+)  +([a-z_, ]+)$", joined, flags=re.MULTILINE)
     return {name: set(listed.split(", ")) for name, listed in table if name != "event"}
 
 
@@ -509,7 +510,7 @@ def test_a_picture_whose_folder_went_away_is_rescued_and_exits_1(tmp_path: Path,
     arguments = ("-p", PROMPT, "--steps", "300", "--json", "-o", str(folder / "a.png"))
     with start("generate", *arguments, env=environment) as process:
         assert process.stdout is not None
-        assert json.loads(process.stdout.readline())["event"] == "load_progress"
+        assert json.loads(process.stdout.readline())["event"] == "planned"
         folder.rmdir()
         printed, said = process.communicate(timeout=120)
     saved = json_lines(printed)[-1]

@@ -7,7 +7,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ from engine.folders import state_dir
 from engine.images.metadata import read_record
 from engine.images.save import Destination, plan_output
 from engine.latents import KeptLatents
+from engine.memory.components import Loan, Placement
+from engine.models.weights import WeightFiles
 from tests.tiny import save_tiny
 
 PROMPT = "a red circle above a blue square"
@@ -85,7 +87,10 @@ def test_load_progress_counts_every_component_to_its_last_byte(engine: Engine, d
     assert {event.component for event in loads} == {"text_encoder", "text_encoder_2", "transformer", "vae"}
     for component in {event.component for event in loads}:
         last = [event for event in loads if event.component == component][-1]
-        assert last.done_bytes == last.total_bytes == engine.folder.bytes[component] > 0
+        assert last.done_bytes == last.total_bytes
+        with WeightFiles.open(engine.folder.files[component]) as files:
+            stored = sum(tensor.nbytes for name, tensor in files.tensors.items() if component != "vae" or not name.startswith("encoder."))
+        assert last.total_bytes == stored > 0
 
 
 def test_events_survive_pickling_and_become_json(engine: Engine, destination: Destination) -> None:
@@ -124,7 +129,7 @@ def test_a_picture_regenerates_from_its_own_file(engine: Engine, destination: De
 def test_cancelling_stops_before_the_next_block(engine: Engine, destination: Destination) -> None:
     list(engine.generate(small(), destination))  # loads
     calls = 0
-    transformer = engine._open_runtime().components._modules["transformer", torch.float32]
+    transformer = engine.runtime().components.component("transformer", "fp32").module
 
     def cancel_in_the_middle(*_: object) -> None:
         nonlocal calls
@@ -161,15 +166,20 @@ def test_closing_the_generator_frees_the_engine(engine: Engine, destination: Des
         if isinstance(event, StepFinished):
             break
     job.close()
-    assert engine._open_runtime().components.resident is None
+    assert engine.runtime().components.resident is None
+    assert engine.runtime().components.device.placed_bytes == 0
     assert isinstance(list(engine.generate(small(), destination))[-1], ImageSaved)
 
 
 def test_two_components_are_never_lent_at_once(engine: Engine, destination: Destination) -> None:
     list(engine.generate(small(), destination))
-    components = engine._open_runtime().components
-    with components.lend("vae", torch.float32), pytest.raises(RuntimeError, match="vae is on the device"):
-        components.lend("transformer", torch.float32).__enter__()
+    components = engine.runtime().components
+
+    def lend(name: str) -> AbstractContextManager[Loan]:
+        return components.lend(name, "fp32", Placement(), lambda: None)
+
+    with lend("vae"), pytest.raises(RuntimeError, match="vae is on the device"), lend("transformer"):
+        pass
 
 
 def test_a_long_prompt_says_how_many_tokens_are_used(engine: Engine, destination: Destination) -> None:
@@ -285,8 +295,9 @@ def test_t5_holds_its_embedding_once_and_clip_may_bring_its_position_ids(
     save_file({**load_file(clip), "text_model.embeddings.position_ids": torch.arange(32)[None]}, clip)
     with Engine.open(folder, device="cpu") as engine:
         assert isinstance(list(engine.generate(small(), destination))[-1], ImageSaved)
-        text_encoder_2 = engine._open_runtime().components._modules["text_encoder_2", torch.float32]
-    assert text_encoder_2.encoder.embed_tokens.weight is text_encoder_2.shared.weight
+        component = engine.runtime().components.component("text_encoder_2", "fp32")
+    assert [piece.stored for unit in component.units for piece in unit.pieces if "embed" in piece.stored] == []
+    assert component.host_shape == component.wanted["shared.weight"]
 
 
 def test_weights_that_are_not_numbers_do_not_become_a_picture(

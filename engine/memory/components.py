@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.memory.ring import Ring, to_host
+from engine.memory.ring import Ring, pinned, to_host
 from engine.memory.units import Component, Unit, Weights, build
 from engine.models.converted import converted_files
 from engine.models.folder import ModelFolder
@@ -83,6 +83,7 @@ class Components:
         self.device = Device(device)
         self.resident: str | None = None  # the component on the device now
         self.notices: list[str] = []  # sentences for the person
+        self._said: set[str] = set()
         self.traffic = Traffic()
         self._open: dict[str, _Opened] = {}
         self._precision: dict[str, str] = {}
@@ -191,9 +192,13 @@ class Components:
         for unit in wanted:
             check()
             before = weights.files.bytes_read
-            memory = torch.empty(unit.nbytes, dtype=torch.uint8)
+            on_card = self.device.device.type == "cuda"
+            crossing = on_card and unit.name in placement.streamed and component.name == "transformer"
+            memory = pinned(unit.nbytes) if crossing else torch.empty(unit.nbytes, dtype=torch.uint8)
             weights.fill(unit, memory)
             opened.host[unit.name] = memory
+            if crossing and not memory.is_pinned():
+                self._say_once("the system gives no more pinned memory, so some weights cross to the card more slowly.")
             done += weights.files.bytes_read - before
             if done - reported >= PROGRESS_EVERY_BYTES and done < total:
                 reported = done
@@ -203,6 +208,11 @@ class Components:
             weights.files.read(weights.names["shared.weight"], opened.table)
         yield Progress(component.name, total, total)
         self.traffic.disk_bytes += total
+
+    def _say_once(self, sentence: str) -> None:
+        if sentence not in self._said:
+            self._said.add(sentence)
+            self.notices.append(sentence)
 
     def _lacks_table(self, opened: _Opened) -> bool:
         return opened.component.host_shape is not None and opened.table is None

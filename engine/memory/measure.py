@@ -29,6 +29,7 @@ from engine.models.folder import ModelFolder
 META = torch.device("meta")
 STEPS = 2  # what a step leaves behind is there from the second on; more of them change nothing
 MAX_FILES = 500
+FORMAT = 1  # to be raised when the same phases would be measured differently
 
 
 class Activations:
@@ -55,7 +56,7 @@ class Activations:
 
     def _get(self, name: str, precision: str, sizes: list[int], run: Callable[[Loan], object]) -> int:
         config = self.folder.configs[name]
-        key = hashlib.sha256(json.dumps([_versions(), name, config, precision, sizes]).encode()).hexdigest()[:32]
+        key = hashlib.sha256(json.dumps([FORMAT, _versions(), name, config, precision, sizes]).encode()).hexdigest()[:32]
         if key not in self._known:
             file = cache_dir() / "plans" / f"{key}.json"
             found = _read(file)

@@ -10,6 +10,7 @@ same ring fills slots of host memory, and on the meta device it only keeps the o
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -191,8 +192,12 @@ class _Staging:
 
 
 def pinned(nbytes: int) -> Tensor:
-    """Page-locked host memory (uint8); ordinary memory where the system gives none."""
-    try:
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
-    except RuntimeError:
-        return torch.empty(nbytes, dtype=torch.uint8)
+    """Page-locked host memory (uint8); ordinary memory where the system gives none.
+
+    Registered by ourselves: torch's own allocator of such memory rounds up to powers of two, and never gives it back.
+    """
+    memory = torch.empty(nbytes, dtype=torch.uint8)
+    runtime = torch.cuda.cudart()
+    if nbytes and int(runtime.cudaHostRegister(memory.data_ptr(), nbytes, 0)) == 0:
+        weakref.finalize(memory, runtime.cudaHostUnregister, memory.data_ptr())
+    return memory

@@ -180,6 +180,8 @@ def _check_sizes(path: Path, configs: dict[str, dict[str, Any]]) -> None:
         )
     if len(vae["block_out_channels"]) != 4:
         raise RequestError("model", f"the VAE in {_quoted(path)} does not reduce 8 times, as FLUX.1's does.")
+    if any(kind != "UpDecoderBlock2D" for kind in vae.get("up_block_types") or ()):
+        raise RequestError("model", f"the VAE in {_quoted(path)} has blocks that FLUX.1's has not; get FLUX.1's own.")
     widths = (
         ("text_encoder_2", configs["text_encoder_2"]["d_model"], transformer["joint_attention_dim"]),
         ("text_encoder", configs["text_encoder"]["hidden_size"], transformer["pooled_projection_dim"]),
