@@ -96,7 +96,7 @@ class SimulatedJob(Job):
         phase = self.layout.plan.phases[1]
         self.seconds["load"] = runtime.target.profile.move_seconds(phase.loaded_bytes)
         compute = runtime.planner.step_seconds(request)
-        each = max(compute, runtime.target.profile.move_seconds(phase.streamed_bytes_per_step))
+        each = max(compute, runtime.target.profile.move_seconds(phase.streamed_bytes_per_step, pinned=True))
         yield PhaseStarted(**self.stamp(), phase="denoise")
         for number in range(1, steps + 1):
             yield StepFinished(

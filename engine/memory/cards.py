@@ -16,6 +16,7 @@ ELEMENTWISE_PASSES = 34  # over a block's tokens x width, beside the matrix prod
 DECODER_SECONDS_PER_PIXEL = 2.2e-6  # of FLUX.1's on an RTX 3060
 FLUX_FIRST_CHANNELS, RTX_3060_FLOPS = 128, 25.6e12
 DISK_BYTES_PER_SECOND = 2.5e9  # an NVMe disk
+HOST_BYTES_PER_SECOND = 8e9  # a copy inside RAM by one thread, which what is not pinned goes through
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,11 @@ class CardProfile:
         share = (config["block_out_channels"][0] / FLUX_FIRST_CHANNELS) ** 2 * RTX_3060_FLOPS / self.flops
         return float(DECODER_SECONDS_PER_PIXEL * pixels * share)
 
-    def move_seconds(self, moved_bytes: int, disk_bytes: int = 0) -> float:
+    def move_seconds(self, moved_bytes: int, disk_bytes: int = 0, *, pinned: bool = False) -> float:
         """To the card; what comes from disk is read while the rest moves."""
-        return max(moved_bytes / (self.bus_bandwidth * BUS_SHARE), disk_bytes / DISK_BYTES_PER_SECOND)
+        bus = self.bus_bandwidth * BUS_SHARE
+        rate = bus if pinned else min(bus, HOST_BYTES_PER_SECOND)
+        return max(moved_bytes / rate, disk_bytes / DISK_BYTES_PER_SECOND)
 
 
 RTX_3060 = CardProfile("RTX 3060", 12 * GIB, RTX_3060_FLOPS, 360e9, 31.5e9)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.memory.ring import Ring, pinned, to_host
+from engine.memory.ring import Ring, copier, pinned
 from engine.memory.units import Component, Unit, Weights, build
 from engine.models.converted import converted_files
 from engine.models.folder import ModelFolder
@@ -354,27 +354,20 @@ class Loan:
         total = sum(unit.nbytes for unit in resident)
         self._arena = self._allocate(total)
         start = done = reported = 0
-        staging: Tensor | None = None
+        copy = copier(self.device)
         for unit in resident:
             self._check()
             memory = self._arena[start : start + unit.nbytes]
             start += unit.nbytes
-            if self.device.type == "cpu":
-                to_host(unit, memory, self._reader(opened))
-            elif self.device.type == "cuda":
-                kept = opened.host_copy(unit)
-                if kept is None:
-                    staging = staging if staging is not None and staging.numel() >= unit.nbytes else None
-                    staging = torch.empty(unit.nbytes, dtype=torch.uint8) if staging is None else staging
-                    kept = staging[: unit.nbytes]
-                    self._reader(opened).read(unit, kept)
-                memory.copy_(kept)
+            copy(unit, memory, self._reader(opened))
             self._install(unit, unit.views(memory))
             self._components.traffic.moved_bytes += unit.nbytes
             done += unit.nbytes
             if done - reported >= PROGRESS_EVERY_BYTES or done == total:
                 reported = done
                 yield Progress(self.name, done, total)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # the copies are on another stream than the compute
 
     def _stream(self, crossing: Sequence[Unit], opened: _Opened) -> None:
         """Let units come and go with the modules that need them."""

@@ -1,5 +1,5 @@
 """Activations predicted: the engine's own phases run on torch's meta device, with the model's real configuration and
-the request's real size, under a ledger of live storages. No weights, no card, a second or two at FLUX.1's size.
+the request's real size, under a ledger of live storages. No weights, no card, about a second at FLUX.1's size.
 
 What was measured is kept in memory and in the cache folder, by everything that it depends on.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from engine.models.folder import ModelFolder
 
 META = torch.device("meta")
 STEPS = 2  # what a step leaves behind is there from the second on; more of them change nothing
+BLOCK_LISTS, BLOCKS = ("transformer_blocks", "single_transformer_blocks", "encoder.block"), 2
 MAX_FILES = 500
 FORMAT = 1  # to be raised when the same phases would be measured differently
 
@@ -35,9 +36,11 @@ FORMAT = 1  # to be raised when the same phases would be measured differently
 class Activations:
     """The highest sum of live tensors that are no weights, for each phase of a model."""
 
-    def __init__(self, folder: ModelFolder) -> None:
-        self.folder = folder
+    def __init__(self, components: Components) -> None:
+        """Of this model; networks that are simulated are measured themselves, others have a double."""
+        self.folder = components.folder
         self._known: dict[str, int] = {}
+        self._components = components if components.simulated else Components(self.folder, META, simulated=True)
 
     def encode(self, name: str, precision: str) -> int:
         """Of CLIP (text_encoder) or T5 (text_encoder_2), for a prompt's full length."""
@@ -56,7 +59,9 @@ class Activations:
 
     def _get(self, name: str, precision: str, sizes: list[int], run: Callable[[Loan], object]) -> int:
         config = self.folder.configs[name]
-        key = hashlib.sha256(json.dumps([FORMAT, _versions(), name, config, precision, sizes]).encode()).hexdigest()[:32]
+        key = hashlib.sha256(json.dumps([FORMAT, _versions(), name, config, precision, sizes]).encode()).hexdigest()[
+            :32
+        ]
         if key not in self._known:
             file = cache_dir() / "plans" / f"{key}.json"
             found = _read(file)
@@ -67,9 +72,10 @@ class Activations:
         return self._known[key]
 
     def _run(self, name: str, precision: str, run: Callable[[Loan], object]) -> int:
-        components = Components(self.folder, META, simulated=True)
+        components = self._components
         components.component(name, precision)  # outside the ledger, which would count what it is made with
         with (
+            _shortened(components.component(name, precision).module),
             counted("meta") as ledger,
             components.lend(name, precision, Placement(slots=2), lambda: None) as loan,
         ):
@@ -78,6 +84,30 @@ class Activations:
             ledger.restart()
             run(loan)
             return ledger.peak_bytes - components.device.placed_bytes
+
+
+@contextmanager
+def _shortened(module: Any) -> Iterator[None]:
+    """While open, a network of blocks has only the first few of each kind: their peak is the peak of all.
+
+    The blocks of a kind are alike and leave behind what came in. Simulated runs have all of them.
+    """
+    whole = {path: module.get_submodule(path) for path in BLOCK_LISTS if _has(module, path)}
+    for path, blocks in whole.items():
+        module.set_submodule(path, blocks[:BLOCKS])
+    try:
+        yield
+    finally:
+        for path, blocks in whole.items():
+            module.set_submodule(path, blocks)
+
+
+def _has(module: Any, path: str) -> bool:
+    try:
+        module.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
 
 
 def run_encoder(loan: Loan, tokens: int) -> torch.Tensor:

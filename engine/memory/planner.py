@@ -77,7 +77,7 @@ class Planner:
 
     def __init__(self, components: Components, target: Target) -> None:
         self.folder, self.target = components.folder, target
-        self.activations = Activations(components.folder)
+        self.activations = Activations(components)
         self._components = components
         self._layouts: dict[tuple[object, ...], Layout] = {}
 
@@ -351,7 +351,7 @@ class Planner:
         transformer, placement = by_name["transformer"], placements["transformer"]
         streamed = phases[1].streamed_bytes_per_step
         if streamed and self.target.is_card:
-            crossing = self.target.profile.move_seconds(streamed)
+            crossing = self.target.profile.move_seconds(streamed, pinned=True)
             compute = self.step_seconds(request)
             hidden = "behind" if crossing <= compute else "longer than"
             notes.append(
@@ -408,11 +408,10 @@ class Planner:
         return found[:3]
 
     def _floor(self, request: Request, tile: int | None) -> int:
-        assert request.width and request.height
-        if tile is None:
-            tile = ([0, *smaller_tiles(0, request.width, request.height)])[-1]
-        decoder = self._decoding(request, tile)
-        return max(need.floor_bytes for need in (*self._needs(request), decoder))
+        """The smallest budget that works, with this tile or with whichever is best."""
+        others = max(need.floor_bytes for need in self._needs(request))
+        _, decoder = self._decoder(request, tile, others)
+        return max(others, decoder.floor_bytes)
 
     @staticmethod
     def _smaller(request: Request, share: float) -> Request:

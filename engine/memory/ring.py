@@ -121,7 +121,7 @@ class Ring:
 
     def _copy_all(self) -> None:
         try:
-            staging = _Staging(self._device)
+            staging = _Staging()
             for number, unit in enumerate(self._order):
                 slot = number % len(self._slots)
                 with self._changed:
@@ -156,11 +156,22 @@ def to_host(unit: Unit, memory: Tensor, source: Source) -> None:
         np.copyto(memory.numpy(), kept.numpy())
 
 
+def copier(device: torch.device) -> Callable[[Unit, Tensor, Source], None]:
+    """A function that puts units into memory of the device, one by one; on a card the last copies may still run."""
+    if device.type == "cuda":
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        staging = _Staging()
+        return lambda unit, memory, source: staging.to_card(unit, memory, source, stream)
+    if device.type == "cpu":
+        return to_host
+    return lambda unit, memory, source: None
+
+
 class _Staging:
     """Two pinned buffers between pageable memory, or a file, and a card. Host waits happen here, and nowhere else."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self) -> None:
         self._buffers: list[Tensor] = []
         self._events: list[Any] = []
         self._turn = 0

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import init_empty_weights
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
@@ -30,15 +31,17 @@ def empty_component(folder: ModelFolder, component: str) -> Any:
     """The component's module with its real configuration and no weights (parameters on the meta device)."""
     config = folder.configs[component]
     try:
-        with init_empty_weights(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if component == "transformer":
-                return FluxTransformer2DModel.from_config(config)
-            if component == "vae":
-                return AutoencoderKL.from_config(config)
-            if component == "text_encoder":
-                return CLIPTextModel(CLIPTextConfig.from_dict(config))
-            return T5EncoderModel(T5Config.from_dict(config))
+            if component == "text_encoder":  # has a constant beside its weights, which must be a real one
+                with init_empty_weights():
+                    return CLIPTextModel(CLIPTextConfig.from_dict(config))
+            with torch.device("meta"):
+                if component == "transformer":
+                    return FluxTransformer2DModel.from_config(config)
+                if component == "vae":
+                    return AutoencoderKL.from_config(config)
+                return T5EncoderModel(T5Config.from_dict(config))
     except Exception as error:  # whatever a wrong configuration may cause in three libraries
         reason = " ".join(str(error).split())[:200]
         raise RequestError(
