@@ -127,9 +127,7 @@ class Job:
                 load_tokenizer(folder.path / "tokenizer_2"),
             )
         tokenizer, tokenizer_2 = runtime.tokenizers
-        limit = min(folder.token_limit, tokenizer_2.model_max_length)
-        clip_limit = min(tokenizer.model_max_length, folder.clip_limit)
-        tokens = encode.tokenize(request.prompt, tokenizer, tokenizer_2, clip_limit, limit)
+        tokens = encode.tokenize(request.prompt, tokenizer, tokenizer_2, folder.clip_limit, folder.token_limit)
         key = (request.prompt, self.precision)
         cached = key in runtime.conditionings
         began = None

@@ -20,6 +20,7 @@ CLASSES = {
     "text_encoder_2": "T5EncoderModel",
 }
 DESCRIBING = (".json", ".txt", ".model")  # configurations and vocabularies
+MAX_TOKENS = 4096  # more is no limit: tokenizers write 10^30 where they have none
 MAX_JSON_BYTES = 32 * 2**20
 WHOLE_FILE_BYTES = 64 * 2**20  # larger files are sampled for the model's hash
 
@@ -37,17 +38,13 @@ class ModelFolder:
     files: dict[str, tuple[Path, ...]]
     bytes: dict[str, int]
     defaults: Defaults
-    token_limit: int  # T5 tokens that the model was made for; the tokenizer's own limit may be lower
+    clip_limit: int  # CLIP tokens that it takes
+    token_limit: int  # T5 tokens that it was made for and its tokenizer gives
     sample_size: int  # pixels a side that the model was made for
 
     @property
     def has_weights(self) -> bool:
         return bool(self.files)
-
-    @property
-    def clip_limit(self) -> int:
-        """CLIP tokens that the model takes; its tokenizer's own limit may be lower."""
-        return int(self.configs["text_encoder"]["max_position_embeddings"])
 
     @property
     def max_side(self) -> int:
@@ -97,7 +94,8 @@ def _described(path: Path, name: str) -> ModelFolder:
             raise RequestError("model", f"{_quoted(path)} has no {tokenizer}; copy it from the original model.")
     _check_sizes(path, configs)
 
-    return described(name, path, configs, files, sizes, _preferences(path))
+    limits = [_tokenizer_limit(path / part) for part in ("tokenizer", "tokenizer_2")]
+    return described(name, path, configs, files, sizes, _preferences(path), limits[0], limits[1])
 
 
 def described(
@@ -107,6 +105,8 @@ def described(
     files: dict[str, tuple[Path, ...]],
     sizes: dict[str, int],
     preferences: Defaults | None = None,
+    clip_limit: int = MAX_TOKENS,
+    token_limit: int = MAX_TOKENS,
 ) -> ModelFolder:
     """A model of these parts, with what FLUX.1 of its kind prefers where nothing else is said."""
     guided = bool(configs["transformer"].get("guidance_embeds"))
@@ -118,7 +118,9 @@ def described(
         guidance=3.5 if guided else None,
         precision="fp32" if sizes["transformer"] < 2**30 else "bf16",
     )
-    return ModelFolder(name, path, configs, files, sizes, defaults, 512 if guided else 256, sample_size)
+    clip_limit = min(clip_limit, int(configs["text_encoder"]["max_position_embeddings"]))
+    token_limit = min(token_limit, 512 if guided else 256)
+    return ModelFolder(name, path, configs, files, sizes, defaults, clip_limit, token_limit, sample_size)
 
 
 def model_hash(folder: ModelFolder) -> str:
@@ -191,6 +193,13 @@ def _check_sizes(path: Path, configs: dict[str, dict[str, Any]]) -> None:
             raise RequestError(
                 "model", f"{component} in {_quoted(path)} gives width {width}, its transformer takes {wanted}."
             )
+
+
+def _tokenizer_limit(folder: Path) -> int:
+    """The most tokens that a tokenizer says it gives."""
+    file = folder / "tokenizer_config.json"
+    limit = _read_json(file).get("model_max_length") if file.is_file() else None
+    return limit if type(limit) is int and 0 < limit < MAX_TOKENS else MAX_TOKENS
 
 
 def _preferences(path: Path) -> Defaults | None:
