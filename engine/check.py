@@ -67,11 +67,12 @@ def run(model: str, *, as_json: bool = False) -> int:
         return 0
     for component, by_kind in kinds.items():
         print(printable(f"{component}: {size(folder.bytes[component])}, every tensor is there, finite and in shape"))
+        if by_kind:
+            print(f"  {'FP8 against the weights, in %':<47}{'layers':>8}{'RMS':>7}{'worst':>7}{'one':>6}")
         for kind, found in sorted(by_kind.items()):
-            print(
-                f"  fp8 {kind:<28} {found.layers:>3} layers, error {100 * found.mean:.2f} % of the weights (RMS), "
-                f"worst {100 * found.worst:.2f} %, one weight at most {100 * found.largest:.1f} % of its row's largest"
-            )
+            figures = f"{found.layers:>8}{100 * found.mean:>7.2f}{100 * found.worst:>7.2f}{100 * found.largest:>6.1f}"
+            print(f"  {kind:<47}{figures}")
+    print("RMS: relative error over all layers of a kind; worst: of one layer; one: of one weight, of its row's largest")
     return 0
 
 

@@ -20,9 +20,9 @@ import engine.cli
 from engine import events
 from engine.images.metadata import encode_png, read_record
 from engine.interrupts import Interrupts
+from tests.commands import isolated_environment, json_lines, t2i
 from tests.tiny import save_tiny
 
-ROOT = Path(__file__).parent.parent
 PROMPT = "a large red circle above a small blue square on a white background"
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 ESCAPE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # any control character but the line feed
@@ -31,25 +31,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="signals and pseudo-terminals
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Folders of their own, and no setting of the developer's terminal."""
-    base = tmp_path_factory.mktemp("home")
-    kinds = ("STATE", "CACHE", "CONFIG", "OUTPUT")
-    mine = {f"TEXTTOIMAGETOOL_{kind}_DIR": str(base / kind.lower()) for kind in kinds}
-    return {**os.environ, "PYTHONPATH": str(ROOT), **mine}
-
-
-def t2i(*arguments: str, env: Mapping[str, str], stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, "-m", "tui", *arguments], env=env, input=stdin, capture_output=True)
-    return subprocess.CompletedProcess(
-        done.args,
-        done.returncode,
-        done.stdout.decode().replace("\r\n", "\n"),
-        done.stderr.decode().replace("\r\n", "\n"),
-    )
-
-
-def json_lines(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines()]
+    return isolated_environment(tmp_path_factory.mktemp("home"))
 
 
 # Bad input
