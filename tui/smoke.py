@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import folders
+from engine.events import TERMINAL, Event, Simulated
+from engine.process import EngineProcess, JobEvent, JobRefused, ModelRefused, OpenModel, Paint
+from engine.request import Request
+from engine.text import size
 
 if TYPE_CHECKING:
     from textual.pilot import Pilot
@@ -20,13 +24,15 @@ if TYPE_CHECKING:
     from tui.app import T2IApp
 
 PROMPT = "a large red circle above a small blue square"
+SIMULATED_MODEL, SIMULATED_VRAM = "flux.1-schnell", "12GiB"
 LONG_STEPS = 1000  # enough that there is time to cancel
 MAX_SECONDS = 300  # for any one thing; a first import of torch from a cold disk is slow
 USAGE = """\
 usage: t2i smoke [--keep DIR]
 
 Runs the app without a terminal against the real engine and the demo model: makes a picture, cancels one, remixes, and
-quits. The exit code is 0 only if a picture was saved whose settings hold the prompt. Your own files are not touched.
+quits; then simulates FLUX.1 [schnell] on a card of 12 GiB. The exit code is 0 only if a picture was saved whose
+settings hold the prompt, and no simulated phase passed its budget. Your own files are not touched.
 
   --keep DIR  leave the pictures in DIR, an existing folder
 """
@@ -54,6 +60,7 @@ def main(argv: Sequence[str]) -> int:
             os.environ[f"TEXTTOIMAGETOOL_{name.upper()}_DIR"] = str(scratch / name)
         began = time.monotonic()
         asyncio.run(_run(keep))
+        _simulate()
         print(f"the smoke test passed in {time.monotonic() - began:.1f} s")
         return 0
     except SmokeError as error:
@@ -99,6 +106,38 @@ async def _use(app: T2IApp, pilot: Pilot[None], keep: Path | None) -> None:
     await _until(pilot, lambda: len(session.results) == 3, "the remix was made", app)
     _check_picture(app, keep)
     await pilot.press("ctrl+q")
+
+
+def _simulate() -> None:
+    """FLUX.1 at full size, without weights, in a process of its own: all phases inside the budget, one at a time."""
+    process = EngineProcess()
+    try:
+        process.send(OpenModel(SIMULATED_MODEL, vram=SIMULATED_VRAM, simulate=True))
+        process.send(Paint("simulated", Request(PROMPT, seed=1)))
+        end = _end_of_job(process)
+    finally:
+        process.stop()
+        process.close()
+    if not isinstance(end, Simulated):  # two components on the device at once end it, too
+        raise SmokeError(f"{SIMULATED_MODEL} was not simulated: {end}")
+    for phase, peak in end.peak_bytes_by_phase.items():
+        _check(peak <= end.budget_bytes, f"{SIMULATED_MODEL} fits {SIMULATED_VRAM} in {phase}: {size(peak)}")
+
+
+def _end_of_job(process: EngineProcess) -> Event | str:
+    """The job's terminal event, or why there is none."""
+    while True:
+        try:
+            message = process.receive(MAX_SECONDS)
+        except EOFError:
+            return process.death()
+        match message:
+            case None:
+                return f"it said nothing for {MAX_SECONDS} s"
+            case JobEvent(event=event) if isinstance(event, TERMINAL):
+                return event
+            case ModelRefused(message=reason) | JobRefused(message=reason):
+                return reason
 
 
 def _check_picture(app: T2IApp, keep: Path | None) -> None:
