@@ -84,7 +84,7 @@ class Engine:
     def close(self) -> None:
         """Give all memory back."""
         if self._runtime is not None:
-            self._runtime.components.clear()
+            self._runtime.close()
             self._runtime = None
 
     def cancel(self, after_step: bool = False) -> None:

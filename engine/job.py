@@ -69,7 +69,7 @@ class Job:
         """Import torch and open the device, if no job before did; plan this picture's memory, and say how."""
         self._runtime = runtime = self.engine.runtime()
         self.layout = runtime.plan(self.request)
-        runtime.components.begin_job()
+        runtime.begin_job()
         yield Planned(**self.stamp(), plan=self.layout.plan)
 
     def paint(self) -> Generator[Event, None, None]:

@@ -259,7 +259,7 @@ class _Server:
                     self._send(LoadEvent(event))
                     if not self._commands.empty():  # a job: it loads what it needs, and says so
                         break
-            name, uuid = _device_name(engine.device)
+            name, uuid = _device_name(engine)
             self._send(ModelLoaded(engine.device, name, uuid, time.perf_counter() - began))
         except RequestError as error:
             self._engine = None
@@ -366,11 +366,13 @@ def _oom_kills() -> int:
     return 0
 
 
-def _device_name(device: str) -> tuple[str, str | None]:
+def _device_name(engine: Engine) -> tuple[str, str | None]:
     """The name that a device's maker gave it, and the driver's identifier of a card."""
-    if not device.startswith("cuda"):
+    if engine.settings.simulate:
+        return engine.runtime().target.name, None
+    if not engine.device.startswith("cuda"):
         return "CPU", None
     import torch
 
-    properties = torch.cuda.get_device_properties(device)
+    properties = torch.cuda.get_device_properties(engine.device)
     return properties.name, f"GPU-{properties.uuid}"

@@ -117,6 +117,20 @@ class Runtime:
             repeat=settings.repeat,
         )
 
+    def close(self) -> None:
+        """Give all memory back."""
+        from engine.memory.enforce import uncap_allocator
+
+        self.components.clear()
+        uncap_allocator(self.target)
+
+    def begin_job(self) -> None:
+        """Count traffic and peaks from here."""
+        from engine.memory.enforce import restart_measuring
+
+        self.components.begin_job()
+        restart_measuring(self.target)
+
     def plan(self, request: Request) -> Layout:
         """The layout of a complete request. Raises `RequestError` where the budget cannot work."""
         return self.planner.plan(request, self.repeat.tile)

@@ -89,7 +89,11 @@ def test_load_progress_counts_every_component_to_its_last_byte(engine: Engine, d
         last = [event for event in loads if event.component == component][-1]
         assert last.done_bytes == last.total_bytes
         with WeightFiles.open(engine.folder.files[component]) as files:
-            stored = sum(tensor.nbytes for name, tensor in files.tensors.items() if component != "vae" or not name.startswith("encoder."))
+            stored = sum(
+                tensor.nbytes
+                for name, tensor in files.tensors.items()
+                if component != "vae" or not name.startswith("encoder.")
+            )
         assert last.total_bytes == stored > 0
 
 

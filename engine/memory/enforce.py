@@ -16,6 +16,12 @@ def cap_allocator(target: Target) -> None:
         torch.cuda.set_per_process_memory_fraction(min(allowed / total, 1.0), device)
 
 
+def uncap_allocator(target: Target) -> None:
+    """Take the limit away again."""
+    if target.device.startswith("cuda"):
+        torch.cuda.set_per_process_memory_fraction(1.0, torch.device(target.device))
+
+
 def restart_measuring(target: Target) -> None:
     """Look for the highest use from now on."""
     if target.device.startswith("cuda"):

@@ -69,9 +69,12 @@ def _existing_device(name: str) -> str:
     elif name.startswith("cuda") and not torch.cuda.is_available():
         raise RequestError("device", "torch sees no CUDA card; run `t2i doctor` to learn why, or use --device cpu.")
     device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type != "cuda":
+        return name
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index >= torch.cuda.device_count():
         raise RequestError("device", f"there is no {name}; torch sees {torch.cuda.device_count()} card(s).")
-    return name
+    return f"cuda:{index}"
 
 
 def _ram_budget(ram_bytes: int | None) -> int:
