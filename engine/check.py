@@ -72,7 +72,7 @@ def run(model: str, *, as_json: bool = False) -> int:
         for kind, found in sorted(by_kind.items()):
             figures = f"{found.layers:>8}{100 * found.mean:>7.2f}{100 * found.worst:>7.2f}{100 * found.largest:>6.1f}"
             print(f"  {kind:<47}{figures}")
-    print("RMS: relative error over all layers of a kind; worst: of one layer; one: of one weight, of its row's largest")
+    print("RMS: relative error of all layers of a kind; worst: of one layer; one: of one weight, of its row's largest")
     return 0
 
 

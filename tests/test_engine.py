@@ -304,6 +304,22 @@ def test_t5_holds_its_embedding_once_and_clip_may_bring_its_position_ids(
     assert component.host_shape == component.wanted["shared.weight"]
 
 
+def test_weights_with_scales_of_their_own_are_refused_not_misread(model: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "scaled"
+    shutil.copytree(model, folder)
+    weights = load_file(folder / TRANSFORMER)
+    name = "transformer_blocks.0.attn.to_q.weight"
+    scaled = {name: weights[name].to(torch.float8_e4m3fn), f"{name}_scale": torch.ones(len(weights[name]))}
+    save_file({**weights, **scaled}, folder / TRANSFORMER)
+    for precision in ("bf16", "fp8"):
+        with Engine.open(folder, device="cpu") as engine:
+            failed = list(engine.generate(small(precision=precision), plan_output(tmp_path, 1)))[-1]
+        assert isinstance(failed, Failed)
+        assert "unknown tensor" in failed.message
+
+
 def test_weights_that_are_not_numbers_do_not_become_a_picture(
     model: Path, tmp_path: Path, destination: Destination
 ) -> None:

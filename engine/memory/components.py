@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.memory.ring import Ring, copier, pinned
+from engine.memory.ring import Ring, copier, pin
 from engine.memory.units import Component, Unit, Weights, build
 from engine.models.converted import converted_files
 from engine.models.folder import ModelFolder
@@ -83,7 +83,7 @@ class Components:
         self.device = Device(device)
         self.resident: str | None = None  # the component on the device now
         self.notices: list[str] = []  # sentences for the person
-        self._said: set[str] = set()
+        self._said_unpinned = False
         self.traffic = Traffic()
         self._open: dict[str, _Opened] = {}
         self._precision: dict[str, str] = {}
@@ -124,11 +124,11 @@ class Components:
         """
         if self.resident is not None:
             raise RuntimeError(f"{name} was asked for while {self.resident} is on the device")
-        self.resident = name
         where = self.device if device is None else Device(torch.device(device))
         loan = Loan(self, self.component(name, precision), where, precision, placement, check, passes)
         if kernel is not None:
             set_kernel(loan.module, kernel)
+        self.resident = name
         try:
             yield loan
         finally:
@@ -180,9 +180,16 @@ class Components:
         return opened
 
     def _keep(self, opened: _Opened, placement: Placement, check: Callable[[], None]) -> Iterator[Progress]:
-        weights, component = opened.weights, opened.component
+        component = opened.component
         for name in opened.host.keys() - placement.kept:
             del opened.host[name]
+        yield from self._read(opened, placement, check)
+        if self.device.device.type == "cuda" and component.name == "transformer":
+            self._pin(opened, placement)
+
+    def _read(self, opened: _Opened, placement: Placement, check: Callable[[], None]) -> Iterator[Progress]:
+        """What is to be kept and is not there yet."""
+        weights, component = opened.weights, opened.component
         wanted = [unit for unit in component.units if unit.name in placement.kept and unit.name not in opened.host]
         if weights is None or not (wanted or self._lacks_table(opened)):
             return
@@ -192,13 +199,9 @@ class Components:
         for unit in wanted:
             check()
             before = weights.files.bytes_read
-            on_card = self.device.device.type == "cuda"
-            crossing = on_card and unit.name in placement.streamed and component.name == "transformer"
-            memory = pinned(unit.nbytes) if crossing else torch.empty(unit.nbytes, dtype=torch.uint8)
+            memory = torch.empty(unit.nbytes, dtype=torch.uint8)
             weights.fill(unit, memory)
             opened.host[unit.name] = memory
-            if crossing and not memory.is_pinned():
-                self._say_once("the system gives no more pinned memory, so some weights cross to the card more slowly.")
             done += weights.files.bytes_read - before
             if done - reported >= PROGRESS_EVERY_BYTES and done < total:
                 reported = done
@@ -209,10 +212,12 @@ class Components:
         yield Progress(component.name, total, total)
         self.traffic.disk_bytes += total
 
-    def _say_once(self, sentence: str) -> None:
-        if sentence not in self._said:
-            self._said.add(sentence)
-            self.notices.append(sentence)
+    def _pin(self, opened: _Opened, placement: Placement) -> None:
+        """Lock the host copies of what crosses to a card in every step, so that no copy has to wait for the host."""
+        for name in sorted(placement.streamed & opened.host.keys()):
+            if not opened.host[name].is_pinned() and not pin(opened.host[name]) and not self._said_unpinned:
+                self._said_unpinned = True
+                self.notices.append("the system locks no more memory, so some weights cross to the card more slowly.")
 
     def _lacks_table(self, opened: _Opened) -> bool:
         return opened.component.host_shape is not None and opened.table is None

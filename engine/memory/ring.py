@@ -203,12 +203,19 @@ class _Staging:
 
 
 def pinned(nbytes: int) -> Tensor:
-    """Page-locked host memory (uint8); ordinary memory where the system gives none.
+    """New page-locked host memory (uint8); ordinary memory where the system locks no more."""
+    memory = torch.empty(nbytes, dtype=torch.uint8)
+    pin(memory)
+    return memory
+
+
+def pin(memory: Tensor) -> bool:
+    """Page-lock host memory for as long as it lives; False where the system locks no more.
 
     Registered by ourselves: torch's own allocator of such memory rounds up to powers of two, and never gives it back.
     """
-    memory = torch.empty(nbytes, dtype=torch.uint8)
     runtime = torch.cuda.cudart()
-    if nbytes and int(runtime.cudaHostRegister(memory.data_ptr(), nbytes, 0)) == 0:
+    if memory.numel() and int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), 0)) == 0:
         weakref.finalize(memory, runtime.cudaHostUnregister, memory.data_ptr())
-    return memory
+        return True
+    return False

@@ -24,6 +24,7 @@ from engine.models.folder import ModelFolder
 from engine.models.weights import WeightFiles
 from engine.request import RequestError
 
+OUR_FORMAT = "t2i_format"  # in the metadata of files that this program converted
 TIED = {"encoder.embed_tokens.weight": "shared.weight"}  # T5 stores its embedding once
 
 
@@ -56,10 +57,11 @@ def check_tensors(wanted: Mapping[str, tuple[int, ...]], files: WeightFiles, pla
     or misshapen.
     """
     names: dict[str, str] = {}
+    ours = OUR_FORMAT in files.metadata
     for stored, tensor in files.tensors.items():
         name = current_name(stored, wanted)
-        if name.endswith("position_ids") or (stored.endswith("_scale") and stored.removesuffix("_scale") in wanted):
-            continue  # a constant that older transformers stored; the scales of an FP8 form
+        if name.endswith("position_ids") or (ours and stored.endswith("_scale")):
+            continue  # a constant that older transformers stored; the scales of our FP8 form
         if name not in wanted:
             raise RequestError("model", f"{str(tensor.file)!r} holds an unknown tensor {stored!r}.")
         if tensor.shape != wanted[name]:
