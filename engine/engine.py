@@ -31,6 +31,8 @@ from engine.request import (
 from engine.runtime import CARD_NAMES, DEFAULT_CARD, NOTHING_TO_REPEAT, Repeat, Runtime, Settings
 from engine.simulation import SimulatedJob
 
+BUDGETS = ("vram", "ram")
+
 if TYPE_CHECKING:
     from engine.images.save import Destination
 
@@ -168,7 +170,8 @@ class Engine:
     def load(self) -> Generator[Event, None, None]:
         """Import torch and bring what the plan keeps into RAM now, so that the first picture need not wait for it.
 
-        Ends quietly when it is cancelled; raises `RequestError` for a device or a model that cannot be used.
+        Ends quietly when it is cancelled, and where the budget is too small for a picture as the model prefers it: the
+        next one may be another. Raises `RequestError` for a device or a model that cannot be used.
         """
         from engine.images.save import Destination
 
@@ -176,6 +179,12 @@ class Engine:
         self.require_weights()
         request = self.resolve(Request("load", seed=0))
         job = Job(self, request, Destination(Path()), image=0, started=time.perf_counter())
+        try:
+            self.runtime().plan(request)
+        except RequestError as error:
+            if error.field in BUDGETS and self._runtime is not None:
+                return
+            raise
         with suppress(CancelledError):
             yield from job.open()
             if not self.settings.simulate:

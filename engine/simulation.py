@@ -54,13 +54,13 @@ class SimulatedJob(Job):
         yield from self._run("encode", "text_encoder", lambda loan: run_encoder(loan, folder.clip_limit))
         yield from self._run("encode", "text_encoder_2", lambda loan: run_encoder(loan, folder.token_limit))
         yield PhaseStarted(**self.stamp(), phase="encode")
-        words = len(self.request.prompt.split())
+        words = len(self.request.prompt.split())  # there is no tokenizer where there are no weights
         yield Encoded(
             **self.stamp(),
             tokens=min(folder.token_limit, max(2, words * 4 // 3 + 1)),
             token_limit=folder.token_limit,
             cached=False,
-            hint="nothing is painted in a simulated run; tokens are estimated from the words.",
+            hint=None,
         )
         loaded = self.layout.plan.phases[0].loaded_bytes
         seconds = profile.encode_seconds(folder.configs["text_encoder_2"], folder.token_limit, loaded)

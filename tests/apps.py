@@ -6,11 +6,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 from textual.pilot import Pilot
 
+from engine.events import Event
+from engine.process import JobEvent
 from tui.app import T2IApp
+from tui.client import Received
 from tui.launch import open_app
 
 PATIENCE = 120  # seconds; what takes longer hangs
@@ -28,10 +31,19 @@ async def running(
     """The app at this size, with its engine ready; or with an engine that never says anything."""
     app = open_app({"color": "truecolor", "preview": "high", **flags})
     if not engine:
-        app.client.start = lambda *_, **__: None  # type: ignore[method-assign]
+        app.client.start = lambda opening: None  # type: ignore[method-assign]
     async with app.run_test(size=size, notifications=True) as pilot:
         await until(pilot, lambda: not engine or app.session.engine_state in ("ready", "refused"))
         yield app, pilot
+
+
+async def engine_says(app: T2IApp, pilot: Pilot[None], *events: Event) -> None:
+    """What the engine would say of the running job, where there is none to say it."""
+    assert app.session.running is not None
+    job_id = app.session.running.id
+    for event in events:
+        app.post_message(Received(cast("Any", None), JobEvent(job_id, event)))
+        await pilot.pause()
 
 
 async def until(pilot: Pilot[None], done: Callable[[], object]) -> None:

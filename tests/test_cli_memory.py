@@ -47,7 +47,7 @@ def test_a_plan_as_json_is_one_object(environment: dict[str, str]) -> None:
     ("flags", "field", "words"),
     [
         ("--vram 12", "vram", "12GiB, or 12GB"),
-        ("--vram 12gb", "vram", "did you mean 12GB"),
+        ("--vram 12gb", "vram", "write 12GB"),
         ("--vram 0", "vram", "from 1MiB"),
         ("--vram=-1GiB", "vram", "from 1MiB"),
         ("--vram 1TiB", "vram", "less than 1TiB"),

@@ -37,6 +37,7 @@ from engine.images.save import Destination, plan_output
 from engine.latents import KeptLatents
 from engine.memory.components import Loan, Placement
 from engine.models.weights import WeightFiles
+from engine.runtime import Repeat
 from tests.tiny import save_tiny
 
 PROMPT = "a red circle above a blue square"
@@ -383,6 +384,21 @@ def test_a_load_before_the_first_picture_brings_everything_in(tmp_path: Path) ->
         assert set(loaded) == {"text_encoder", "text_encoder_2", "transformer", "vae"}
         events = list(engine.generate(Request("a red circle", seed=4, steps=1), plan_output(tmp_path, 1)))
         assert not any(isinstance(event, LoadProgress) for event in events)
+
+
+def test_a_budget_too_small_for_the_models_own_size_does_not_refuse_the_model(tmp_path: Path) -> None:
+    whole = Repeat(tile=0)
+    with Engine.open("demo", device="cpu", repeat=whole) as engine:
+        need = engine.plan(Request("a circle", width=64, height=64)).peak_bytes
+    with Engine.open("demo", device="cpu", vram=f"{need / 2**20 + 0.1:.1f}MiB", repeat=whole) as engine:
+        assert list(engine.load()) == []
+        failed = list(engine.generate(Request("a circle", seed=1), plan_output(tmp_path, 1)))[-1]
+        assert isinstance(failed, Failed)
+        assert "needs at least" in failed.message
+        small_one = Request("a circle", seed=1, width=64, height=64)
+        assert isinstance(list(engine.generate(small_one, plan_output(tmp_path, 1)))[-1], ImageSaved)
+    with Engine.open("demo", device="cpu", ram="900GiB") as engine, pytest.raises(RequestError, match="more than"):
+        list(engine.load())
 
 
 def _fail(*_: object) -> None:

@@ -29,8 +29,8 @@ def test_a_size_is_read_with_its_unit(text: str, size: int | None) -> None:
     ("text", "hint"),
     [
         ("12", "12GiB, or 12GB"),
-        ("12gb", "did you mean 12GB"),
-        ("12gib", "did you mean 12GiB"),
+        ("12gb", "write 12GB"),
+        ("12gib", "write 12GiB"),
         ("12G", "units are"),
         ("0", "from 1MiB"),
         ("0GiB", "from 1MiB"),

@@ -90,7 +90,7 @@ def test_the_engine_is_killed_and_nothing_is_lost(phase: str) -> None:
             killed: list[int] = []
             if phase == "load":
                 app.client.stop()
-                app.client.start(session.model)
+                app.client.start(app.opening(session.model, simulate=False))
             session.parameters.write("steps", "200" if phase == "denoise" else "2")
 
             receive = session.receive

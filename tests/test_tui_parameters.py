@@ -67,7 +67,7 @@ def test_what_is_allowed_is_said(parameters: Parameters) -> None:
         "steps": "1 to 1000",
         "size": "64 to 2048, multiples of 16",
         "guidance": "0 to 30",
-        "precision": "fp32 or bf16",
+        "precision": "fp32, bf16 or fp8",
         "seed": "random, or 0 to 2**63 - 1",
         "count": "1 to 1000",
     }
@@ -90,7 +90,7 @@ def test_what_is_allowed_is_said(parameters: Parameters) -> None:
         ("guidance", 0.3, -1, 0.0),
         ("guidance", 29.9, 1, 30.0),
         ("guidance", 30.0, 1, 30.0),
-        ("precision", "bf16", 1, "fp32"),
+        ("precision", "bf16", 1, "fp8"),
         ("precision", "bf16", -1, "fp32"),
         ("seed", None, 1, None),
         ("seed", None, -1, None),
@@ -184,7 +184,8 @@ def test_a_size_of_ones_own_is_one_of_the_sizes_while_it_is_chosen(parameters: P
         ("guidance", ".25", 0.25),
         ("guidance", "0", 0.0),
         ("precision", "fp32", "fp32"),
-        ("precision", "F", "fp32"),
+        ("precision", "FP3", "fp32"),
+        ("precision", "b", "bf16"),
         ("seed", "0", 0),
         ("seed", str(MAX_SEED), MAX_SEED),
         ("seed", "random", None),
@@ -231,8 +232,8 @@ def test_an_empty_text_is_the_models_own_choice(parameters: Parameters) -> None:
         ("guidance", "nan", "guidance must be a number, 0 to 30; got 'nan'."),
         ("guidance", "1e1", "guidance must be a number, 0 to 30; got '1e1'."),
         ("guidance", ".", "guidance must be a number, 0 to 30; got '.'."),
-        ("precision", "fp16", "precision must be fp32 or bf16, got 'fp16'."),
-        ("precision", "\x1b[2J", "precision must be fp32 or bf16, got '\\x1b[2J'."),
+        ("precision", "fp16", "precision must be fp32, bf16 or fp8, got 'fp16'."),
+        ("precision", "\x1b[2J", "precision must be fp32, bf16 or fp8, got '\\x1b[2J'."),
         ("seed", "-1", "seed must be a whole number, random, or 0 to 2**63 - 1; got '-1'."),
         ("seed", str(MAX_SEED + 1), f"seed must be a whole number from 0 to 2**63 - 1, got {MAX_SEED + 1}."),
         ("seed", "x" * 99, f"seed must be a whole number, random, or 0 to 2**63 - 1; got '{'x' * 40}'."),
@@ -383,7 +384,7 @@ def test_a_value_is_typed_and_taken_over_by_enter(size: tuple[int, int]) -> None
             assert parameters.value("size") == (640, 80)
             await pilot.press("down", ".", "5", "enter")
             assert parameters.value("guidance") == 0.5
-            await pilot.press("down", "enter", "f", "p", "enter")  # letters after Enter only
+            await pilot.press("down", "enter", "f", "p", "3", "enter")  # letters after Enter only
             assert parameters.value("precision") == "fp32"
             await pilot.press("down", "7", "enter", "down", "3", "enter")
             assert (parameters.seed, parameters.count) == (7, 3)

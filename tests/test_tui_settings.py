@@ -51,6 +51,9 @@ def test_every_setting_can_be_in_the_file(read) -> None:
     values, message = read("""
         model = "flux-dev"
         output = "~/pictures"
+        vram = "11.5GiB"
+        ram = "16GB"
+        simulate = true
         theme = "light"
         preview = "low"
         fps = 12
@@ -66,6 +69,9 @@ def test_every_setting_can_be_in_the_file(read) -> None:
     assert merge(values, {}) == Settings(
         model="flux-dev",
         output=Path(os.path.expanduser("~/pictures")),
+        vram="11.5GiB",
+        ram="16GB",
+        simulate=True,
         theme="light",
         preview="low",
         fps=12,
@@ -110,12 +116,18 @@ def test_a_missing_or_empty_file_is_fine(read, tmp_path: Path) -> None:
         ("theme = 1999-01-01", "theme must be the name of a theme, got a date or a time"),
         ('model = " "', "model must be the name or the folder of a model, got ' '"),
         ('model = "a\\u0000b"', "model must be the name or the folder of a model, got 'a\\x00b'"),
+        ("vram = 12", "vram 12 has no unit; write 12GiB, or 12GB for 12 * 10^9 bytes"),
+        ('vram = "12gb"', "vram '12gb' has no unit that is known; did you mean 12GB?"),
+        ("ram = true", "ram must be auto or a size such as 12GiB, got true"),
+        ("ram = nan", "ram must be auto or a size from 1MiB to less than 1TiB, such as 12GiB, got 'nan'"),
+        (f"ram = 0x{'f' * 9000}", "ram must be auto or a size such as 12GiB, got a huge number"),
+        ("simulate = 1", "simulate must be true or false, got 1"),
         ('output = ""', "output must be a folder, got ''"),
         (f'output = "\\u001b[2J{"x" * 99}"', f"output must be a folder, got '\\x1b[2J{'x' * 49}..."),
         ("previw = 1", "there is no key 'previw', the nearest is preview"),
         ("open-forwarded = true", "there is no key 'open-forwarded', the nearest is open_forwarded"),
         ("FPS = 1", "there is no key 'FPS', the nearest is fps"),
-        ('"\\u001b[2J\\u202e" = 1', "there is no key '\\x1b[2J\\u202e', only model, output, theme, preview, fps, "),
+        ('"\\u001b[2J\\u202e" = 1', "there is no key '\\x1b[2J\\u202e', only model, output, vram, ram, simulate, "),
     ],
 )
 def test_a_wrong_line_is_explained_and_the_others_count(line: str, fault: str, read) -> None:
@@ -223,11 +235,17 @@ def test_noise_in_the_file_is_never_a_traceback(seed: int, read) -> None:
 
 def test_flags_are_values_of_settings() -> None:
     flags = parse_arguments(
-        "--model m --output ~/p --theme=t --preview low --fps 60 --no-mouse --color 16 --ascii --images off".split()
+        [
+            *"--model m --output ~/p --vram 12GiB --ram=auto --simulate --theme=t --preview low".split(),
+            *"--fps 60 --no-mouse --color 16 --ascii --images off".split(),
+        ]
     )
     assert flags == {
         "model": "m",
         "output": Path(os.path.expanduser("~/p")),
+        "vram": "12GiB",
+        "ram": "auto",
+        "simulate": True,
         "theme": "t",
         "preview": "low",
         "fps": 60,
@@ -260,6 +278,12 @@ def test_flags_are_values_of_settings() -> None:
         (["--model", ""], "--model must be the name or the folder of a model, got ''"),
         (["--output="], "--output must be a folder, got ''"),
         (["--theme", "\x1b[2J"], "--theme must be the name of a theme, got '\\x1b[2J'"),
+        (["--vram", "12"], "--vram 12 has no unit; write 12GiB, or 12GB for 12 * 10^9 bytes"),
+        (["--vram=0GiB"], "--vram must be auto or a size from 1MiB to less than 1TiB, such as 12GiB, got '0GiB'"),
+        (["--ram", "\x1b"], "--ram must be auto or a size from 1MiB to less than 1TiB, such as 12GiB, got '\\x1b'"),
+        (["--ram"], "--ram needs a value: auto or a size such as 12GiB"),
+        (["--simulate=1"], "--simulate takes no value; write --simulate alone"),
+        (["plam"], "'plam' is not a verb of t2i, the nearest is plan"),
         (["--ascii=1"], "--ascii takes no value; write --ascii alone"),
         (["--no-mouse=yes"], "--no-mouse takes no value; write --no-mouse alone"),
         (["--colour", "256"], "'--colour' is not a flag of t2i, the nearest is --color"),
@@ -315,10 +339,10 @@ def test_help_lists_the_flags_and_the_verbs(capsys: pytest.CaptureFixture[str]) 
             parse_arguments([flag])
         assert not stop.value.code
         shown = capsys.readouterr().out
-        names = "model output theme preview fps no-mouse color ascii images version".split()
+        names = "model output vram ram theme preview fps simulate no-mouse color ascii images version".split()
         assert [name for name in names if f"--{name}" not in shown] == []
         verbs = shown.partition("verbs:\n")[2].splitlines()
-        assert [line.split()[1] for line in verbs] == ["generate", "doctor", "smoke", "keys"]
+        assert [line.split()[1] for line in verbs] == ["generate", "plan", "models", "doctor", "smoke", "keys"]
 
 
 def test_version_wins_over_other_words(capsys: pytest.CaptureFixture[str]) -> None:

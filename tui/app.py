@@ -18,8 +18,8 @@ from textual.app import App, SystemCommand
 from textual.screen import Screen
 
 from engine import folders
-from engine.events import ImageSaved
-from engine.process import JobEvent, JobRefused, LoadEvent, ModelLoaded, ModelOpened, ModelRefused
+from engine.events import ImageSaved, Noticed
+from engine.process import JobEvent, JobRefused, LoadEvent, Message, ModelLoaded, ModelOpened, ModelRefused, OpenModel
 from engine.request import RequestError
 from tui.bindings import Keys, bindings_of
 from tui.card import Card, CardSample
@@ -84,7 +84,8 @@ class T2IApp(App[None]):
         if themes.problem:
             self._notices.append(themes.problem)
         history = History.open(folders.state_dir())
-        self.session = Session(history, settings.model or DEFAULT_MODEL, str(settings.output or ""))
+        model, output = settings.model or DEFAULT_MODEL, str(settings.output or "")
+        self.session = Session(history, model, output, simulate=settings.simulate)
         self._draft, values = self.session.adopt()
         if settings.model is None:
             self.session.model = str(values.get("model") or DEFAULT_MODEL)
@@ -167,7 +168,7 @@ class T2IApp(App[None]):
         gc.enable()
         if self._draft:
             self.main.prompt.put(self._draft)
-        self._start_engine(self.session.model)
+        self._start_engine(self.opening(self.session.model, self.settings.simulate))
         self.main.update(follow=True)
         if self.session.queue:
             waiting = counted(len(self.session.queue), "picture")
@@ -217,13 +218,15 @@ class T2IApp(App[None]):
         sentence = self.session.receive(received.content)
         if sentence:
             self.say(sentence, "error")
+        self._tell_noticed(received.content)
         match received.content:
-            case ModelLoaded(device_uuid=uuid) if uuid:
-                self._card = Card(uuid)
+            case ModelLoaded(device_uuid=uuid):
+                self._card, self.card_sample = Card(uuid) if uuid else None, None
                 self.sample_card()
             case ModelRefused():
                 self.client.stop()  # the next job tries again, in a fresh process: the folder may be there by then
-            case ModelOpened():
+            case ModelOpened() as opened:
+                self.client.opened(opened)
                 self.main.parameters_changed()
             case JobRefused(field="output") if was_running is not None:
                 self._offer_another_place()
@@ -240,6 +243,13 @@ class T2IApp(App[None]):
                 if isinstance(screen, PicturesScreen):
                     screen.refresh_folder()
             self.go_on()
+
+    def _tell_noticed(self, message: Message) -> None:
+        """What the engine noticed, where it is news."""
+        match message:
+            case JobEvent(event=Noticed(message=text)) | LoadEvent(event=Noticed(message=text)):
+                if self.session.is_news(text):
+                    self.say(text, "warning")
 
     def on_stepped(self, stepped: Stepped) -> None:
         """The latest step."""
@@ -272,16 +282,21 @@ class T2IApp(App[None]):
         follow = self.main.follows
         job = self.session.begin_next()
         if job is not None:
-            if self.client.pid is None or self.client.model != job.model:
-                self._start_engine(job.model)
+            opening = self.opening(job.model, job.simulated)
+            if not self.client.has_open(opening):
+                self._start_engine(opening)
             self.client.paint(job)
         self.main.update(follow=follow and job is not None)
 
-    def _start_engine(self, model: str) -> None:
+    def opening(self, model: str, simulate: bool) -> OpenModel:
+        """How a model is opened: with the budgets of this session."""
+        return OpenModel(model, vram=self.settings.vram, ram=self.settings.ram, simulate=simulate)
+
+    def _start_engine(self, opening: OpenModel) -> None:
         """A fresh process. Where none can be made, that is how it ended."""
         self.session.engine_state = "starting"
         try:
-            self.client.start(model)
+            self.client.start(opening)
         except OSError as error:
             reason = f"the engine could not be started: {(error.strerror or 'unknown reason').lower()}."
             self.session.paused = bool(self.session.queue)

@@ -119,6 +119,7 @@ COMMANDS = (
     Command("history.search", "main", "ctrl+r h", "search_history", "History", "Search the prompts so far"),
     Command("prompt.editor", "main", "e", "edit", "Edit", "Write the prompt in $EDITOR"),
     Command("prompt.focus", "main", "f2", "toggle_focus", "Prompt", "Between the prompt and the pictures"),
+    Command("view.plan", "main", "P", "plan", "Plan", "How the picture fits into memory, and why"),
     Command("view.preview", "main", "w", "cycle_preview", "Preview", "Live preview off, low or high"),
     Command("view.gallery", "main", "l", "gallery", "Gallery", "All pictures of the output folder"),
     Command("output.change", "main", "O", "change_output", "Output folder", "Save pictures to another folder"),

@@ -14,7 +14,7 @@ from textual.worker import Worker
 
 from engine import process
 from engine.events import StepFinished
-from engine.process import EngineProcess, JobEvent
+from engine.process import EngineProcess, JobEvent, ModelOpened, OpenModel
 from tui.jobs import Job
 
 
@@ -67,7 +67,8 @@ class EngineClient:
         self._run_worker = run_worker
         self.update_seconds = 1 / updates_per_second
         self.preview_seconds = 1 / previews_per_second
-        self.model = ""  # that the process was started with
+        self._opening: OpenModel | None = None  # what the process was started with
+        self._model = ""  # what the process calls its model
         self._process: EngineProcess | None = None
         self._dying = False  # the pipe has closed, and why is being found out
         self._closed = False
@@ -86,13 +87,24 @@ class EngineClient:
         """Whether a message is from the present process."""
         return message.engine is self._process
 
-    def start(self, model: str, device: str = "auto") -> None:
-        """Open `model` in a fresh process; what happens comes as messages. Raises `OSError` where none can be made."""
+    def has_open(self, opening: OpenModel) -> bool:
+        """Whether the process is there, with this model, these budgets and this way to work."""
+        if self._process is None or self._opening is None:
+            return False
+        return opening in (self._opening, replace(self._opening, model=self._model))
+
+    def opened(self, message: ModelOpened) -> None:
+        """The model is known by its full name, too."""
+        self._model = message.model
+
+    def start(self, opening: OpenModel) -> None:
+        """Open a model in a fresh process; what happens comes as messages. Raises `OSError` where none can be made."""
         self.stop()
         if self._closed:
             return
-        self._process, self._dying, self.model = (engine := EngineProcess()), False, model
-        engine.send(process.OpenModel(model, device))
+        self._process, self._dying = (engine := EngineProcess()), False
+        self._opening, self._model = opening, opening.model
+        engine.send(opening)
         self._run_worker(lambda: self._read(engine), name="engine", thread=True, exit_on_error=False)
 
     def paint(self, job: Job) -> None:

@@ -1,4 +1,4 @@
-"""One job, one picture: what was asked for, and what became of it."""
+"""One job, one picture: what was asked for, and what became of it. A simulated one ends without a picture."""
 
 from __future__ import annotations
 
@@ -26,4 +26,6 @@ class Job:
     created: float = field(default_factory=time.time)  # seconds since the epoch
     message: str = ""  # why it failed, where it was cancelled, or a notice
     path: Path | None = None  # of the finished picture
-    seconds: float | None = None  # that it took, loading included
+    seconds: float | None = None  # that it took, loading included; of a simulated one an estimate
+    simulated: bool = False  # only its plan, memory and time are played through
+    peak_bytes: int | None = None  # of the card, measured; of a simulated one what it held

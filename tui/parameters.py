@@ -64,7 +64,7 @@ class Parameters:
             return f"1 to {MAX_COUNT}"
         option = self._option("width" if name == "size" else name)
         if option.choices:
-            return " or ".join(option.choices)
+            return " or ".join(filter(None, (", ".join(option.choices[:-1]), option.choices[-1])))
         step = f", multiples of {option.multiple:g}" if name == "size" else ""
         return f"{option.low:g} to {option.high:g}{step}"
 

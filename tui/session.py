@@ -20,9 +20,14 @@ from engine.events import (
     ImageSaved,
     LatentsRestored,
     Phase,
+    PhaseFinished,
+    Plan,
+    Planned,
     Preview,
+    Simulated,
     StepFinished,
 )
+from engine.plan_text import part_of
 from engine.process import JobEvent, JobRefused, LoadEvent, Message, ModelLoaded, ModelOpened, ModelRefused
 from engine.progress import PictureProgress
 from engine.request import MAX_SEED, Request, RequestError
@@ -39,8 +44,10 @@ MAX_DEATHS = 2  # of the engine in a row, before the queue waits for the person
 class Session:
     """One evening. Methods that the person asks for raise `RequestError` with one sentence."""
 
-    def __init__(self, history: History, model: str, output: str) -> None:
+    def __init__(self, history: History, model: str, output: str, *, simulate: bool = False) -> None:
+        """`simulate`: new jobs are only simulated."""
         self.history = history
+        self.simulate = simulate
         self.model = model
         self.output = output  # "": the default folder
         self.parameters = Parameters()
@@ -57,7 +64,10 @@ class Session:
         self.hint = ""
         self.ended_in: Phase | None = None  # where the last job was cancelled or failed
         self.restored = False  # the running picture was denoised by an earlier run
+        self.estimated: set[Phase] = set()  # phases of the picture in work whose seconds nobody measured
+        self.plans: dict[str, Plan] = {}  # of this session's jobs, by their ids; the running or last one is last
         self.peak_bytes: int | None = None  # that the last picture took, which the next one will take, too
+        self._told: set[str] = set()  # what the engine noticed
         self._highest_bytes = 0
         self._deaths = 0  # of the engine, without anything done in between
 
@@ -92,7 +102,7 @@ class Session:
         for prompt in expansion.prompts:
             for number in range(count):  # one job a picture: each can be moved, removed and recovered by itself
                 request = Request(prompt, seed=seed + number, template=template, **self.parameters.chosen)
-                jobs.append(Job(request, self.model, self.output))
+                jobs.append(Job(request, self.model, self.output, simulated=self.simulate))
         if new_seed and self.parameters.seed is not None:
             self.parameters.seed = seed
         self.history.add_prompt(text)
@@ -137,7 +147,7 @@ class Session:
 
     def retry(self, job: Job) -> Job:
         """The same request as a new job at the head of the queue."""
-        again = Job(job.request, self.model, self.output)
+        again = Job(job.request, self.model, self.output, simulated=self.simulate)
         self.queue.insert(0, again)
         self.history.put(again)
         self.save_order()
@@ -172,13 +182,35 @@ class Session:
         self.history.remove(job_id)
 
     def waiting_seconds(self) -> float | None:
-        """How long queue and running job will take, by the last picture that was made; None before there is one."""
-        last = next((job for job in self.results if job.seconds is not None), None)
-        if last is None or last.seconds is None or not self._work(last):
+        """How long queue and running job will take, by the last picture that was made; None before there is one.
+
+        Simulated ones count for nothing: their seconds are a card's, not ours.
+        """
+        last = next((job for job in self.results if job.seconds is not None and not job.simulated), None)
+        waiting = [job for job in self.queue if not job.simulated]
+        if last is None or last.seconds is None or not self._work(last) or not waiting:
             return None
         each = last.seconds / self._work(last)
-        running = (self.progress.remaining_seconds or each * self._work(self.running)) if self.running else 0.0
-        return running + each * sum(map(self._work, self.queue))
+        total = each * sum(map(self._work, waiting))
+        if self.running is not None and not self.running.simulated:
+            total += self.progress.remaining_seconds or each * self._work(self.running)
+        return total
+
+    @property
+    def planned(self) -> str:
+        """The id of the job whose plan counts: the running one, or the last one; "" before there is one."""
+        return self.running.id if self.running is not None else next(reversed(self.plans), "")
+
+    @property
+    def plan(self) -> Plan | None:
+        """Of the running job, or of the last one; None before it is known."""
+        return self.plans.get(self.planned)
+
+    def is_news(self, sentence: str) -> bool:
+        """Whether something that the engine noticed was not told yet; from now on it was."""
+        news = sentence not in self._told
+        self._told.add(sentence)
+        return news
 
     def _work(self, job: Job) -> float:
         """Steps times pixels: what a picture's time goes with."""
@@ -218,7 +250,8 @@ class Session:
             case ModelOpened(model=model, options=options):
                 self.engine_state, self.model = "loading", model
                 self.parameters.announce(options)
-                self.history.save("model", model)
+                if not self.simulate:  # which needs no files of the model
+                    self.history.save("model", model)
                 if self.running is None:
                     self.progress.start("load")
             case ModelLoaded(device_name=name, seconds=seconds):
@@ -230,6 +263,7 @@ class Session:
                 self.engine_state = "refused"
                 self.paused = True
                 self._back_to_queue()
+                self._new_progress()  # of loading, where no job ran
                 return text
             case LoadEvent(event=event):
                 if self.running is None:
@@ -288,17 +322,29 @@ class Session:
         used = event.memory.device_peak_bytes or event.memory.ram_bytes
         self._highest_bytes = max(self._highest_bytes, used)
         match event:
-            case StepFinished(preview=Preview() as preview):
-                self.preview = preview
+            case Planned(plan=plan):
+                self.plans.pop(job.id, None)
+                self.plans[job.id] = plan
+                while len(self.plans) > SHOWN_RESULTS:
+                    del self.plans[next(iter(self.plans))]
+            case PhaseFinished(phase=phase, estimated=True):
+                self.estimated.add(phase)
+            case StepFinished(preview=preview, estimated=estimated):
+                self.preview = preview or self.preview
+                if estimated:
+                    self.estimated.add("denoise")
             case Encoded(hint=str(hint)):
                 self.hint = hint
             case LatentsRestored():
                 self.restored = True
-            case ImageSaved(path=path, seconds_by_phase=seconds, notice=notice):
+            case ImageSaved(path=path, seconds_by_phase=seconds, notice=notice, measured_peak_bytes=measured):
                 self._deaths = 0
                 self.peak_bytes = self._highest_bytes
-                self._finish("done", notice or job.message, path, sum(seconds.values()))
+                self._finish("done", notice or job.message, path, sum(seconds.values()), measured)
                 return notice or ""
+            case Simulated(seconds_by_phase=seconds, peak_bytes=held):
+                self._deaths = 0
+                self._finish("done", _summary(event), None, sum(seconds.values()), held)
             case Failed(message=text, phase=phase):
                 self._ended_in(phase)
                 self._finish("failed", f"in {phase}: {text}")
@@ -310,13 +356,23 @@ class Session:
                 self._finish("cancelled", f"cancelled at {place}")
         return ""
 
-    def _finish(self, state: State, message: str = "", path: Path | None = None, seconds: float | None = None) -> None:
+    def _finish(
+        self,
+        state: State,
+        message: str = "",
+        path: Path | None = None,
+        seconds: float | None = None,
+        peak_bytes: int | None = None,
+    ) -> None:
         assert self.running is not None
-        job = replace(self.running, state=state, message=message, path=path, seconds=seconds)
+        job = replace(self.running, state=state, message=message, path=path, seconds=seconds, peak_bytes=peak_bytes)
         self.running, self.cancelling = None, False
         self.results.insert(0, job)
         del self.results[SHOWN_RESULTS:]
-        self.history.put(job)
+        if job.simulated:  # no picture: nothing of it is kept but its prompt
+            self.history.remove(job.id)
+        else:
+            self.history.put(job)
 
     def _back_to_queue(self) -> None:
         if self.running is not None:
@@ -333,6 +389,7 @@ class Session:
         """Nothing runs; memory is as it was."""
         memory, self.progress = self.progress.memory, PictureProgress()
         self.progress.memory = memory
+        self.estimated = set()
 
     def _runs(self, job_id: str) -> bool:
         return self.running is not None and self.running.id == job_id
@@ -342,3 +399,9 @@ class Session:
             if job.id == job_id:
                 return place
         raise RequestError("queue", "this job does not wait any more.")
+
+
+def _summary(event: Simulated) -> str:
+    """What a simulated job ended with: simulated: peak 9.1 of 12.0 GiB, denoise."""
+    phase = max(event.peak_bytes_by_phase, key=lambda name: event.peak_bytes_by_phase[name], default="")
+    return f"simulated: peak {part_of(event.peak_bytes, event.budget_bytes)}" + (f", {phase}" if phase else "")

@@ -29,15 +29,19 @@ Rule = tuple[str, Callable[[object], object]]
 FLAGS = {  # that take a value; each is named like its setting
     "model": ("M", "a name or a folder; without it, the last one used"),
     "output": ("DIR", "the folder that pictures go into"),
+    "vram": ("SIZE", "the most memory of the card to use, such as 12GiB; auto: what is free"),
+    "ram": ("SIZE", "the most memory of the machine to use, such as 16GiB; auto: what is free"),
     "theme": ("T", "the colours of the app, such as dark"),
     "preview": ("|".join(get_args(Preview)), "the picture while it is being made"),
     "fps": ("N", f"updates per second while a job runs, 1 to {MAX_FPS} or auto"),
     "color": ("|".join(get_args(Color)), "the colours that the terminal can show"),
     "images": ("|".join(get_args(Images)), "the full-screen view by Kitty or Sixel graphics"),
 }
-SWITCHES = ("no-mouse", "ascii", "help", "version")
+SWITCHES = ("simulate", "no-mouse", "ascii", "help", "version")
 VERBS = {
     "generate": "make pictures without the app, from a prompt or a file of them",
+    "plan": "whether a picture fits into a card's memory, before anything is loaded",
+    "models": "check a model's files and the error of its FP8 form",
     "doctor": "what this machine has, and what to do if something is missing",
     "smoke": "make a small picture, to see that everything works",
     "keys": "the keys of the app",
@@ -50,6 +54,9 @@ class Settings:
 
     model: str | None = None  # a name or a folder; None: the one used last
     output: Path | None = None  # a folder, not checked yet; None: `engine.folders.default_output_dir`
+    vram: str = "auto"  # a size as `engine.memory.budget.read_size` takes it: never to be exceeded
+    ram: str = "auto"
+    simulate: bool = False  # nothing is painted: plan, memory and time are played through, without weights
     theme: str = "dark"
     preview: Preview = "auto"
     fps: int | Literal["auto"] = "auto"  # updates per second while a job runs, 1 to 60
@@ -80,12 +87,12 @@ def read_config(path: Path) -> tuple[dict[str, Any], str | None]:
         return {}, _escaped(f"{_quoted(path)} is not used: {error}.")
     values: dict[str, Any] = {}
     faults = []
-    for key, (allowed, read) in RULES.items():
+    for key, (_, read) in RULES.items():
         if key in found:
             try:
                 values[key] = read(found[key])
-            except ValueError:
-                faults.append(f"{key} must be {allowed}, got {_shown(found[key])}")
+            except ValueError as error:
+                faults.append(_fault(key, found[key], error))
     unknown = [key for key in found if key not in RULES]
     every = f", only {', '.join(RULES)}"
     faults += [f"there is no key {_shown(key)}{_nearest(key, RULES) or every}" for key in unknown[:MAX_UNKNOWN]]
@@ -119,11 +126,10 @@ def parse_arguments(argv: Sequence[str]) -> dict[str, Any]:
         _refuse(_stray(rest[0]))
     values = {}
     for name, value in given.items():
-        allowed, read = RULES[name]
         try:
-            values[name] = read(int(value) if name == "fps" and value.isdecimal() else value)
-        except ValueError:
-            _refuse(f"--{name} must be {allowed}, got {_shown(value)}")
+            values[name] = RULES[name][1](int(value) if name == "fps" and value.isdecimal() else value)
+        except ValueError as error:
+            _refuse(f"--{_fault(name, value, error)}")
     return values
 
 
@@ -139,10 +145,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, (metavar, purpose) in FLAGS.items():
         parser.add_argument(f"--{name}", metavar=metavar, help=purpose)
+    parser.add_argument(
+        "--simulate", action="store_true", help="show memory and time without painting, without weights"
+    )
     parser.add_argument("--no-mouse", dest="mouse", action="store_false", help="leave the mouse to the terminal")
     parser.add_argument("--ascii", action="store_true", help="draw with ASCII characters only")
     parser.add_argument("--version", action="store_true", help="show the version")
     return parser
+
+
+def _fault(name: str, value: object, error: ValueError) -> str:
+    """What is wrong with a value of this setting, as a clause: the engine's own words where it gave some."""
+    from engine.request import RequestError
+
+    if isinstance(error, RequestError):
+        return str(error).rstrip(".")
+    return f"{name} must be {RULES[name][0]}, got {_shown(value)}"
 
 
 def _stray(word: str) -> str:
@@ -208,6 +226,21 @@ def _fps(value: object) -> object:
     return value
 
 
+def _budget(name: str) -> Rule:
+    def read(value: object) -> object:
+        from engine.memory.budget import read_size
+
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            raise ValueError
+        if not isinstance(value, str) and abs(value) >= 10**9:
+            raise ValueError
+        text = value if isinstance(value, str) else f"{value:.9g}"  # a number: told that it lacks its unit
+        read_size(text, name)
+        return text
+
+    return "auto or a size such as 12GiB", read
+
+
 def _switch(value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError
@@ -227,6 +260,9 @@ def _one_of(names: tuple[str, ...]) -> Rule:
 RULES: dict[str, Rule] = {
     "model": ("the name or the folder of a model", _text),
     "output": ("a folder", _folder),
+    "vram": _budget("vram"),
+    "ram": _budget("ram"),
+    "simulate": ("true or false", _switch),
     "theme": ("the name of a theme", _text),
     "preview": _one_of(get_args(Preview)),
     "fps": (f"auto or a whole number from 1 to {MAX_FPS}", _fps),

@@ -42,7 +42,7 @@ def read_size(text: str, field: str) -> int | None:
         )
     if unit not in UNITS:
         near = next((name for name in UNITS if name.lower() == unit.lower()), None)
-        hint = f"did you mean {match[1]}{near}?" if near else f"units are {', '.join(UNITS)}."
+        hint = f"write {match[1]}{near}." if near else f"units are {', '.join(UNITS)}."
         raise RequestError(field, f"{field} {shown} has no unit that is known; {hint}")
     size = int(number * UNITS[unit])
     if not MIN_BYTES <= size <= MAX_BYTES:

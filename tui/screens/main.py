@@ -20,6 +20,7 @@ from textual.timer import Timer
 from textual.widgets import OptionList, Static, TextArea
 
 from engine.events import Preview
+from engine.plan_text import plan_summary
 from engine.request import MAX_PROMPT_CHARACTERS, RequestError
 from tui.bindings import LIST_BAR, PROMPT_BAR, bindings_of
 from tui.jobs import Job
@@ -122,7 +123,13 @@ class MainScreen(PicturesScreen):
         if self._is_covered:
             return
         session = self.t2i.session
-        self.timeline.show(session.progress, self._status(), skipped=session.restored, failed=session.ended_in)
+        self.timeline.show(
+            session.progress,
+            self._status(),
+            skipped=session.restored,
+            failed=session.ended_in,
+            estimated=session.estimated,
+        )
         self._update_gauges()
         self._show_live()
 
@@ -131,18 +138,22 @@ class MainScreen(PicturesScreen):
         texts = []
         if session.cancelling:
             texts.append("cancelling ...")
+        last = session.results[0] if session.results else None
+        ready = last.message if last is not None and last.simulated and last.state == "done" else "ready"
         if session.running is None:
             texts.append(
                 {
                     "starting": "starting the engine",
                     "loading": "loading the model",
-                    "ready": "ready",
+                    "ready": ready,
                     "gone": "the engine is off; the next picture starts it",
                     "refused": "no model can be used",
                 }[session.engine_state]
                 if not session.paused or not session.queue
                 else f"paused, {len(session.queue)} waiting: {self.t2i.pause_keys} goes on"
             )
+        elif session.plan is not None and session.progress.step == 0 and not session.hint:
+            texts.append(f"plan: {plan_summary(session.plan)}")
         if session.hint:
             texts = texts if texts != ["ready"] else []
             texts.append(f"hint: {session.hint}")
@@ -151,7 +162,7 @@ class MainScreen(PicturesScreen):
     def _update_header(self) -> None:
         session, profile = self.t2i.session, self.t2i.profile
         parameters = session.parameters
-        left = [Path(session.model).name or session.model]
+        left = [Path(session.model).name or session.model, *(["simulated"] if session.simulate else [])]
         first = ("seed", "count", "size", "steps")  # what does not fit is left out from the end
         names = parameters.names()
         for name in sorted(names, key=lambda name: first.index(name) if name in first else len(first)):
@@ -173,26 +184,39 @@ class MainScreen(PicturesScreen):
         self.query_one(HeaderLine).show(tuple(left), tuple(right))
 
     def _update_gauges(self) -> None:
+        memory, card = self._memory_level(), self._card_level()
+        self.query_one("#gauge", Gauge).show(card or memory)
+        ram = self.query_one("#ram", Gauge)
+        ram.show(memory if card is not None else None)
+        ram.set_class(card is not None, "-beside-card")
+
+    def _memory_level(self) -> Level:
+        """RAM; where no card is in use, with the peak to expect there."""
         session = self.t2i.session
-        memory, card = session.progress.memory, self.t2i.card_sample
-        if memory is None:
-            memory_level = Level("RAM", 0, self._ram_bytes, notes=session.device)
-        else:
-            peak = None if card is not None else session.peak_bytes
-            notes = session.device if card is None else ""
-            memory_level = Level("RAM", memory.ram_bytes, self._ram_bytes, peak, notes=notes)
-        if card is None:
-            self.query_one("#gauge", Gauge).show(memory_level)
-            self.query_one("#ram", Gauge).show(None)
-            return
-        parts = [f"GPU {card.utilization}%" if card.utilization is not None else ""]
-        parts.append(f"{card.temperature} C" if card.temperature is not None else "")
-        parts.append(f"{card.watts:.0f} W" if card.watts is not None else "")
-        level = Level(
-            "VRAM", card.used_bytes, card.total_bytes, session.peak_bytes, notes=" ".join(filter(None, parts))
+        memory, plan = session.progress.memory, session.plan
+        alone = self.t2i.card_sample is None and (memory is None or memory.device_bytes is None)
+        return Level(
+            "RAM",
+            0 if memory is None else memory.ram_bytes,
+            self._ram_bytes,
+            session.peak_bytes if alone and memory is not None else None,
+            (plan.ram_budget_bytes or None) if plan is not None else None,
+            session.device if alone else "",
         )
-        self.query_one("#gauge", Gauge).show(level)
-        self.query_one("#ram", Gauge).show(memory_level)
+
+    def _card_level(self) -> Level | None:
+        """The card, or the simulated one; None where there is none."""
+        session, card = self.t2i.session, self.t2i.card_sample
+        plan, memory = session.plan, session.progress.memory
+        if card is not None:
+            parts = [f"GPU {card.utilization}%" if card.utilization is not None else ""]
+            parts.append(f"{card.temperature} C" if card.temperature is not None else "")
+            parts.append(f"{card.watts:.0f} W" if card.watts is not None else "")
+            peak, budget = (session.peak_bytes, None) if plan is None else (plan.peak_bytes, plan.budget_bytes or None)
+            return Level("VRAM", card.used_bytes, card.total_bytes, peak, budget, " ".join(filter(None, parts)))
+        if plan is None or memory is None or memory.device_bytes is None:
+            return None
+        return Level("VRAM", memory.device_bytes, plan.budget_bytes, plan.peak_bytes, notes=plan.target)
 
     def _shows_live(self) -> bool:
         """The live preview is shown while the prompt has the focus, or the running job is selected."""
@@ -222,9 +246,20 @@ class MainScreen(PicturesScreen):
         elif job.path is None:
             if session.running is None or job.id != session.running.id:
                 self._shown_path = None
-                self.picture.show(None, job.message or job.state)
+                self.picture.show(None, self._told(job))
         elif job.path != self._shown_path:
             self._load_thumbnail(job)
+
+    def _told(self, job: Job) -> str:
+        """What stands where a job has no picture: what became of it; of a simulated one, its plan in short."""
+        texts = [job.message or job.state]
+        plan = self.t2i.session.plans.get(job.id)
+        if job.simulated and plan is not None:
+            texts.append(f"plan: {plan_summary(plan)}")
+            if job.seconds is not None:
+                texts.append(f"~{duration(job.seconds)} on {plan.target}")
+            texts.append(f"{self.t2i.keys.shown('view.plan')} shows the whole plan")
+        return "\n".join(texts)
 
     def _load_thumbnail(self, job: Job) -> None:
         path, room = job.path, self.picture.room
@@ -482,6 +517,20 @@ class MainScreen(PicturesScreen):
         self.query_one(ParametersPanel).update()
         self._update_header()
         self._show_variants()
+
+    def action_plan(self) -> None:
+        """The plan of the selected job in the list; else of the running one, or of the last."""
+        from tui.screens.plan import PlanWindow
+
+        session = self.t2i.session
+        selected = self.jobs.selected_id if self.jobs.has_focus else None
+        job_id = selected if selected in session.plans else session.planned
+        plan, job = session.plans.get(job_id), session.find(job_id)
+        if plan is None:
+            self.t2i.say("There is no plan yet; it comes with the next picture, before anything is loaded.")
+            return
+        close_keys = self.t2i.keys.pressed("view.plan")
+        self.app.push_screen(PlanWindow(plan, job, close_keys, ascii_only=self.t2i.profile.ascii))
 
     def action_cycle_preview(self) -> None:
         """Live preview off, low, high."""

@@ -141,7 +141,8 @@ class PicturesScreen(Screen[None]):
             except RequestError as error:
                 self.t2i.say(str(error), "error")
         elif job is not None:
-            self.app.push_screen(ReadText("a job without a picture", job_rows(job), keys))
+            title = "a simulated job" if job.simulated else "a job without a picture"
+            self.app.push_screen(ReadText(title, job_rows(job), keys))
         else:
             self._nothing()
 
@@ -198,9 +199,11 @@ class PicturesScreen(Screen[None]):
             except RequestError as error:
                 self.t2i.say(str(error), "error")
             self.pictures_changed()
-        elif job is not None and job.state in ("failed", "cancelled"):
+        elif job is not None and (job.state in ("failed", "cancelled") or (job.simulated and job.state == "done")):
             session.forget_result(job.id)
             self.pictures_changed()
+            if job.state == "done":
+                self.t2i.say("There was no picture to delete; the simulated job is off the list.")
         elif path is not None:
 
             def answered(yes: bool | None) -> None:
@@ -261,7 +264,12 @@ class PicturesScreen(Screen[None]):
         return path
 
     def _nothing(self) -> None:
-        self.t2i.say("There is no picture here yet.")
+        job = self.selected_job()
+        if job is not None and job.simulated:
+            key = self.t2i.keys.shown("image.remix", letter=True)
+            self.t2i.say(f"This job is simulated, so there is no picture; {key} takes its prompt over.")
+        else:
+            self.t2i.say("There is no picture here yet.")
 
 
 def move_to_trash(path: Path) -> Path:
@@ -294,10 +302,13 @@ def record_rows(path: Path, record: Record) -> list[tuple[str, str]]:
 
 def job_rows(job: Job) -> list[tuple[str, str]]:
     """What a job asked for and what became of it, for reading."""
-    rows = [("state", job.state), ("message", job.message), ("prompt", job.request.prompt)]
+    state = f"{job.state}, simulated" if job.simulated else job.state
+    rows = [("state", state), ("message", job.message), ("prompt", job.request.prompt)]
     rows += [("template", job.request.template or "")]
     rows += [(name, _shown(value)) for name, value in _choices(job.request)]
-    return [(name, text) for name, text in [*rows, ("model", job.model)] if text]
+    took = duration(job.seconds) if job.seconds is not None else ""
+    rows += [("model", job.model), ("would take", f"~{took}" if took and job.simulated else "")]
+    return [(name, text) for name, text in rows if text]
 
 
 def _choices(request: Request) -> list[tuple[str, Any]]:

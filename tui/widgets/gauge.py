@@ -79,9 +79,9 @@ class Gauge(Widget):
             text += f"  budget {size(level.budget_bytes)}"
         if level.peak_bytes is not None:
             text += f"  {self.tick} peak {size(level.peak_bytes)}"
-        if level.notes:
-            text += f"  {level.notes}"
         label = f"{level.label} "
+        if level.notes and width - len(label) - len(text) - len(level.notes) >= 12:
+            text += f"  {level.notes}"  # the bar comes first
         cells = min(40, max(0, width - len(label) - len(text)), max(10, width // 3))
         if cells < 6:
             return label, "", shortened(text, width - len(label), self._ellipsis)

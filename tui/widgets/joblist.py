@@ -10,7 +10,7 @@ from textual.widgets.option_list import Option
 
 from tui.jobs import Job, State
 from tui.session import Session
-from tui.text import duration, shortened
+from tui.text import duration, shortened, size
 
 MARKS: dict[State, str] = {
     "queued": "\u25cb",
@@ -31,6 +31,7 @@ class JobList(OptionList):
     def __init__(self, *, ascii_only: bool = False, is_favourite: Callable[[Job], bool], id: str | None = None) -> None:
         super().__init__(id=id, markup=False, compact=True)
         self._marks = ASCII_MARKS if ascii_only else MARKS
+        self._simulated = "~" if ascii_only else "\u25c7"
         self._star = "+" if ascii_only else "\u2605"
         self._is_favourite = is_favourite
         self._rows: list[tuple[str, str]] = []
@@ -76,9 +77,14 @@ class JobList(OptionList):
         if job.state in ("queued", "running"):
             what = {"queued": "waits", "running": "runs"}[job.state]
         elif job.seconds is not None:
-            what = duration(job.seconds)
+            what = ("~" if job.simulated else "") + duration(job.seconds)
         else:
             what = "stopped" if job.state == "cancelled" else job.state
         seed = "" if job.request.seed is None else str(job.request.seed)
         prompt = shortened(job.request.prompt, MAX_PROMPT)
-        return f"{self._marks[job.state]}{star} {what:<7} {seed:>10}  {prompt}"
+        mark = self._marks[job.state]
+        if job.simulated:
+            mark = self._simulated if job.state == "done" else mark
+            seed = "simulated"
+            prompt = f"{size(job.peak_bytes)}  {prompt}" if job.peak_bytes is not None else prompt
+        return f"{mark}{star} {what:<7} {seed:>10}  {prompt}"

@@ -35,7 +35,10 @@ class PictureView(Widget):
         self._offset = (0, 0)
 
     def show(self, frame: Preview | None, caption: str = "") -> None:
-        """Show `frame` (None: nothing) over `caption`; costs nothing when both are shown already."""
+        """Show `frame` (None: nothing) over `caption`; costs nothing when both are shown already.
+
+        Without a frame the caption may have several lines.
+        """
         if frame is not self._frame:
             self._frame, self._caption = frame, caption
             self._arrange()
@@ -77,7 +80,9 @@ class PictureView(Widget):
         background = self.rich_style
         left, top = self._offset
         if not self._strips:
-            lines = wrap(printable(self._caption), max(1, width - 2))[: self.size.height]
+            texts = self._caption.split("\n")
+            lines = [line for text in texts for line in wrap(printable(text), max(1, width - 2)) or [""]]
+            del lines[self.size.height :]
             row = y - (self.size.height - len(lines)) // 2
             return _centred(lines[row] if 0 <= row < len(lines) else "", width, background)
         if y == self._caption_row:

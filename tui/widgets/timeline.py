@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
@@ -49,14 +51,22 @@ class Timeline(Widget):
         self.status = ""  # what is said in the last line when nothing runs, and before the rest when something does
         self.skipped = False  # encode and denoise were done by an earlier run
         self.failed: Phase | None = None
+        self.estimated: Collection[Phase] = ()  # whose seconds nobody measured
         self._lines: list[Strip] = []
         self._shown: tuple[object, ...] = ()
 
     def show(
-        self, progress: PictureProgress, status: str = "", *, skipped: bool = False, failed: Phase | None = None
+        self,
+        progress: PictureProgress,
+        status: str = "",
+        *,
+        skipped: bool = False,
+        failed: Phase | None = None,
+        estimated: Collection[Phase] = (),
     ) -> None:
         """Take over the state; repaints only if anything that is seen changed."""
         self.progress, self.status, self.skipped, self.failed = progress, status, skipped, failed
+        self.estimated = estimated
         self._arrange()
 
     def on_resize(self) -> None:
@@ -117,8 +127,12 @@ class Timeline(Widget):
         if phase == "denoise" and state == "running" and self.progress.steps:
             text += f" {self.progress.step}/{self.progress.steps}"
         elif phase in self.progress.seconds:
-            text += f" {duration(self.progress.seconds[phase])}"
+            text += f" {self._about(phase)}{duration(self.progress.seconds[phase])}"
         return text, "waiting" if state == "skipped" else state
+
+    def _about(self, phase: Phase) -> str:
+        """What stands before estimated seconds."""
+        return "~" if phase in self.estimated else ""
 
     def _phases(self) -> list[Phase]:
         loads = self.progress.running == "load" or self.progress.seconds.get("load", 0) >= 0.1
@@ -157,7 +171,7 @@ class Timeline(Widget):
         for phase in ("load", *PHASES):
             state = self._state(phase)
             seconds = self.progress.seconds.get(phase)
-            took = duration(seconds) if seconds is not None and state != "running" else ""
+            took = self._about(phase) + duration(seconds) if seconds is not None and state != "running" else ""
             kind = "waiting" if state == "skipped" else state
             line = [(f"{self.marks[state]} {phase:<8}", kind), (f"{took:>9}  ", "")]
             if phase == "denoise" and self.progress.steps and state in ("running", "done"):
@@ -176,8 +190,9 @@ class Timeline(Widget):
         each, left = progress.seconds_per_step, progress.remaining_seconds
         if each is None or left is None:
             return f"{progress.step}/{progress.steps}"
-        remaining = f", {duration(left)} left" if progress.running == "denoise" else ""
-        return f"{progress.step}/{progress.steps}  {each:.3g} s/step{remaining}"
+        about = self._about("denoise")
+        remaining = f", {about}{duration(left)} left" if progress.running == "denoise" else ""
+        return f"{progress.step}/{progress.steps}  {about}{each:.3g} s/step{remaining}"
 
     def _detail(self, width: int) -> str:
         """How far the running phase is; the status where none runs."""
