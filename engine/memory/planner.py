@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from engine.decode import parked_bytes, smaller_tiles
 from engine.events import Phase, PhasePlan, Plan, Turnaround
 from engine.memory.components import Components, Placement
@@ -24,7 +26,8 @@ SLOTS, MIN_SLOTS = 3, 2  # of the ring
 PARTS = ("text_encoder", "text_encoder_2", "transformer", "vae")
 CARD_WORKSPACE_BYTES = 64 * MIB  # cuBLAS's and other libraries' own
 CARD_ROUNDING, CPU_ROUNDING = 0.10, 0.03  # of the activations: an allocator's pieces, scratch of matrix products
-CARD_CONVOLUTION, CPU_CONVOLUTION = 0.50, 1.00  # of the decoder's activations: scratch inside one operation
+# Of the decoder's activations: scratch inside one operation. Processors without bf16 arithmetic unfold it.
+CARD_CONVOLUTION, CPU_CONVOLUTION, CPU_BF16_CONVOLUTION = 0.50, 1.50, 4.00
 CPU_ROUNDING_BYTES = MIB // 4
 CARD_PROCESS_BYTES, CPU_PROCESS_BYTES = 900 * MIB, 450 * MIB  # Python, torch and the libraries, in RAM
 
@@ -122,14 +125,16 @@ class Planner:
 
     def _need(self, name: str, phase: Phase, precision: str, activation: int) -> _Need:
         component = self._components.component(name, precision)
-        return _Need(name, phase, component, activation, self.allowance(phase, activation))
+        return _Need(name, phase, component, activation, self.allowance(phase, activation, component.dtype))
 
-    def allowance(self, phase: Phase, activation_bytes: int) -> int:
+    def allowance(self, phase: Phase, activation_bytes: int, dtype: torch.dtype) -> int:
         """What no ledger sees, in bytes."""
         if self.target.is_card:
             share = CARD_CONVOLUTION if phase == "decode" else CARD_ROUNDING
             return self.target.context_bytes + CARD_WORKSPACE_BYTES + int(share * activation_bytes)
-        share = CPU_CONVOLUTION if phase == "decode" else CPU_ROUNDING
+        unfolds = dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        convolution = CPU_BF16_CONVOLUTION if unfolds else CPU_CONVOLUTION
+        share = convolution if phase == "decode" else CPU_ROUNDING
         return CPU_ROUNDING_BYTES + int(share * activation_bytes)
 
     def _decoder(self, request: Request, tile: int | None, budget: int) -> tuple[int, _Need]:

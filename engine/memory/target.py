@@ -20,6 +20,7 @@ DESKTOP_BYTES = (600 if sys.platform == "win32" else 400) * MIB  # left to other
 SYSTEM_SHARE, SYSTEM_BYTES = 0.10, GIB  # of RAM, left to others
 CONTEXT_BYTES = 450 * MIB  # of CUDA with its libraries, where it cannot be measured
 SIMULATED_RAM_BYTES = 13 * GIB  # what a PC with 16 GiB has left
+NOMINAL = 1.06  # a card that is sold as 12 GiB tells torch of a little less
 CPU_PROFILE = CardProfile("CPU", 0, 0.5e12, 30e9, 10e9)
 
 
@@ -56,9 +57,9 @@ def resolve(
     device = torch.device(device_name)
     context = _context_bytes(device)
     free, total = torch.cuda.mem_get_info(device)
-    if vram_bytes is not None and vram_bytes > total:
+    if vram_bytes is not None and vram_bytes > total * NOMINAL:
         raise RequestError("vram", f"vram {size(vram_bytes)} is more than the {size(total)} of this card; take less.")
-    budget = vram_bytes if vram_bytes is not None else min(free + context, total) - DESKTOP_BYTES
+    budget = min(vram_bytes, total) if vram_bytes is not None else min(free + context, total) - DESKTOP_BYTES
     profile = profile_of(torch.cuda.get_device_name(device), total)
     return Target(device_name, device_name, True, budget, ram, context, profile)
 
