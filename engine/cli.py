@@ -343,9 +343,12 @@ def _to_repeat(record: Record | None, request: Request, tile: tuple[int | None, 
     if not given and same_size:
         chosen = recorded("tile", int, lambda side: side == 0 or _is_tile(side))
     return Repeat(
-        threads=recorded("threads", int, lambda count: 1 <= count <= 1024),  # they decide the last bits of the sums
+        threads=recorded(
+            "threads", int, lambda count: 1 <= count <= (os.cpu_count() or 1)
+        ),  # they decide the last bits of the sums
         tile=chosen,
         kernel=recorded("kernel", str, lambda name: name in ("dequantize", "scaled_mm")),
+        decoder=recorded("decoder_device", str, lambda name: name == "cpu"),
     )
 
 

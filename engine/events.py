@@ -48,11 +48,11 @@ class PhasePlan:
 
 @dataclass(frozen=True, slots=True)
 class Turnaround:
-    """What lies between this picture and the next one, its computing left out; `seconds` is an estimate."""
+    """What the next picture moves and reads, and how long that is waited for: what hides behind compute is left out."""
 
-    moved_bytes: int  # to the card
+    moved_bytes: int  # to the card, streaming in all steps included
     disk_bytes: int
-    seconds: float
+    seconds: float  # an estimate
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ class Job:
         """Import torch and open the device, if no job before did; plan this picture's memory, and say how."""
         self._runtime = runtime = self.engine.runtime()
         self.layout = runtime.plan(self.request)
+        runtime.components.arrange(self.precision, self.layout.placements)
         runtime.begin_job()
         yield Planned(**self.stamp(), plan=self.layout.plan)
 
@@ -224,7 +225,7 @@ class Job:
     def _decode(self, latents: torch.Tensor) -> Generator[Event, None, torch.Tensor]:
         """Pixels, whole or in the tiles that the plan chose. Out of memory: smaller tiles, at last the CPU."""
         from engine.decode import decode
-        from engine.memory.enforce import is_out_of_memory
+        from engine.memory.enforce import card_is_full, empty_cache, host_is_full
 
         request = self.request
         assert request.width and request.height
@@ -250,8 +251,11 @@ class Job:
                     self.decoded = {"tile": tile, "decoder_device": str(loan.device)}
                     break
             except Exception as error:
-                if not is_out_of_memory(error) or number == len(rungs) - 1:
+                if not (card_is_full(error) or host_is_full(error)) or number == len(rungs) - 1:
                     raise
+            empty_cache(self.runtime.target)  # now that the error's frames hold nothing any more
+            if rungs[number + 1][1] == "cpu":
+                self.runtime.components.drop_host_copies()
             yield Noticed(**self.stamp(), message=f"{self._out_of_memory()}; trying {_rung(*rungs[number + 1])}.")
         assert began is not None
         yield self._end("decode", began)
@@ -263,6 +267,8 @@ class Job:
 
         request, planned = self.request, self.layout.tile
         assert request.width and request.height
+        if self.runtime.target.is_card and self.runtime.repeat.decoder == "cpu":
+            return [(planned, "cpu")]
         smaller = smaller_tiles(planned, request.width, request.height)
         rungs: list[tuple[int, str | None]] = [(planned, None), *((tile, None) for tile in smaller)]
         if self.runtime.target.is_card:
@@ -367,8 +373,11 @@ class Job:
         """One sentence for the person."""
         if isinstance(error, RequestError):
             return str(error)
-        if type(error).__name__ == "OutOfMemoryError":
-            return f"{self._out_of_memory()}; until then take a smaller size, or allow less with --vram."
+        if self._runtime is not None:
+            from engine.memory.enforce import card_is_full
+
+            if card_is_full(error):
+                return f"{self._out_of_memory()}; until then take a smaller size, or allow less with --vram."
         if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
             return f"the machine ran out of memory in {self.phase}; take a smaller size or close other programs."
         text = " ".join(str(error).split())[:300] or type(error).__name__

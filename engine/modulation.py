@@ -42,6 +42,10 @@ class TableReader(nn.Module):
         self.total = sum(widths)
         self.row: Tensor
 
+    def leave(self) -> None:
+        """Hold nothing on the device any more."""
+        self.__dict__.pop("row", None)
+
     def forward(self, *_: object) -> Tensor:
         return self.row[:, :1]  # goes into the lookups, which do not look at it
 
@@ -102,8 +106,8 @@ def compute(
         else:
             start, width = reader.places[name]
             linear = reader.linears[name][0]
-            for row, activated in zip(tables.rows, inputs, strict=True):
-                row[start : start + width] = linear(activated)[0]
+            outputs = torch.cat([linear(activated) for activated in inputs])  # [steps, width], a step at a time
+            tables.rows[:, start : start + width] = outputs  # one copy to the host for all steps
     return tables
 
 

@@ -346,7 +346,7 @@ def _memory_of(saved: ImageSaved) -> str:
     texts = []
     if saved.measured_peak_bytes is not None and saved.predicted_peak_bytes is not None:
         texts.append(f"peak {size(saved.measured_peak_bytes)}, predicted {size(saved.predicted_peak_bytes)}")
-    if saved.moved_bytes:
+    if saved.moved_bytes and saved.memory.device_bytes is not None:
         texts.append(f"{size(saved.moved_bytes)} to the card")
     if saved.disk_bytes:
         texts.append(f"{size(saved.disk_bytes)} from disk")

@@ -36,6 +36,7 @@ class Repeat:
     threads: int | None = None  # of the CPU
     tile: int | None = None  # pixels a side that are decoded at a time; 0: whole
     kernel: str | None = None  # of the FP8 layers
+    decoder: str | None = None  # "cpu" where a card had no room for it
 
 
 NOTHING_TO_REPEAT = Repeat()
@@ -90,7 +91,7 @@ class Runtime:
         from engine.preview import PreviewMap
 
         # A model whose weights are not here is planned for the kind of card that it needs.
-        simulated = settings.simulate or not folder.has_weights
+        simulated = settings.simulate or (not folder.has_weights and settings.device != "cpu")
         target = resolve(
             settings.device, settings.vram_bytes, settings.ram_bytes, simulated=simulated, card=CARDS[settings.card]
         )
@@ -133,7 +134,8 @@ class Runtime:
 
     def plan(self, request: Request) -> Layout:
         """The layout of a complete request. Raises `RequestError` where the budget cannot work."""
-        return self.planner.plan(request, self.repeat.tile)
+        assert request.precision is not None
+        return self.planner.plan(request, self.repeat.tile, self.choose_kernel(request.precision))
 
     def choose_kernel(self, precision: str) -> str | None:
         """How FP8 layers multiply here; None where there are none."""
@@ -142,9 +144,13 @@ class Runtime:
         if self.kernel is None:
             import torch
 
-            from engine.quantization.fp8 import probe_kernel
+            from engine.quantization.fp8 import has_fp8_arithmetic, probe_kernel
 
-            self.kernel = self.repeat.kernel or probe_kernel(self.components.device.device, torch.bfloat16)
+            device = self.components.device.device
+            if self.repeat.kernel is not None and (self.repeat.kernel == "dequantize" or has_fp8_arithmetic(device)):
+                self.kernel = self.repeat.kernel
+            else:
+                self.kernel = probe_kernel(device, torch.bfloat16)
         return self.kernel
 
     def memory_use(self) -> MemoryUse:
@@ -159,8 +165,9 @@ class Runtime:
             return MemoryUse(ram, placed.placed_bytes, placed.peak_placed_bytes)
         import torch
 
-        device = self.target.device
-        return MemoryUse(ram, torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device))
+        device, context = self.target.device, self.target.context_bytes
+        reserved = torch.cuda.memory_reserved(device) + context
+        return MemoryUse(ram, reserved, torch.cuda.max_memory_reserved(device) + context)
 
 
 def resident_set_bytes() -> int:

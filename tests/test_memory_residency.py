@@ -25,7 +25,7 @@ from engine.images.metadata import read_record
 from engine.images.save import plan_output
 from engine.memory.components import Components, Device, Placement
 from engine.memory.ledger import counted
-from engine.memory.measure import Activations
+from engine.memory.measure import META, Activations
 from engine.memory.planner import CPU_PROCESS_BYTES
 from engine.modulation import Tables, compute
 from engine.runtime import Repeat
@@ -66,16 +66,15 @@ def little_ram() -> str:
 
 
 def test_streamed_blocks_give_the_resident_picture(tmp_path: Path) -> None:
-    with Engine.open("demo", device="cpu") as engine:
-        resident = painted(engine, REQUEST)
-        assert engine.plan(REQUEST).phases[1].streamed_bytes_per_step == 0
     with Engine.open("demo", device="cpu", vram=tight_vram("fp32")) as engine:
         events = events_of(engine, REQUEST, tmp_path)
         plan = next(event.plan for event in events if isinstance(event, Planned))
         assert plan.phases[1].streamed_bytes_per_step > 10**6
         moved = last(events).moved_bytes
         assert moved == 3 * plan.phases[1].streamed_bytes_per_step + plan.phases[0].loaded_bytes
-    assert np.array_equal(np.asarray(_image(last(events).path)), resident)
+    with Engine.open("demo", device="cpu", repeat=Repeat(tile=plan.tile)) as engine:
+        assert engine.plan(REQUEST).phases[1].streamed_bytes_per_step == 0
+        assert np.array_equal(np.asarray(_image(last(events).path)), painted(engine, REQUEST))
 
 
 def latents_of(folder: Path, streamed: bool, kept: bool, precision: str, guidance: float | None = 2.0) -> torch.Tensor:
@@ -117,8 +116,6 @@ def test_latents_are_the_same_to_the_last_bit_whatever_the_residency(model: Path
 
 
 def test_t5_streamed_gives_what_t5_whole_gives() -> None:
-    with Engine.open("demo", device="cpu", vram="200MiB") as engine:
-        whole = painted(engine, REQUEST)
     components = Components(Engine.open("demo").folder, torch.device("cpu"))
     results = []
     for streamed in (False, True):
@@ -132,7 +129,7 @@ def test_t5_streamed_gives_what_t5_whole_gives() -> None:
             embedded = loan.embedded(torch.arange(32)[None])
             results.append(sequence_embedding(loan.module, embedded, lambda: None, loan.device))
     assert torch.equal(*results)
-    assert whole.std() > 1
+    assert results[0].std() > 0.01
 
 
 @pytest.mark.parametrize("guided", [False, True], ids=["schnell", "dev"])
@@ -214,11 +211,60 @@ def test_with_little_ram_the_weights_are_read_again_as_the_plan_says(tmp_path: P
         assert plan.host_bytes <= plan.ram_budget_bytes
         again = last(events_of(engine, replace(REQUEST, seed=4), tmp_path))
         assert plan.same_prompt.disk_bytes > 0
-        assert again.disk_bytes > 0
-        components = engine.runtime().components
-        assert sum(len(opened.host) for opened in components._open.values()) == 0 or plan.same_prompt.disk_bytes > 0
+        stored_in_bf16 = 2 * again.disk_bytes  # the files are half of what lies in memory
+        assert stored_in_bf16 == pytest.approx(plan.same_prompt.disk_bytes, rel=0.05)
     with Engine.open("demo", device="cpu") as roomy:
         assert np.array_equal(painted(roomy, REQUEST), np.asarray(_image(last(first).path)))
+
+
+def host_bytes(engine: Engine) -> dict[str, int]:
+    opened = engine.runtime().components._open
+    return {name: sum(memory.numel() for memory in one.host.values()) for name, one in opened.items()}
+
+
+def test_changing_size_or_precision_keeps_no_more_in_ram_than_the_new_plan_says(tmp_path: Path) -> None:
+    with Engine.open("demo", device="cpu") as engine:
+        requests = [replace(REQUEST, steps=1, precision=precision) for precision in ("fp32", "fp8", "fp32", "fp8")]
+        held = []
+        for request in requests:
+            last(events_of(engine, request, tmp_path))
+            held.append(sum(host_bytes(engine).values()))
+        assert held[0] >= held[2] > 2 * held[1], "the third finds its prompt encoded"
+        assert held[1] >= held[3] > 0
+        components, before = engine.runtime().components, host_bytes(engine)
+        engine.plan(replace(REQUEST, precision="bf16"))
+        assert host_bytes(engine) == before, "to plan something else costs the open model nothing"
+        components.arrange("fp8", {name: Placement(kept=frozenset({""})) for name in before})
+        assert sum(host_bytes(engine).values()) < sum(before.values())
+        assert all(opened.host.keys() <= {""} for opened in components._open.values())
+
+
+def test_a_stream_of_steps_is_in_the_turnaround(tmp_path: Path) -> None:
+    with Engine.open("demo", device="cpu", vram=tight_vram("fp32")) as engine:
+        first = events_of(engine, REQUEST, tmp_path)
+        plan = next(event.plan for event in first if isinstance(event, Planned))
+        again = last(events_of(engine, replace(REQUEST, seed=4), tmp_path))
+        other = last(events_of(engine, replace(REQUEST, prompt="a star"), tmp_path))
+    assert again.moved_bytes == plan.same_prompt.moved_bytes > 0
+    assert other.moved_bytes == plan.new_prompt.moved_bytes
+
+
+def test_our_own_fp8_files_in_a_models_folder_are_refused_not_misread(
+    model: Path, own_folders: Path, tmp_path: Path
+) -> None:
+    small = replace(REQUEST, width=64, height=64, precision="fp8")
+    with Engine.open(model, device="cpu") as engine:
+        last(events_of(engine, small, tmp_path))
+    folder = tmp_path / "copied"
+    shutil.copytree(model, folder)
+    (cache,) = (
+        file for file in (own_folders / "cache" / "weights").glob("*.safetensors") if file.stat().st_size > 60_000
+    )
+    shutil.copy(cache, folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    with Engine.open(folder, device="cpu") as engine:
+        failed = events_of(engine, replace(small, precision="bf16"), tmp_path)[-1]
+    assert isinstance(failed, Failed)
+    assert "unknown tensor" in failed.message
 
 
 def _image(path: Path) -> Any:
@@ -234,7 +280,7 @@ def test_activations_are_predicted_within_one_per_cent(model: Path) -> None:
     for name_of_model, precision in (("demo", "fp32"), ("demo", "fp8"), (str(model), "bf16")):
         folder = Engine.open(name_of_model).folder
         components = Components(folder, torch.device("cpu"))
-        activations = Activations(components)
+        activations = Activations(Components(folder, META, simulated=True))
         for name in ("text_encoder", "text_encoder_2"):
             limit = folder.token_limit if name == "text_encoder_2" else folder.clip_limit
             with components.lend(name, precision, Placement(), lambda: None) as loan:

@@ -6,7 +6,7 @@ lie whole on the device or cross to it block by block while it runs is decided b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain, repeat
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.memory.ring import Ring, copier, pin
+from engine.memory.ring import Ring, copying, pin
 from engine.memory.units import Component, Unit, Weights, build
 from engine.models.converted import converted_files
 from engine.models.folder import ModelFolder
@@ -101,6 +101,20 @@ class Components:
         opened = yield from self._opened(name, precision, check)
         yield from self._keep(opened, placement, check)
 
+    def arrange(self, precision: str, placements: Mapping[str, Placement]) -> None:
+        """Let go of what a new plan does not keep, before anything is read for it."""
+        for name, kept_in in list(self._precision.items()):
+            if kept_in != precision:
+                self._forget(name)
+        for name, opened in self._open.items():
+            for unit in opened.host.keys() - placements[name].kept:
+                del opened.host[unit]
+
+    def drop_host_copies(self) -> None:
+        """Make room in RAM; the next use reads them again."""
+        for opened in self._open.values():
+            opened.host.clear()
+
     def begin_job(self) -> None:
         """Count from here."""
         self.traffic = Traffic()
@@ -132,8 +146,10 @@ class Components:
         try:
             yield loan
         finally:
-            loan.close()
-            self.resident = None
+            try:
+                loan.close()
+            finally:
+                self.resident = None
 
     def clear(self) -> None:
         """Forget every host copy."""
@@ -172,7 +188,8 @@ class Components:
                     self.notices.extend(notices)
                     if converted is not None:
                         source.close()
-                        source, names = converted, check_tensors(component.wanted, converted, self.folder.path / name)
+                        source = converted
+                        names = check_tensors(component.wanted, source, self.folder.path / name, converted=True)
             except BaseException:
                 source.close()
                 raise
@@ -214,10 +231,12 @@ class Components:
 
     def _pin(self, opened: _Opened, placement: Placement) -> None:
         """Lock the host copies of what crosses to a card in every step, so that no copy has to wait for the host."""
-        for name in sorted(placement.streamed & opened.host.keys()):
-            if not opened.host[name].is_pinned() and not pin(opened.host[name]) and not self._said_unpinned:
-                self._said_unpinned = True
-                self.notices.append("the system locks no more memory, so some weights cross to the card more slowly.")
+        with torch.cuda.device(self.device.device):
+            crossing = [opened.host[name] for name in sorted(placement.streamed & opened.host.keys())]
+            refused = any(not memory.is_pinned() and not pin(memory) for memory in crossing)
+        if refused and not self._said_unpinned:
+            self._said_unpinned = True
+            self.notices.append("the system locks no more memory, so some weights cross to the card more slowly.")
 
     def _lacks_table(self, opened: _Opened) -> bool:
         return opened.component.host_shape is not None and opened.table is None
@@ -290,6 +309,7 @@ class Loan:
             yield from self.read()
         opened, streamed = self._opened, self.placement.streamed
         assert opened is not None
+        self._empty_cache()  # of the slots that `visit` had
         needed = [unit for unit in self.component.units if unit.role != "modulation"]
         resident = [unit for unit in needed if unit.name not in streamed]
         self.component.place_buffers(self.device)
@@ -325,7 +345,6 @@ class Loan:
                 yield unit.name
                 self._withdraw(unit)
                 ring.release()
-        self._empty_cache()
 
     def embedded(self, ids: Tensor) -> Tensor:
         """The rows of the table that stays on the host for these ids: [1, S, width]."""
@@ -350,6 +369,8 @@ class Loan:
             if unit.name in self.placement.streamed:
                 unit.withdraw()
         self.component.place_buffers(torch.device("cpu"))
+        if self.component.reader is not None:
+            self.component.reader.leave()
         self._hooks, self._ring, self._arena = [], None, None
         self._where.place(-self._placed)
         self._placed = 0
@@ -359,20 +380,18 @@ class Loan:
         total = sum(unit.nbytes for unit in resident)
         self._arena = self._allocate(total)
         start = done = reported = 0
-        copy = copier(self.device)
-        for unit in resident:
-            self._check()
-            memory = self._arena[start : start + unit.nbytes]
-            start += unit.nbytes
-            copy(unit, memory, self._reader(opened))
-            self._install(unit, unit.views(memory))
-            self._components.traffic.moved_bytes += unit.nbytes
-            done += unit.nbytes
-            if done - reported >= PROGRESS_EVERY_BYTES or done == total:
-                reported = done
-                yield Progress(self.name, done, total)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # the copies are on another stream than the compute
+        with copying(self.device) as copy:
+            for unit in resident:
+                self._check()
+                memory = self._arena[start : start + unit.nbytes]
+                start += unit.nbytes
+                copy(unit, memory, self._reader(opened))
+                self._install(unit, unit.views(memory))
+                self._components.traffic.moved_bytes += unit.nbytes
+                done += unit.nbytes
+                if done - reported >= PROGRESS_EVERY_BYTES or done == total:
+                    reported = done
+                    yield Progress(self.name, done, total)
 
     def _stream(self, crossing: Sequence[Unit], opened: _Opened) -> None:
         """Let units come and go with the modules that need them."""

@@ -37,47 +37,52 @@ class Activations:
     """The highest sum of live tensors that are no weights, for each phase of a model."""
 
     def __init__(self, components: Components) -> None:
-        """Of this model; networks that are simulated are measured themselves, others have a double."""
+        """Of this model, which must be a simulated one."""
         self.folder = components.folder
         self._known: dict[str, int] = {}
-        self._components = components if components.simulated else Components(self.folder, META, simulated=True)
+        self._components = components
 
-    def encode(self, name: str, precision: str) -> int:
-        """Of CLIP (text_encoder) or T5 (text_encoder_2), for a prompt's full length."""
+    def encode(self, name: str, precision: str, kernel: str | None = None) -> int:
+        """Of CLIP (text_encoder) or T5 (text_encoder_2), for a prompt's full length. `kernel`: of FP8 layers."""
         limit = self.folder.token_limit if name == "text_encoder_2" else self.folder.clip_limit
-        return self._get(name, precision, [limit], lambda loan: run_encoder(loan, limit))
+        return self._get(name, precision, [limit], lambda loan: run_encoder(loan, limit), kernel)
 
-    def denoise(self, precision: str, width: int, height: int) -> int:
+    def denoise(self, precision: str, width: int, height: int, kernel: str | None = None) -> int:
         """Of the step loop."""
         sizes = [self.folder.token_limit, width, height]
-        return self._get("transformer", precision, sizes, lambda loan: run_loop(loan, self.folder, width, height))
+        return self._get(
+            "transformer", precision, sizes, lambda loan: run_loop(loan, self.folder, width, height), kernel
+        )
 
     def decode(self, precision: str, width: int, height: int, tile: int) -> int:
         """Of the decoder: whole (tile 0), or in tiles of this many pixels a side."""
         sizes = [width, height, tile]
         return self._get("vae", precision, sizes, lambda loan: run_decoder(loan, self.folder, width, height, tile))
 
-    def _get(self, name: str, precision: str, sizes: list[int], run: Callable[[Loan], object]) -> int:
+    def _get(
+        self, name: str, precision: str, sizes: list[int], run: Callable[[Loan], object], kernel: str | None = None
+    ) -> int:
+        kernel = "dequantize" if kernel is None else kernel
         config = self.folder.configs[name]
-        key = hashlib.sha256(json.dumps([FORMAT, _versions(), name, config, precision, sizes]).encode()).hexdigest()[
-            :32
-        ]
+        key = hashlib.sha256(
+            json.dumps([FORMAT, _versions(), name, config, precision, sizes, kernel]).encode()
+        ).hexdigest()[:32]
         if key not in self._known:
             file = cache_dir() / "plans" / f"{key}.json"
             found = _read(file)
             if found is None:
-                found = self._run(name, precision, run)
+                found = self._run(name, precision, run, kernel)
                 _write(file, found)
             self._known[key] = found
         return self._known[key]
 
-    def _run(self, name: str, precision: str, run: Callable[[Loan], object]) -> int:
+    def _run(self, name: str, precision: str, run: Callable[[Loan], object], kernel: str) -> int:
         components = self._components
         components.component(name, precision)  # outside the ledger, which would count what it is made with
         with (
             _shortened(components.component(name, precision).module),
             counted("meta") as ledger,
-            components.lend(name, precision, Placement(slots=2), lambda: None) as loan,
+            components.lend(name, precision, Placement(slots=2), lambda: None, kernel=kernel) as loan,
         ):
             for _ in loan.load():
                 pass

@@ -15,7 +15,7 @@ import torch
 from engine.decode import parked_bytes, smaller_tiles
 from engine.events import Phase, PhasePlan, Plan, Turnaround
 from engine.memory.components import Components, Placement
-from engine.memory.measure import Activations
+from engine.memory.measure import META, Activations
 from engine.memory.target import Target
 from engine.memory.units import Component, Unit
 from engine.request import MIN_SIDE, SIDE_MULTIPLE, Request, RequestError
@@ -80,17 +80,22 @@ class Planner:
 
     def __init__(self, components: Components, target: Target) -> None:
         self.folder, self.target = components.folder, target
-        self.activations = Activations(components)
-        self._components = components
+        # Plans are made with a double of the model, so that planning another precision costs the open one nothing.
+        self._components = components if components.simulated else Components(self.folder, META, simulated=True)
+        self.activations = Activations(self._components)
+        self._kernel: str | None = None
         self._layouts: dict[tuple[object, ...], Layout] = {}
 
-    def plan(self, request: Request, tile: int | None = None) -> Layout:
+    def plan(self, request: Request, tile: int | None = None, kernel: str | None = None) -> Layout:
         """The layout for a complete request; `tile` in pixels if it is not to be chosen (0: whole).
+
+        `kernel` is how FP8 layers will multiply.
 
         Raises `RequestError` for a budget that cannot work, with the smallest that would and what to change.
         """
-        key = (request.width, request.height, request.steps, request.precision, tile)
+        key = (request.width, request.height, request.steps, request.precision, tile, kernel)
         if key not in self._layouts:
+            self._kernel = kernel
             self._layouts[key] = self._plan(request, tile)
         return self._layouts[key]
 
@@ -103,7 +108,7 @@ class Planner:
         if max(need.floor_bytes for need in needs) > budget:
             raise self._refusal("vram", request, self._floor(request, asked), budget)
         fits, kept = self._arrange(needs, request, tile)
-        in_place = {name: self._in_place(need, fits[name], kept[name]) for need in needs for name in (need.name,)}
+        in_place = {need.name: self._in_place(need, fits[need.name], kept[need.name]) for need in needs}
         placements = {
             name: Placement(fit.streamed, max(fit.slots, MIN_SLOTS), kept[name], in_place[name])
             for name, fit in fits.items()
@@ -117,9 +122,13 @@ class Planner:
         precision = request.precision
         assert precision and request.width and request.height
         known: list[tuple[str, Phase, int]] = [
-            ("text_encoder", "encode", self.activations.encode("text_encoder", precision)),
-            ("text_encoder_2", "encode", self.activations.encode("text_encoder_2", precision)),
-            ("transformer", "denoise", self.activations.denoise(precision, request.width, request.height)),
+            ("text_encoder", "encode", self.activations.encode("text_encoder", precision, self._kernel)),
+            ("text_encoder_2", "encode", self.activations.encode("text_encoder_2", precision, self._kernel)),
+            (
+                "transformer",
+                "denoise",
+                self.activations.denoise(precision, request.width, request.height, self._kernel),
+            ),
         ]
         return [self._need(name, phase, precision, activation) for name, phase, activation in known]
 
@@ -254,7 +263,10 @@ class Planner:
         table = sum(_table_bytes(need.component) for need in needs)
         (vae,) = (need.component for need in needs if need.name == "vae")
         parked = parked_bytes(vae.module, request.width, request.height, vae.dtype) if tile else 0
-        return process + self._staging_bytes(needs) + table + parked
+        (transformer,) = (need.component for need in needs if need.name == "transformer")
+        assert transformer.reader is not None and request.steps
+        rows = request.steps * transformer.reader.total * transformer.dtype.itemsize  # the modulation tables
+        return process + self._staging_bytes(needs) + table + parked + rows
 
     # What is said about it.
 
@@ -300,7 +312,7 @@ class Planner:
             )  # fmt: skip
         t5 = by_name["text_encoder_2"]
         parameters = _parameters(t5.component)
-        plan = Plan(
+        return Plan(
             model=self.folder.name,
             size=f"{request.width}x{request.height}",
             steps=request.steps,
@@ -315,10 +327,10 @@ class Planner:
             text_encoder=f"T5, {parameters}, {request.precision}, "
             + ("streamed" if fits["text_encoder_2"].streamed else "whole"),
             tile=tile,
-            same_prompt=self._turnaround(needs, placements, new_prompt=False),
-            new_prompt=self._turnaround(needs, placements, new_prompt=True),
+            same_prompt=self._turnaround(request, needs, placements, new_prompt=False),
+            new_prompt=self._turnaround(request, needs, placements, new_prompt=True),
+            notes=tuple(self._notes(request, by_name, placements, phases)),
         )
-        return replace(plan, notes=tuple(self._notes(request, by_name, placements, phases)))
 
     def _loaded_bytes(self, need: _Need, placement: Placement) -> int:
         """One-off traffic to the device for a component."""
@@ -330,19 +342,30 @@ class Planner:
         resident = [unit for unit in need.units if unit.name not in placement.streamed]
         return _bytes(resident) + _bytes(need.component.of_role("modulation"))
 
-    def _turnaround(self, needs: Sequence[_Need], placements: dict[str, Placement], *, new_prompt: bool) -> Turnaround:
-        moved = disk = 0
+    def _turnaround(
+        self, request: Request, needs: Sequence[_Need], placements: dict[str, Placement], *, new_prompt: bool
+    ) -> Turnaround:
+        assert request.steps
+        once = disk = crossing = waited = 0
         for need in needs:
             if need.phase == "encode" and not new_prompt:
                 continue
             placement = placements[need.name]
-            modulation = need.component.of_role("modulation")
-            moved += self._loaded_bytes(need, placement)
+            once += self._loaded_bytes(need, placement)
             if not new_prompt and not placement.in_place:
-                moved -= _bytes(modulation)
+                once -= _bytes(need.component.of_role("modulation"))
             wanted = need.component.units if new_prompt else need.units
-            disk += sum(unit.nbytes for unit in wanted if unit.name not in placement.kept)
-        return Turnaround(moved, disk, self.target.profile.move_seconds(moved, disk))
+            missing = [unit for unit in wanted if unit.name not in placement.kept]
+            disk += _bytes(missing)
+            if need.phase == "denoise":
+                crossing = _bytes(_named(need.units, placement.streamed))
+                waited = _bytes(_named(missing, placement.streamed))
+        disk += (request.steps - 1) * waited
+        profile = self.target.profile
+        a_step = max(profile.move_seconds(crossing, pinned=True), profile.move_seconds(waited, waited))
+        late = max(0.0, a_step - self.step_seconds(request)) if crossing else 0.0
+        seconds = profile.move_seconds(once, disk - request.steps * waited) + request.steps * late
+        return Turnaround(once + request.steps * crossing, disk, seconds)
 
     def _notes(
         self,
@@ -352,7 +375,7 @@ class Planner:
         phases: Sequence[PhasePlan],
     ) -> list[str]:
         assert request.steps
-        notes = []
+        notes = [self.target.note] if self.target.note else []
         transformer, placement = by_name["transformer"], placements["transformer"]
         streamed = phases[1].streamed_bytes_per_step
         if streamed and self.target.is_card:
@@ -399,14 +422,14 @@ class Planner:
         """Up to three changes that need less, the cheapest first, each with the budget that it needs."""
         assert request.width and request.height
         smaller = [self._smaller(request, share) for share in (0.75, 0.5)]
-        candidates = [("--tile auto", request)]
+        candidates = []
         if request.precision != "fp8":
             candidates.append(("--precision fp8", replace(request, precision="fp8")))
         candidates += [(f"--size {other.width}x{other.height}", other) for other in smaller if other != request]
         found, least = [], self._floor(request, None)
         if least <= budget:
             found.append("--tile auto")
-        for text, other in candidates[1:]:
+        for text, other in candidates:
             floor = self._floor(other, None)
             if floor < least:
                 found.append(f"{text} ({_rounded_up(floor)})")

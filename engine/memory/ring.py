@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -90,8 +91,12 @@ class Ring:
                     raise RuntimeError(f"the ring has ended before {unit.name}")
                 self._changed.wait(POLL_SECONDS)
             if self._issued <= number:
-                assert self._error is not None
-                raise self._error
+                error, self._error = self._error, RuntimeError("the ring has failed before")
+                assert error is not None
+                try:
+                    raise error
+                finally:
+                    del error  # with its frames it would keep everything that they hold alive
         if self._units[slot] is not unit:
             raise RuntimeError(f"the ring has {self._units[slot].name} next, not {unit.name}")
         if self._stream is not None:
@@ -120,8 +125,8 @@ class Ring:
             self._stream.synchronize()
 
     def _copy_all(self) -> None:
+        staging = _Staging()
         try:
-            staging = _Staging()
             for number, unit in enumerate(self._order):
                 slot = number % len(self._slots)
                 with self._changed:
@@ -145,6 +150,9 @@ class Ring:
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
+        finally:
+            if self._stream is not None:
+                self._stream.synchronize()  # before the staging buffers go, from which copies may still run
 
 
 def to_host(unit: Unit, memory: Tensor, source: Source) -> None:
@@ -156,16 +164,21 @@ def to_host(unit: Unit, memory: Tensor, source: Source) -> None:
         np.copyto(memory.numpy(), kept.numpy())
 
 
-def copier(device: torch.device) -> Callable[[Unit, Tensor, Source], None]:
-    """A function that puts units into memory of the device, one by one; on a card the last copies may still run."""
+@contextmanager
+def copying(device: torch.device) -> Iterator[Callable[[Unit, Tensor, Source], None]]:
+    """A function that puts units into memory of the device, one by one; all of them are there when it closes."""
     if device.type == "cuda":
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         staging = _Staging()
-        return lambda unit, memory, source: staging.to_card(unit, memory, source, stream)
-    if device.type == "cpu":
-        return to_host
-    return lambda unit, memory, source: None
+        try:
+            yield lambda unit, memory, source: staging.to_card(unit, memory, source, stream)
+        finally:
+            stream.synchronize()
+    elif device.type == "cpu":
+        yield to_host
+    else:
+        yield lambda unit, memory, source: None
 
 
 class _Staging:
@@ -210,7 +223,7 @@ def pinned(nbytes: int) -> Tensor:
 
 
 def pin(memory: Tensor) -> bool:
-    """Page-lock host memory for as long as it lives; False where the system locks no more.
+    """Page-lock host memory for as long as it lives, for the current card; False where the system locks no more.
 
     Registered by ourselves: torch's own allocator of such memory rounds up to powers of two, and never gives it back.
     """
@@ -218,4 +231,8 @@ def pin(memory: Tensor) -> bool:
     if memory.numel() and int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), 0)) == 0:
         weakref.finalize(memory, runtime.cudaHostUnregister, memory.data_ptr())
         return True
+    with suppress(
+        RuntimeError
+    ):  # a refusal stays as CUDA's last error, and would fail the next kernel that is launched
+        torch.zeros(1, device="cuda")
     return False

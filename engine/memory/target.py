@@ -35,6 +35,7 @@ class Target:
     ram_budget_bytes: int
     context_bytes: int
     profile: CardProfile
+    note: str = ""  # a sentence for the person
 
     @property
     def simulated(self) -> bool:
@@ -61,7 +62,10 @@ def resolve(
         raise RequestError("vram", f"vram {size(vram_bytes)} is more than the {size(total)} of this card; take less.")
     budget = min(vram_bytes, total) if vram_bytes is not None else min(free + context, total) - DESKTOP_BYTES
     profile = profile_of(torch.cuda.get_device_name(device), total)
-    return Target(device_name, device_name, True, budget, ram, context, profile)
+    note = ""
+    if budget > free + context:
+        note = f"only {size(free + context)} of the card are free now: other programs use the rest."
+    return Target(device_name, device_name, True, budget, ram, context, profile, note)
 
 
 def _existing_device(name: str) -> str:

@@ -27,7 +27,6 @@ from torch import Tensor
 
 from engine.files import write_whole
 from engine.folders import cache_dir, shown_path
-from engine.models.loading import OUR_FORMAT
 from engine.models.weights import DTYPES, StoredTensor, WeightFiles, unreadable
 from engine.quantization.fp8 import FP8, SCALE_SUFFIX, dequantize, is_fp8, quantize_rows
 from engine.request import RequestError
@@ -124,7 +123,7 @@ class _Layout:
 
     def header(self, content: str = "0" * 32) -> bytes:
         """The file's first bytes; `content` has 32 digits, so that their number is known before it is."""
-        about = {"format": "pt", "component": self.component, OUR_FORMAT: FORMAT, "content": content}
+        about = {"format": "pt", "component": self.component, "t2i_format": FORMAT, "content": content}
         described = {
             name: {
                 "dtype": NAMES_OF_DTYPES[tensor.dtype],
@@ -313,7 +312,7 @@ def _opened(folder: Path, layout: _Layout, content: str, notices: list[str]) -> 
 
 def _is_sound(files: WeightFiles, layout: _Layout, content: str) -> bool:
     about = files.metadata
-    if (about.get(OUR_FORMAT), about.get("component"), about.get("content")) != (FORMAT, layout.component, content):
+    if (about.get("t2i_format"), about.get("component"), about.get("content")) != (FORMAT, layout.component, content):
         return False
     found = {name: (tensor.dtype, tensor.shape) for name, tensor in files.tensors.items()}
     return found == {name: (tensor.dtype, tensor.shape) for name, tensor in layout.tensors.items()}

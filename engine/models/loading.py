@@ -24,7 +24,6 @@ from engine.models.folder import ModelFolder
 from engine.models.weights import WeightFiles
 from engine.request import RequestError
 
-OUR_FORMAT = "t2i_format"  # in the metadata of files that this program converted
 TIED = {"encoder.embed_tokens.weight": "shared.weight"}  # T5 stores its embedding once
 
 
@@ -50,17 +49,19 @@ def empty_component(folder: ModelFolder, component: str) -> Any:
         ) from None
 
 
-def check_tensors(wanted: Mapping[str, tuple[int, ...]], files: WeightFiles, place: Path) -> dict[str, str]:
+def check_tensors(
+    wanted: Mapping[str, tuple[int, ...]], files: WeightFiles, place: Path, *, converted: bool = False
+) -> dict[str, str]:
     """The stored name of every tensor that a component wants (shapes by name); nothing is read.
 
+    `converted`: it is a file of our own, where FP8 weights have scales beside them.
     Raises `RequestError` that names the file (or the `place` of all) and the tensor where something is missing, spare
     or misshapen.
     """
     names: dict[str, str] = {}
-    ours = OUR_FORMAT in files.metadata
     for stored, tensor in files.tensors.items():
         name = current_name(stored, wanted)
-        if name.endswith("position_ids") or (ours and stored.endswith("_scale")):
+        if name.endswith("position_ids") or (converted and stored.endswith("_scale")):
             continue  # a constant that older transformers stored; the scales of our FP8 form
         if name not in wanted:
             raise RequestError("model", f"{str(tensor.file)!r} holds an unknown tensor {stored!r}.")

@@ -139,6 +139,11 @@ def scaled_mm(x: Tensor, quantized: Tensor, scale: Tensor, bias: Tensor | None) 
     return product.view(*x.shape[:-1], -1)
 
 
+def has_fp8_arithmetic(device: torch.device) -> bool:
+    """Whether the device multiplies FP8 numbers."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
+
+
 def probe_kernel(device: torch.device, dtype: torch.dtype) -> str:
     """The kernel for `Fp8Linear` on this device: "scaled_mm" where it was seen to be right and faster.
 
@@ -155,7 +160,7 @@ def probe_kernel(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def _tried_kernel(device: torch.device) -> str:
-    if torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+    if not has_fp8_arithmetic(device):
         return "dequantize"
     with torch.no_grad(), torch.cuda.device(device):
         layer, x = _probe_layer(3072, 12288, 4096, device)

@@ -50,7 +50,7 @@ from engine.images.save import plan_output
 from engine.latents import KeptLatents
 from engine.memory.budget import read_size
 from engine.memory.components import Placement
-from engine.memory.enforce import cap_allocator, is_out_of_memory
+from engine.memory.enforce import cap_allocator, card_is_full
 from engine.memory.target import process_bytes, resolve
 from engine.quantization import fp8
 from engine.runtime import Repeat
@@ -431,7 +431,7 @@ def decode_peaks(spec: dict[str, Any]) -> dict[str, Any]:
                 try:
                     decode(loan.module, tokens, side, side, nothing, tile=tile, device=loan.device, dtype=loan.dtype)
                 except Exception as error:
-                    if not is_out_of_memory(error):
+                    if not card_is_full(error):
                         raise
                     row["error"] = OUT_OF_MEMORY
                 synchronize(device)
@@ -507,7 +507,7 @@ def run_work(name: str, spec: dict[str, Any]) -> None:
     except Exception as error:
         traceback.print_exc()
         result = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-        result["out_of_memory"] = int(is_out_of_memory(error))
+        result["out_of_memory"] = int(card_is_full(error))
     print(RESULT + json.dumps(result), flush=True)
 
 
