@@ -117,7 +117,7 @@ def test_a_missing_or_empty_file_is_fine(read, tmp_path: Path) -> None:
         ('model = " "', "model must be the name or the folder of a model, got ' '"),
         ('model = "a\\u0000b"', "model must be the name or the folder of a model, got 'a\\x00b'"),
         ("vram = 12", "vram 12 has no unit; write 12GiB, or 12GB for 12 * 10^9 bytes"),
-        ('vram = "12gb"', "vram '12gb' has no unit that is known; did you mean 12GB?"),
+        ('vram = "12gb"', "vram '12gb' has no unit that is known; write 12GB."),
         ("ram = true", "ram must be auto or a size such as 12GiB, got true"),
         ("ram = nan", "ram must be auto or a size from 1MiB to less than 1TiB, such as 12GiB, got 'nan'"),
         (f"ram = 0x{'f' * 9000}", "ram must be auto or a size such as 12GiB, got a huge number"),
