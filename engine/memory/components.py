@@ -96,6 +96,10 @@ class Components:
             self._precision[name] = precision
         return self._open[name].component
 
+    def would_forget(self, name: str, precision: str) -> bool:
+        """Whether asking for this component would cost another precision of it that is open."""
+        return self._precision.get(name, precision) != precision
+
     def keep(self, name: str, precision: str, placement: Placement, check: Callable[[], None]) -> Iterator[Progress]:
         """Read what `placement` keeps into host memory; yields progress, nothing where it is there already."""
         opened = yield from self._opened(name, precision, check)

@@ -80,9 +80,10 @@ class Planner:
 
     def __init__(self, components: Components, target: Target) -> None:
         self.folder, self.target = components.folder, target
-        # Plans are made with a double of the model, so that planning another precision costs the open one nothing.
-        self._components = components if components.simulated else Components(self.folder, META, simulated=True)
-        self.activations = Activations(self._components)
+        self._open = components
+        # Measuring, and planning another precision than the open one, is done with a double of the model.
+        self._double = components if components.simulated else Components(self.folder, META, simulated=True)
+        self.activations = Activations(self._double)
         self._kernel: str | None = None
         self._layouts: dict[tuple[object, ...], Layout] = {}
 
@@ -133,8 +134,12 @@ class Planner:
         return [self._need(name, phase, precision, activation) for name, phase, activation in known]
 
     def _need(self, name: str, phase: Phase, precision: str, activation: int) -> _Need:
-        component = self._components.component(name, precision)
+        component = self._component(name, precision)
         return _Need(name, phase, component, activation, self.allowance(phase, activation, component.dtype))
+
+    def _component(self, name: str, precision: str) -> Component:
+        owner = self._double if self._open.would_forget(name, precision) else self._open
+        return owner.component(name, precision)
 
     def allowance(self, phase: Phase, activation_bytes: int, dtype: torch.dtype) -> int:
         """What no ledger sees, in bytes."""
@@ -400,7 +405,7 @@ class Planner:
     def step_seconds(self, request: Request) -> float:
         """An estimate of the compute of one denoise step."""
         assert request.width and request.height
-        weights = _bytes(self._components.component("transformer", request.precision or "").of_role("block"))
+        weights = _bytes(self._component("transformer", request.precision or "").of_role("block"))
         tokens = request.width * request.height // 256 + self.folder.token_limit
         return self.target.profile.step_seconds(
             self.folder.configs["transformer"], tokens, weights, dequantized=request.precision == "fp8"
