@@ -30,9 +30,7 @@ from engine.events import (
     StepFinished,
 )
 from engine.plan_text import part_of, plan_summary
-from engine.text import duration as duration
-from engine.text import printable as printable
-from engine.text import size as size
+from engine.text import duration, printable, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -19,7 +19,8 @@ from engine.events import (
     PhaseStarted,
     StepFinished,
 )
-from engine.progress import LineDisplay, PictureProgress, printable, render
+from engine.progress import LineDisplay, PictureProgress, render
+from engine.text import printable
 
 
 class Clock:

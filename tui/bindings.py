@@ -20,7 +20,7 @@ from typing import Literal
 from textual.binding import Binding, BindingType
 from textual.events import Key
 
-from engine.progress import printable
+from engine.text import printable
 
 Scope = Literal["prompt", "main", "pictures", "gallery", "app"]
 MAX_FILE_BYTES = 64 * 1024

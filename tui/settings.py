@@ -301,6 +301,6 @@ def _quoted(path: Path) -> str:
 
 
 def _escaped(message: str) -> str:
-    from engine.progress import printable
+    from engine.text import printable
 
     return printable(message)

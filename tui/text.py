@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from engine.progress import duration, printable, size
+from engine.text import duration, printable, size
 
 __all__ = ["clean", "counted", "duration", "printable", "shortened", "size"]
 

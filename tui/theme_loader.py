@@ -27,7 +27,7 @@ from textual.color import Color, ColorParseError
 from textual.theme import Theme
 
 from engine.folders import shown_path
-from engine.progress import printable
+from engine.text import printable
 
 DEFAULT_THEME = "dark"
 MAX_BYTES = 64 * 2**10  # of a theme file

@@ -146,7 +146,7 @@ def _part(texts: Iterable[str], count: int) -> _Part:
 
 
 def _label(choice: str) -> str:
-    from engine.progress import printable  # for the display alone, and not before the first paint
+    from engine.text import printable  # for the display alone, and not before the first paint
 
     return printable(_shortened(" ".join(choice.split()), MAX_LABEL)) or "(nothing)"
 
