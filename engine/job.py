@@ -138,7 +138,6 @@ class Job:
                 began = yield from self._begin("encode")
                 pooled = encode.pooled_embedding(loan.module, tokens.clip, self._check, loan.device)
             with self._lend("text_encoder_2") as loan:
-                yield from self._progress(loan.read())
                 yield from self._progress(loan.load())
                 embedded = loan.embedded(tokens.t5)
                 sequence = encode.sequence_embedding(loan.module, embedded, self._check, loan.device)

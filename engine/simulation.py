@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from engine.images.save import Destination
     from engine.memory.components import Loan
 
-LOOP_STEPS = 2  # that are run; what a step leaves behind is there from the second on
-
 
 class SimulatedJob(Job):
     """The events of a picture's way through the phases, up to `Simulated`."""
@@ -68,7 +66,7 @@ class SimulatedJob(Job):
 
     def _simulate_denoise(self) -> Generator[Event, None, None]:
         from engine import flow, modulation
-        from engine.memory.measure import run_loop
+        from engine.memory.measure import STEPS, run_loop
 
         request, runtime, folder = self.request, self.runtime, self.engine.folder
         assert request.width and request.height and request.steps
@@ -76,6 +74,7 @@ class SimulatedJob(Job):
         channels = int(folder.configs["vae"]["latent_channels"])
         _, tokens, _ = flow.tokens_shape(channels, width, height)
         sigmas = runtime.schedule.sigmas(steps, tokens)
+        run = min(steps, STEPS)  # the others would leave nothing more behind
 
         def modulate(loan: Loan) -> None:
             import torch
@@ -83,15 +82,15 @@ class SimulatedJob(Job):
             reader = loan.component.reader
             assert reader is not None
             pooled = torch.empty(1, folder.configs["transformer"]["pooled_projection_dim"])
-            some = sigmas[: LOOP_STEPS + 1]
+            some = sigmas[: run + 1]
             modulation.compute(reader, loan.visit, pooled, some, request.guidance, loan.device, loan.dtype, self._check)
 
         yield from self._run(
             "denoise",
             "transformer",
-            lambda loan: run_loop(loan, folder, width, height, min(steps, LOOP_STEPS)),
+            lambda loan: run_loop(loan, folder, width, height, run),
             before=modulate,
-            passes=min(steps, LOOP_STEPS),
+            passes=run,
         )
         phase = self.layout.plan.phases[1]
         self.seconds["load"] = runtime.target.profile.move_seconds(phase.loaded_bytes)

@@ -23,6 +23,7 @@ from engine.models.loading import check_tensors, current_name
 from engine.models.weights import WeightFiles
 from engine.quantization.fp8 import Fp8Linear
 
+FP8_COMPONENTS = ("transformer", "text_encoder_2")
 PROGRESS_EVERY_BYTES = 32 * 2**20
 
 
@@ -201,20 +202,17 @@ class Components:
         return opened
 
     def _keep(self, opened: _Opened, placement: Placement, check: Callable[[], None]) -> Iterator[Progress]:
-        component = opened.component
-        for name in opened.host.keys() - placement.kept:
-            del opened.host[name]
         yield from self._read(opened, placement, check)
-        if self.device.device.type == "cuda" and component.name == "transformer":
+        if self.device.device.type == "cuda" and opened.component.name == "transformer":
             self._pin(opened, placement)
 
     def _read(self, opened: _Opened, placement: Placement, check: Callable[[], None]) -> Iterator[Progress]:
         """What is to be kept and is not there yet."""
         weights, component = opened.weights, opened.component
         wanted = [unit for unit in component.units if unit.name in placement.kept and unit.name not in opened.host]
-        if weights is None or not (wanted or self._lacks_table(opened)):
+        if weights is None or not (wanted or opened.lacks_table):
             return
-        total = weights.stored_bytes(wanted) + (opened.table_bytes if self._lacks_table(opened) else 0)
+        total = weights.stored_bytes(wanted) + (opened.table_bytes if opened.lacks_table else 0)
         done = reported = 0
         yield Progress(component.name, 0, total)
         for unit in wanted:
@@ -227,7 +225,7 @@ class Components:
             if done - reported >= PROGRESS_EVERY_BYTES and done < total:
                 reported = done
                 yield Progress(component.name, done, total)
-        if self._lacks_table(opened):
+        if opened.lacks_table:
             opened.table = torch.empty(component.host_shape or (), dtype=component.dtype)
             weights.files.read(weights.names["shared.weight"], opened.table)
         yield Progress(component.name, total, total)
@@ -242,12 +240,6 @@ class Components:
             self._said_unpinned = True
             self.notices.append("the system locks no more memory, so some weights cross to the card more slowly.")
 
-    def _lacks_table(self, opened: _Opened) -> bool:
-        return opened.component.host_shape is not None and opened.table is None
-
-
-FP8_COMPONENTS = ("transformer", "text_encoder_2")
-
 
 @dataclass(slots=True, eq=False)
 class _Opened:
@@ -257,6 +249,10 @@ class _Opened:
     weights: Weights | None = None  # None: not opened yet, or simulated
     host: dict[str, Tensor] = field(default_factory=dict)
     table: Tensor | None = None  # T5's embedding, which stays on the host
+
+    @property
+    def lacks_table(self) -> bool:
+        return self.component.host_shape is not None and self.table is None
 
     @property
     def table_bytes(self) -> int:

@@ -78,9 +78,9 @@ class Activations:
 
     def _run(self, name: str, precision: str, run: Callable[[Loan], object], kernel: str) -> int:
         components = self._components
-        components.component(name, precision)  # outside the ledger, which would count what it is made with
+        component = components.component(name, precision)  # before the ledger, which would count what it is made with
         with (
-            _shortened(components.component(name, precision).module),
+            _shortened(component.module),
             counted("meta") as ledger,
             components.lend(name, precision, Placement(slots=2), lambda: None, kernel=kernel) as loan,
         ):

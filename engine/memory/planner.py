@@ -23,7 +23,6 @@ from engine.text import duration, size
 
 MIB = 2**20
 SLOTS, MIN_SLOTS = 3, 2  # of the ring
-PARTS = ("text_encoder", "text_encoder_2", "transformer", "vae")
 CARD_WORKSPACE_BYTES = 64 * MIB  # cuBLAS's and other libraries' own
 CARD_ROUNDING, CPU_ROUNDING = 0.10, 0.03  # of the activations: an allocator's pieces, scratch of matrix products
 # Of the decoder's activations: scratch inside one operation. Processors without bf16 arithmetic unfold it.
@@ -212,7 +211,7 @@ class Planner:
         room = self.target.ram_budget_bytes - self._fixed_ram(needs, request, tile)
         if room < 0:
             raise self._refusal("ram", request, self._fixed_ram(needs, request, tile), self.target.ram_budget_bytes)
-        kept: dict[str, set[str]] = {name: set() for name in PARTS}
+        kept: dict[str, set[str]] = {need.name: set() for need in needs}
         for name, units in order:
             for unit in units:
                 if unit.nbytes <= room:
@@ -311,12 +310,15 @@ class Planner:
             pinned = _bytes(_named(transformer.units, crossing)) + self._staging_bytes(needs)
         else:
             host += max(
-                need.work_bytes + (0 if placements[need.name].in_place else fits[need.name].resident_bytes)
-                + (self._slot_bytes(need, fits[need.name]) if placements[need.name].in_place else 0)
+                need.work_bytes
+                + (
+                    self._slot_bytes(need, fits[need.name])
+                    if placements[need.name].in_place
+                    else fits[need.name].resident_bytes
+                )
                 for need in needs
-            )  # fmt: skip
-        t5 = by_name["text_encoder_2"]
-        parameters = _parameters(t5.component)
+            )
+        parameters = _parameters(by_name["text_encoder_2"].component)
         return Plan(
             model=self.folder.name,
             size=f"{request.width}x{request.height}",
@@ -350,6 +352,7 @@ class Planner:
     def _turnaround(
         self, request: Request, needs: Sequence[_Need], placements: dict[str, Placement], *, new_prompt: bool
     ) -> Turnaround:
+        """Of the next picture: what crosses once, what crosses in every step, and what of both is waited for."""
         assert request.steps
         once = disk = crossing = waited = 0
         for need in needs:
@@ -379,7 +382,6 @@ class Planner:
         placements: dict[str, Placement],
         phases: Sequence[PhasePlan],
     ) -> list[str]:
-        assert request.steps
         notes = [self.target.note] if self.target.note else []
         transformer, placement = by_name["transformer"], placements["transformer"]
         streamed = phases[1].streamed_bytes_per_step

@@ -231,8 +231,6 @@ def pin(memory: Tensor) -> bool:
     if memory.numel() and int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), 0)) == 0:
         weakref.finalize(memory, runtime.cudaHostUnregister, memory.data_ptr())
         return True
-    with suppress(
-        RuntimeError
-    ):  # a refusal stays as CUDA's last error, and would fail the next kernel that is launched
+    with suppress(RuntimeError):  # the refusal stays as CUDA's last error, and would fail the next kernel
         torch.zeros(1, device="cuda")
     return False

@@ -7,6 +7,7 @@ computes the same bits wherever it lies.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from engine.models.converted import quantize_into
 from engine.models.folder import ModelFolder
 from engine.models.loading import empty_component
 from engine.models.weights import WeightFiles
-from engine.quantization.fp8 import FP8, Fp8Linear, replace_linears
+from engine.quantization.fp8 import FP8, SCALE_SUFFIX, Fp8Linear, replace_linears
 
 ALIGNMENT = 256
 HOST_ONLY = {"text_encoder_2": ("shared.weight", "encoder.embed_tokens.weight")}  # rows are looked up on the host
@@ -42,10 +43,7 @@ class Piece:
 
     def view(self, memory: Tensor) -> Tensor:
         """This piece's place in the unit's memory (uint8), as a tensor."""
-        count = 1
-        for side in self.shape:
-            count *= side
-        place = memory[self.offset : self.offset + count * self.dtype.itemsize]
+        place = memory[self.offset : self.offset + math.prod(self.shape) * self.dtype.itemsize]
         return place.view(self.dtype).view(self.shape)
 
 
@@ -136,7 +134,7 @@ def build(folder: ModelFolder, name: str, precision: str) -> Component:
 def _stored(owner: nn.Module, path: str, leaf: str, name: str, dtype: torch.dtype) -> tuple[str, torch.dtype]:
     """A parameter's name in the files and its type in memory."""
     if isinstance(owner, Fp8Linear) and leaf != "bias":
-        return (f"{path}.weight", FP8) if leaf == "quantized" else (f"{path}.weight_scale", torch.float32)
+        return (f"{path}.weight", FP8) if leaf == "quantized" else (f"{path}.weight{SCALE_SUFFIX}", torch.float32)
     return name, dtype
 
 
@@ -165,32 +163,30 @@ def _unit(
     pieces, end = [], 0
     for owner, leaf, stored, dtype, shape in tensors:
         pieces.append(Piece(owner, leaf, stored, dtype, shape, end))
-        count = 1
-        for side in shape:
-            count *= side
-        end += -(-count * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        end += -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
     return Unit(path, role, module, tuple(pieces), end)
 
 
 class Weights:
-    """Where a component's weights come from: safetensors files in the stored names' own order."""
+    """Where a component's weights come from: safetensors files, plain or with FP8 and scales."""
 
     def __init__(self, files: WeightFiles, names: Mapping[str, str]) -> None:
         """`names` gives the name in the files for each name that a unit uses."""
         self.files, self.names = files, names
 
     def fill(self, unit: Unit, memory: Tensor) -> None:
-        """Read a unit into its memory (uint8 [nbytes], on the CPU), in the types that the unit has."""
+        """Read a unit into its memory (uint8 [nbytes], on the CPU), in the types that the unit has.
+
+        Where the files have no scales, weights are converted to FP8 now, and their scales with them.
+        """
+        by_stored = {piece.stored: piece for piece in unit.pieces}
         for piece in unit.pieces:
             stored = self.names.get(piece.stored, piece.stored)
-            if piece.dtype != FP8 and stored in self.files.tensors:
+            if piece.dtype == FP8 and f"{stored}{SCALE_SUFFIX}" not in self.files.tensors:
+                scale = by_stored[f"{piece.stored}{SCALE_SUFFIX}"]
+                quantize_into(self.files, stored, piece.view(memory), scale.view(memory))
+            elif stored in self.files.tensors:
                 self.files.read(stored, piece.view(memory))
-            elif piece.dtype == FP8:
-                if self.files.tensors[stored].dtype == FP8 and f"{stored}_scale" in self.files.tensors:
-                    self.files.read(stored, piece.view(memory))
-                else:
-                    (scale,) = (other for other in unit.pieces if other.stored == f"{piece.stored}_scale")
-                    quantize_into(self.files, stored, piece.view(memory), scale.view(memory))
 
     def stored_bytes(self, units: Iterable[Unit]) -> int:
         """What lies in the files for these units."""

@@ -22,6 +22,7 @@ from transformers import (
 
 from engine.models.folder import ModelFolder
 from engine.models.weights import WeightFiles
+from engine.quantization.fp8 import SCALE_SUFFIX
 from engine.request import RequestError
 
 TIED = {"encoder.embed_tokens.weight": "shared.weight"}  # T5 stores its embedding once
@@ -61,7 +62,7 @@ def check_tensors(
     names: dict[str, str] = {}
     for stored, tensor in files.tensors.items():
         name = current_name(stored, wanted)
-        if name.endswith("position_ids") or (converted and stored.endswith("_scale")):
+        if name.endswith("position_ids") or (converted and stored.endswith(SCALE_SUFFIX)):
             continue  # a constant that older transformers stored; the scales of our FP8 form
         if name not in wanted:
             raise RequestError("model", f"{str(tensor.file)!r} holds an unknown tensor {stored!r}.")
