@@ -15,6 +15,7 @@ from PIL import Image
 from engine import Engine, ImageSaved, Request
 from engine.images.save import plan_output
 
+Prompt = tuple[torch.Tensor, torch.Tensor]  # T5's sequence and CLIP's pooled output
 TOKENS = 32  # of the demo's tokenizers, which the tiny models share
 
 
@@ -51,6 +52,21 @@ def painted_by_diffusers(pipeline: FluxPipeline, request: Request, **options: An
     )
     picture: NDArray[np.uint8] = np.round(result.images[0] * 255).astype(np.uint8)
     return picture
+
+
+def latents_by_diffusers(pipeline: FluxPipeline, prompt: Prompt, request: Request) -> None:
+    """The pipeline's loop alone, for a prompt that is encoded: what a step costs there. The request must be complete."""
+    assert request.seed is not None
+    pipeline(
+        prompt_embeds=prompt[0],
+        pooled_prompt_embeds=prompt[1],
+        width=request.width,
+        height=request.height,
+        num_inference_steps=request.steps,
+        guidance_scale=request.guidance or 0.0,
+        generator=torch.Generator("cpu").manual_seed(request.seed),
+        output_type="latent",
+    )
 
 
 def largest_difference(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> int:

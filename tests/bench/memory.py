@@ -58,7 +58,7 @@ from tests.bench.models import (
     write_model,
 )
 from tests.bench.speed import medians, timed
-from tests.painting import TOKENS, open_pipeline
+from tests.painting import TOKENS, latents_by_diffusers, open_pipeline
 
 PLANNING = """
 import json, time
@@ -403,7 +403,6 @@ def step_loop(budget: str, rounds: int, steps: int = 20) -> tuple[float, float, 
     pairs = []
     with Engine.open("demo", device="cpu", vram=budget) as engine, tempfile.TemporaryDirectory() as folder:
         destination = plan_output(Path(folder), 1)
-        extent, guidance = engine.defaults.width, engine.defaults.guidance
 
         def ours(seed: int) -> float:
             events = list(engine.generate(Request(PROMPTS[0], steps=steps, seed=seed), destination))
@@ -411,16 +410,8 @@ def step_loop(budget: str, rounds: int, steps: int = 20) -> tuple[float, float, 
             return seconds
 
         def theirs(seed: int) -> None:
-            pipeline(
-                prompt_embeds=embeds,
-                pooled_prompt_embeds=pooled,
-                width=extent,
-                height=extent,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                generator=torch.Generator("cpu").manual_seed(seed),
-                output_type="latent",
-            )
+            request = engine.resolve(Request(PROMPTS[0], steps=steps, seed=seed))
+            latents_by_diffusers(pipeline, (embeds, pooled), request)
 
         for seed in range(rounds + 1):
             pair = alternately(lambda: ours(seed), lambda: timed(lambda: theirs(seed)), seed)  # noqa: B023

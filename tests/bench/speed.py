@@ -26,7 +26,7 @@ from PIL import Image
 from engine import Engine, PhaseFinished, Request
 from engine.images.save import plan_output
 from engine.models.catalog import DEMO_FOLDER
-from tests.painting import largest_difference, open_pipeline, painted, painted_by_diffusers
+from tests.painting import largest_difference, latents_by_diffusers, open_pipeline, painted, painted_by_diffusers
 from tests.tiny import save_tiny
 
 PROMPT = "a large red circle above a small blue square on a white background"
@@ -54,7 +54,6 @@ def step_loop(rounds: int, steps: int = 20) -> tuple[float, float, float]:
     embeds, pooled, _ = pipeline.encode_prompt(PROMPT, None, max_sequence_length=32)
     with Engine.open("demo", device="cpu") as engine, tempfile.TemporaryDirectory() as folder:
         destination = plan_output(Path(folder), 1)
-        size, guidance = engine.defaults.width, engine.defaults.guidance
         seconds: list[float] = []
 
         def ours() -> None:
@@ -63,16 +62,7 @@ def step_loop(rounds: int, steps: int = 20) -> tuple[float, float, float]:
             seconds.extend(event.seconds for event in finished if event.phase == "denoise")
 
         def theirs() -> None:
-            pipeline(
-                prompt_embeds=embeds,
-                pooled_prompt_embeds=pooled,
-                width=size,
-                height=size,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                generator=torch.Generator("cpu").manual_seed(1),
-                output_type="latent",
-            )
+            latents_by_diffusers(pipeline, (embeds, pooled), engine.resolve(Request(PROMPT, steps=steps, seed=1)))
 
         ours()
         theirs()
