@@ -55,7 +55,7 @@ def painted_by_diffusers(pipeline: FluxPipeline, request: Request, **options: An
 
 
 def latents_by_diffusers(pipeline: FluxPipeline, prompt: Prompt, request: Request) -> None:
-    """The pipeline's loop alone, for a prompt that is encoded: what a step costs there. The request must be complete."""
+    """The pipeline's loop alone, for a prompt that is encoded. The request must be complete."""
     assert request.seed is not None
     pipeline(
         prompt_embeds=prompt[0],
