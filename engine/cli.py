@@ -72,6 +72,7 @@ if TYPE_CHECKING:
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 DEFAULT_MODEL = "demo"
 MAX_PLAN_COLUMNS = 120
+MAX_THREADS = 256  # that a picture's record may ask for
 EXAMPLE = 't2i generate --prompt "a large red circle above a small blue square on a white background"'
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -343,12 +344,11 @@ def _to_repeat(record: Record | None, request: Request, tile: tuple[int | None, 
     if not given and same_size:
         chosen = recorded("tile", int, lambda side: side == 0 or _is_tile(side))
     return Repeat(
-        threads=recorded(
-            "threads", int, lambda count: 1 <= count <= (os.cpu_count() or 1)
-        ),  # they decide the last bits of the sums
+        threads=recorded("threads", int, lambda count: 1 <= count <= MAX_THREADS),  # they decide the sums' last bits
         tile=chosen,
         kernel=recorded("kernel", str, lambda name: name in ("dequantize", "scaled_mm")),
-        decoder=recorded("decoder_device", str, lambda name: name == "cpu"),
+        # Of a picture made on the CPU that says nothing of a card.
+        decoder=recorded("decoder_device", str, lambda name: name == "cpu" and record.device.startswith("cuda")),
     )
 
 
