@@ -118,8 +118,8 @@ class Engine:
 
     @cached_property
     def model_hash(self) -> str:
-        """What the open model's pixels depend on (see `engine.models.folder.model_hash`)."""
-        return model_hash(self.folder)
+        """What the open model's pixels depend on (see `engine.models.folder.model_hash`); empty without weights."""
+        return model_hash(self.folder) if self.folder.has_weights else ""
 
     def resolve(self, request: Request) -> Request:
         """The request with every choice filled in. Raises `RequestError` for what this model cannot do."""
@@ -215,5 +215,5 @@ class Engine:
 
     def runtime(self) -> Runtime:
         if self._runtime is None:
-            self._runtime = Runtime.open(self.folder, self.settings)
+            self._runtime = Runtime.open(self.folder, self.model_hash, self.settings)
         return self._runtime

@@ -13,7 +13,7 @@ import psutil
 import engine
 from engine.events import MemoryUse
 from engine.folders import cache_dir
-from engine.models.folder import ModelFolder, model_hash
+from engine.models.folder import ModelFolder
 from engine.request import Request, RequestError
 
 if TYPE_CHECKING:
@@ -78,8 +78,11 @@ class Runtime:
     kernel: str | None = None  # of FP8 layers, once it was probed
 
     @classmethod
-    def open(cls, folder: ModelFolder, settings: Settings) -> Runtime:
-        """Import torch and look at the device. Raises `RequestError` for one that is not here."""
+    def open(cls, folder: ModelFolder, digest: str, settings: Settings) -> Runtime:
+        """Import torch and look at the device. Raises `RequestError` for one that is not here.
+
+        `digest` is the model's hash, under which a preview for it is learned.
+        """
         import torch
 
         from engine.flow import Schedule
@@ -103,7 +106,6 @@ class Runtime:
             torch.set_num_threads(settings.repeat.threads)
         channels = int(folder.configs["vae"]["latent_channels"])
         shipped = folder.path / "preview.json"
-        digest = model_hash(folder) if folder.has_weights else folder.name
         preview_file = shipped if shipped.is_file() else cache_dir() / "previews" / f"{digest[:16]}.json"
         components = Components(folder, torch.device(target.device), simulated=target.simulated)
         cap_allocator(target)

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from engine.files import write_whole
 from engine.folders import cache_dir, shown_path
+from engine.models.folder import SAMPLE_BYTES, SAMPLES, add_samples
 from engine.models.weights import DTYPES, StoredTensor, WeightFiles, unreadable
 from engine.quantization.fp8 import FP8, SCALE_SUFFIX, dequantize, is_fp8, quantize_rows
 from engine.request import RequestError
@@ -38,7 +39,6 @@ DROP_EVERY_BYTES = 64 * 2**20  # written, until the system is asked to forget it
 SPARE_BYTES = 256 * 2**20  # of the disk, left to everybody else
 STALE_SECONDS = 24 * 60 * 60
 ALIGNMENT = 64
-SAMPLE_BYTES, SAMPLES = 2**20, 18
 NAMES_OF_DTYPES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -331,9 +331,7 @@ def _quick_key(files: Sequence[Path], component: str, names: Mapping[str, str], 
                 if status.st_size <= SAMPLES * SAMPLE_BYTES:
                     digest.update(stream.read(SAMPLES * SAMPLE_BYTES))
                     continue
-                for sample in range(SAMPLES):
-                    stream.seek(sample * (status.st_size - SAMPLE_BYTES) // (SAMPLES - 1))
-                    digest.update(stream.read(SAMPLE_BYTES))
+                add_samples(digest, stream, status.st_size)
         except OSError as error:
             raise unreadable(file, error) from None
     return digest.hexdigest()[:32]

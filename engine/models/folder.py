@@ -9,7 +9,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from engine.request import Defaults, Request, RequestError
 
@@ -22,6 +22,7 @@ CLASSES = {
 DESCRIBING = (".json", ".txt", ".model")  # configurations and vocabularies
 MAX_TOKENS = 4096  # more is no limit: tokenizers write 10^30 where they have none
 MAX_JSON_BYTES = 32 * 2**20
+SAMPLE_BYTES, SAMPLES = 2**20, 18
 WHOLE_FILE_BYTES = 64 * 2**20  # larger files are sampled for the model's hash
 
 
@@ -140,10 +141,15 @@ def model_hash(folder: ModelFolder) -> str:
             if size <= WHOLE_FILE_BYTES:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
                 continue
-            for part in range(18):
-                stream.seek(part * (size - 2**20) // 17)
-                digest.update(stream.read(2**20))
+            add_samples(digest, stream, size)
     return digest.hexdigest()
+
+
+def add_samples(digest: hashlib._Hash, stream: BinaryIO, size: int) -> None:
+    """Add the first and the last MiB of a file of this size to a hash, and sixteen between them."""
+    for sample in range(SAMPLES):
+        stream.seek(sample * (size - SAMPLE_BYTES) // (SAMPLES - 1))
+        digest.update(stream.read(SAMPLE_BYTES))
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
