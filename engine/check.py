@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.models.catalog import open_model
-from engine.models.folder import CLASSES, ModelFolder
+from engine.models.model import Model
 from engine.request import RequestError
 from engine.text import printable, size
 
@@ -41,14 +41,17 @@ class _Kind:
         return float((self.squared / self.layers) ** 0.5)
 
 
-def run(model: str, *, as_json: bool = False) -> int:
+def run(name: str, *, as_json: bool = False) -> int:
     """Print the report. Raises `RequestError` for what is missing, misshapen, or not finite."""
-    folder = open_model(model)
-    if not folder.has_weights:
-        raise RequestError("model", f"the weights of {folder.name} are not here; give their folder.")
+    model = open_model(name)
+    if not model.has_weights:
+        raise RequestError(
+            "model",
+            f"the weights of {model.name} are not here; get them with t2i models pull, or give their folder or file.",
+        )
     kinds: dict[str, dict[str, _Kind]] = {}
-    for component in CLASSES:
-        kinds[component] = dict(_check(folder, component))
+    for component in model.files:
+        kinds[component] = dict(_check(model, component))
     if as_json:
         report = {
             component: {
@@ -63,10 +66,10 @@ def run(model: str, *, as_json: bool = False) -> int:
             }
             for component, by_kind in kinds.items()
         }
-        print(json.dumps({"event": "model_checked", "model": folder.name, "fp8": report}), flush=True)
+        print(json.dumps({"event": "model_checked", "model": model.name, "fp8": report}), flush=True)
         return 0
     for component, by_kind in kinds.items():
-        print(printable(f"{component}: {size(folder.bytes[component])}, every tensor is there, finite and in shape"))
+        print(printable(f"{component}: {size(model.bytes[component])}, every tensor is there, finite and in shape"))
         if by_kind:
             print(f"  {'FP8 against the weights, in %':<47}{'layers':>8}{'RMS':>7}{'worst':>7}{'one':>6}")
         for kind, found in sorted(by_kind.items()):
@@ -76,25 +79,24 @@ def run(model: str, *, as_json: bool = False) -> int:
     return 0
 
 
-def _check(folder: ModelFolder, component: str) -> dict[str, _Kind]:
+def _check(model: Model, component: str) -> dict[str, _Kind]:
     """Look at every tensor of a component. The kind of a layer is its path without the block's number."""
     from engine.models.converted import fp8_errors
-    from engine.models.loading import check_tensors, current_name, empty_component
+    from engine.models.loading import check_tensors, empty_component
     from engine.models.weights import WeightFiles
 
-    wanted = {name: tuple(tensor.shape) for name, tensor in empty_component(folder, component).state_dict().items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in empty_component(model, component).state_dict().items()}
     kinds: dict[str, _Kind] = defaultdict(_Kind)
-    with WeightFiles.open(folder.files[component], drop_pages=True) as files:
-        check_tensors(wanted, files, folder.path / component)
-        names = {stored: current_name(stored, wanted) for stored in files.tensors}
+    with WeightFiles.open(model.files[component], component, drop_pages=True) as files:
+        check_tensors(wanted, files, model.place(component))
         layers = set()
-        for name, relative, largest in fp8_errors(files, component, names):
+        for name, relative, largest in fp8_errors(files, component):
             layers.add(name)
             path = re.sub(r"\.[0-9]+\.", ".", name.removesuffix(".weight"), count=1)
             kinds[path].add(name, relative, largest)
-        for stored, tensor in files.tensors.items():
-            if names[stored] not in layers and tensor.dtype.is_floating_point:
-                _check_finite(files, stored)
+        for name, tensor in files.tensors.items():
+            if name not in layers and tensor.dtype.is_floating_point:
+                _check_finite(files, name)
     return kinds
 
 

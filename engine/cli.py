@@ -449,7 +449,7 @@ def _changes_since(record: Record, engine: Engine) -> str:
 
     now = library_versions()
     changed = [name for name, version in record.versions.items() if name in now and now[name] != version]
-    if record.model == engine.model and record.model_hash and record.model_hash != engine.model_hash:
+    if record.model == engine.model and record.model_hash and record.model_hash != engine.hash_for(record.request):
         changed.insert(0, "the model")
     return ", ".join(changed)
 

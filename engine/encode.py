@@ -57,13 +57,16 @@ def pooled_embedding(text_encoder: Any, ids: Tensor, check: Callable[[], None], 
 def sequence_embedding(
     text_encoder_2: Any, embedded: Tensor, check: Callable[[], None], device: torch.device
 ) -> Tensor:
-    """T5's last hidden state [1, S, joint_attention_dim], on the host; `check` is called before every layer.
+    """T5's last hidden state, or DistillT5's projection of it: [1, S, joint_attention_dim], on the host.
+
+    `check` is called before every layer.
 
     `embedded` [1, S, d_model] are the rows of T5's embedding for its ids: they are looked up on the host, so that the
     rest of that table (263 MB of T5-XXL in bf16) never lies on a card.
     """
     with cancellable(text_encoder_2, check):
-        sequence: Tensor = text_encoder_2(inputs_embeds=embedded.to(device)).last_hidden_state
+        output = text_encoder_2(inputs_embeds=embedded.to(device))
+    sequence: Tensor = output if isinstance(output, Tensor) else output.last_hidden_state
     return on_host(sequence)
 
 

@@ -16,7 +16,7 @@ from engine.events import Cancelled, Event, Plan
 from engine.job import Job
 from engine.memory.budget import read_size
 from engine.models.catalog import open_model
-from engine.models.folder import ModelFolder, model_hash
+from engine.models.model import Model, model_hash
 from engine.request import (
     MAX_GUIDANCE,
     MAX_STEPS,
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
 class Engine:
     """An open model. Not safe for use by several threads at a time, but `cancel` may be called from any."""
 
-    def __init__(self, folder: ModelFolder, settings: Settings) -> None:
-        self.folder = folder
-        self.model = folder.name
-        self.defaults: Defaults = folder.defaults
-        self.max_side = folder.max_side
+    def __init__(self, source: Model, settings: Settings) -> None:
+        self.source = source
+        self.model = source.name
+        self.defaults: Defaults = source.defaults
+        self.max_side = source.max_side
         self.settings = settings
         self._cancel = CancelFlag()
         self._leaving = False
@@ -74,8 +74,8 @@ class Engine:
         if card not in CARD_NAMES:
             raise RequestError("card", f"card must be one of {', '.join(CARD_NAMES)}, got {card[:40]!r}.")
         vram_bytes, ram_bytes = read_size(vram, "vram"), read_size(ram, "ram")
-        folder = open_model(model)
-        return cls(folder, Settings(device, vram_bytes, ram_bytes, simulate, card, repeat))
+        source = open_model(model)
+        return cls(source, Settings(device, vram_bytes, ram_bytes, simulate, card, repeat))
 
     def __enter__(self) -> Engine:
         return self
@@ -114,12 +114,23 @@ class Engine:
         ]
         if defaults.guidance is not None:
             options.append(Option("guidance", defaults.guidance, 0, MAX_GUIDANCE, 0.5))
-        return (*options, Option("precision", defaults.precision, choices=PRECISIONS))
+        options.append(Option("precision", defaults.precision, choices=PRECISIONS))
+        if self.source.distills:
+            options.append(Option("distill", False, choices=(False, True)))
+        return tuple(options)
 
     @cached_property
     def model_hash(self) -> str:
-        """What the open model's pixels depend on (see `engine.models.folder.model_hash`); empty without weights."""
-        return model_hash(self.folder) if self.folder.has_weights else ""
+        """What the open model's pixels depend on (see `engine.models.model.model_hash`); empty without weights."""
+        return model_hash(self.source) if self.source.has_weights else ""
+
+    @cached_property
+    def _distilled_hash(self) -> str:
+        return model_hash(self.source, distilled=True)
+
+    def hash_for(self, request: Request) -> str:
+        """What this request's pixels depend on."""
+        return self._distilled_hash if request.distill and self.source.has_weights else self.model_hash
 
     def resolve(self, request: Request) -> Request:
         """The request with every choice filled in. Raises `RequestError` for what this model cannot do."""
@@ -128,12 +139,18 @@ class Engine:
             if side is not None and side > self.max_side:
                 raise RequestError(
                     name,
-                    f"{name} {side} is too large for {self.model}: it was made for {self.folder.sample_size} "
+                    f"{name} {side} is too large for {self.model}: it was made for {self.source.sample_size} "
                     f"and goes up to {self.max_side}.",
                 )
         if request.guidance is not None and self.defaults.guidance is None:
             raise RequestError(
                 "guidance", f"{self.model} takes no guidance (it is not guidance-distilled); leave it out."
+            )
+        if request.distill and not self.source.distills:
+            raise RequestError(
+                "distill",
+                f"there is no DistillT5 that fits {self.model}: get it with t2i models pull distillt5, or name its "
+                "folder with t2i models add, or leave --distill out.",
             )
         return request.resolved(self.defaults)
 
@@ -160,11 +177,11 @@ class Engine:
 
     def require_weights(self) -> None:
         """Raises `RequestError` where this model can be planned and simulated, not run."""
-        if not (self.folder.has_weights or self.settings.simulate):
+        if not (self.source.has_weights or self.settings.simulate):
             raise RequestError(
                 "model",
-                f"the weights of {self.model} are not here: give their folder in diffusers' layout with --model, or "
-                "see how it would run with --simulate.",
+                f"the weights of {self.model} are not here: get them with t2i models pull {self.model}, give their "
+                "folder or file with --model, or see how it would run with --simulate.",
             )
 
     def load(self) -> Generator[Event, None, None]:
@@ -188,7 +205,7 @@ class Engine:
         with suppress(CancelledError):
             yield from job.open()
             if not self.settings.simulate:
-                for component in ("text_encoder", "text_encoder_2", "transformer", "vae"):
+                for component in job.layout.placements:
                     yield from job.keep(component)
 
     def _run(self, request: Request, destination: Destination) -> Generator[Event, None, None]:
@@ -215,5 +232,5 @@ class Engine:
 
     def runtime(self) -> Runtime:
         if self._runtime is None:
-            self._runtime = Runtime.open(self.folder, self.model_hash, self.settings)
+            self._runtime = Runtime.open(self.source, self.model_hash, self.settings)
         return self._runtime

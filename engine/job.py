@@ -25,6 +25,7 @@ from engine.events import (
     StepFinished,
 )
 from engine.models.catalog import prompt_hint
+from engine.models.model import DISTILLED
 from engine.request import Request, RequestError
 from engine.runtime import resident_set_bytes
 from engine.text import size
@@ -102,7 +103,7 @@ class Job:
 
         return KeptLatents(
             self.request,
-            model_hash=self.engine.model_hash,
+            model_hash=self.engine.hash_for(self.request),
             versions=self.runtime.versions,
             device=self.runtime.target.device,
             threads=torch.get_num_threads(),
@@ -114,22 +115,23 @@ class Job:
         from engine import flow
 
         assert self.request.width and self.request.height
-        channels = int(self.engine.folder.configs["vae"]["latent_channels"])
+        channels = int(self.engine.source.configs["vae"]["latent_channels"])
         return flow.tokens_shape(channels, self.request.width, self.request.height)
 
     def _encode(self) -> Generator[Event, None, Conditioning]:
         from engine import encode
         from engine.models.loading import load_tokenizer
 
-        folder, runtime, request = self.engine.folder, self.runtime, self.request
+        model, runtime, request = self.engine.source, self.runtime, self.request
         if runtime.tokenizers is None:
             runtime.tokenizers = (
-                load_tokenizer(folder.path / "tokenizer"),
-                load_tokenizer(folder.path / "tokenizer_2"),
+                load_tokenizer(model.tokenizers["tokenizer"]),
+                load_tokenizer(model.tokenizers["tokenizer_2"]),
             )
         tokenizer, tokenizer_2 = runtime.tokenizers
-        tokens = encode.tokenize(request.prompt, tokenizer, tokenizer_2, folder.clip_limit, folder.token_limit)
-        key = (request.prompt, self.precision)
+        tokens = encode.tokenize(request.prompt, tokenizer, tokenizer_2, model.clip_limit, model.token_limit)
+        reader = self.prompt_reader
+        key = (request.prompt, self.precision, reader)
         cached = key in runtime.conditionings
         began = None
         if not cached:
@@ -137,7 +139,7 @@ class Job:
                 yield from self._progress(loan.load())
                 began = yield from self._begin("encode")
                 pooled = encode.pooled_embedding(loan.module, tokens.clip, self._check, loan.device)
-            with self._lend("text_encoder_2") as loan:
+            with self._lend(reader, device="cpu" if self.layout.reads_on_host else None) as loan:
                 yield from self._progress(loan.load())
                 embedded = loan.embedded(tokens.t5)
                 sequence = encode.sequence_embedding(loan.module, embedded, self._check, loan.device)
@@ -147,7 +149,7 @@ class Job:
         if began is None:
             began = yield from self._begin("encode")
         runtime.conditionings.move_to_end(key)
-        hints = [prompt_hint(folder, request.prompt)]
+        hints = [prompt_hint(model, request.prompt)]
         if tokens.count > tokens.limit:
             hints.append(f"the prompt has {tokens.count} tokens; the first {tokens.limit} are used.")
         hint = " ".join(text for text in hints if text) or None
@@ -162,9 +164,9 @@ class Job:
         from engine.denoise import denoise
         from engine.encode import on_host
 
-        request, runtime, folder = self.request, self.runtime, self.engine.folder
+        request, runtime, model = self.request, self.runtime, self.engine.source
         assert request.seed is not None and request.steps and request.width and request.height
-        channels = int(folder.configs["vae"]["latent_channels"])
+        channels = int(model.configs["vae"]["latent_channels"])
         latents = flow.noise(request.seed, channels, request.width, request.height)
         sigmas = runtime.schedule.sigmas(request.steps, latents.shape[1])
         with self._lend("transformer", passes=request.steps) as loan:
@@ -300,7 +302,7 @@ class Job:
         record = Record(
             request=request,
             model=self.engine.model,
-            model_hash=self.engine.model_hash,
+            model_hash=self.engine.hash_for(self.request),
             versions=runtime.versions,
             seconds_by_phase=dict(self.seconds),
             device=runtime.target.device,
@@ -308,7 +310,7 @@ class Job:
                 "batch": 1,
                 "threads": torch.get_num_threads(),
                 "kernel": runtime.choose_kernel(self.precision),
-                "encoder_device": runtime.target.device,
+                "encoder_device": "cpu" if self.layout.reads_on_host else runtime.target.device,
                 **self.decoded,
             },
         )
@@ -334,7 +336,7 @@ class Job:
 
         runtime, request = self.runtime, self.request
         assert request.width and request.height
-        if runtime.preview_file.parent != self.engine.folder.path:
+        if runtime.preview_file.parent != self.engine.source.path:
             with suppress(Exception):  # a preview is worth no failure
                 runtime.preview.add(flow.unpack(latents, request.width, request.height), pixels)
                 runtime.preview.save(runtime.preview_file, f"fitted on {runtime.preview.pictures} decoded pictures")
@@ -346,6 +348,11 @@ class Job:
             message = f"{message} (details in {log})"
         bad_input = isinstance(error, RequestError) and not error.machine
         return Failed(**self.stamp(), phase=self.phase, message=message, bad_input=bad_input)
+
+    @property
+    def prompt_reader(self) -> str:
+        """The text encoder that gives the transformer its sequence."""
+        return DISTILLED if self.request.distill else "text_encoder_2"
 
     @property
     def precision(self) -> str:

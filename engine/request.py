@@ -46,15 +46,15 @@ class Defaults:
 class Option:
     """A field of `Request` that an open model lets the person choose, and what it may be.
 
-    Numbers run from `low` to `high` in multiples of `multiple`; a text is one of `choices`.
+    Numbers run from `low` to `high` in multiples of `multiple`; a text is one of `choices`, a bool is on or off.
     """
 
     name: str
-    default: int | float | str
+    default: int | float | str | bool
     low: float | None = None
     high: float | None = None
     multiple: float | None = None
-    choices: tuple[str, ...] = ()
+    choices: tuple[str | bool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,7 @@ class Request:
     count: int = 1
     guidance: float | None = None
     precision: str | None = None
+    distill: bool = False  # a smaller text encoder (DistillT5) in T5's place
     template: str | None = None
 
     def __post_init__(self) -> None:
@@ -106,6 +107,9 @@ class Request:
             raise RequestError(
                 "precision", f"precision must be one of {', '.join(PRECISIONS)}, got {_shown(self.precision)}."
             )
+
+        if not isinstance(self.distill, bool):
+            raise RequestError("distill", f"distill must be true or false, got {_shown(self.distill)}.")
 
     def resolved(self, defaults: Defaults) -> Request:
         """This request with every open choice filled in: what the metadata record and a picture repeats."""

@@ -13,7 +13,7 @@ import psutil
 import engine
 from engine.events import MemoryUse
 from engine.folders import cache_dir
-from engine.models.folder import ModelFolder
+from engine.models.model import Model
 from engine.request import Request, RequestError
 
 if TYPE_CHECKING:
@@ -73,12 +73,12 @@ class Runtime:
     versions: dict[str, str]
     repeat: Repeat
     tokenizers: tuple[Any, Any] | None = None
-    conditionings: OrderedDict[tuple[str, str], Conditioning] = field(default_factory=OrderedDict)
+    conditionings: OrderedDict[tuple[str, str, str], Conditioning] = field(default_factory=OrderedDict)
     tables: OrderedDict[tuple[Any, ...], Tables] = field(default_factory=OrderedDict)
     kernel: str | None = None  # of FP8 layers, once it was probed
 
     @classmethod
-    def open(cls, folder: ModelFolder, digest: str, settings: Settings) -> Runtime:
+    def open(cls, model: Model, digest: str, settings: Settings) -> Runtime:
         """Import torch and look at the device. Raises `RequestError` for one that is not here.
 
         `digest` is the model's hash, under which a preview for it is learned.
@@ -94,20 +94,20 @@ class Runtime:
         from engine.preview import PreviewMap
 
         # A model whose weights are not here is planned for the kind of card that it needs.
-        simulated = settings.simulate or (not folder.has_weights and settings.device != "cpu")
+        simulated = settings.simulate or (not model.has_weights and settings.device != "cpu")
         target = resolve(
             settings.device, settings.vram_bytes, settings.ram_bytes, simulated=simulated, card=CARDS[settings.card]
         )
         try:
-            schedule = Schedule.from_config(folder.configs["scheduler"])
+            schedule = Schedule.from_config(model.configs["scheduler"])
         except (ValueError, TypeError) as error:
-            raise RequestError("model", f"the scheduler of {folder.name!r} cannot be used: {error}.") from None
+            raise RequestError("model", f"the scheduler of {model.name!r} cannot be used: {error}.") from None
         if settings.repeat.threads is not None:
             torch.set_num_threads(settings.repeat.threads)
-        channels = int(folder.configs["vae"]["latent_channels"])
-        shipped = folder.path / "preview.json"
+        channels = int(model.configs["vae"]["latent_channels"])
+        shipped = model.path / "preview.json"
         preview_file = shipped if shipped.is_file() else cache_dir() / "previews" / f"{digest[:16]}.json"
-        components = Components(folder, torch.device(target.device), simulated=target.simulated)
+        components = Components(model, torch.device(target.device), simulated=target.simulated)
         cap_allocator(target)
         return cls(
             target=target,

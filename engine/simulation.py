@@ -48,30 +48,34 @@ class SimulatedJob(Job):
     def _simulate_encode(self) -> Generator[Event, None, None]:
         from engine.memory.measure import run_encoder
 
-        folder, profile = self.engine.folder, self.runtime.target.profile
-        yield from self._run("encode", "text_encoder", lambda loan: run_encoder(loan, folder.clip_limit))
-        yield from self._run("encode", "text_encoder_2", lambda loan: run_encoder(loan, folder.token_limit))
+        model, profile = self.engine.source, self.runtime.target.profile
+        yield from self._run("encode", "text_encoder", lambda loan: run_encoder(loan, model.clip_limit))
+        reader = self.prompt_reader
+        if not self.layout.reads_on_host:
+            yield from self._run("encode", reader, lambda loan: run_encoder(loan, model.token_limit))
         yield PhaseStarted(**self.stamp(), phase="encode")
         words = len(self.request.prompt.split())  # there is no tokenizer where there are no weights
         yield Encoded(
             **self.stamp(),
-            tokens=min(folder.token_limit, max(2, words * 4 // 3 + 1)),
-            token_limit=folder.token_limit,
+            tokens=min(model.token_limit, max(2, words * 4 // 3 + 1)),
+            token_limit=model.token_limit,
             cached=False,
             hint=None,
         )
         loaded = self.layout.plan.phases[0].loaded_bytes
-        seconds = profile.encode_seconds(folder.configs["text_encoder_2"], folder.token_limit, loaded)
+        seconds = profile.encode_seconds(
+            model.configs[reader], model.token_limit, loaded, on_host=self.layout.reads_on_host
+        )
         yield self._finished("encode", seconds)
 
     def _simulate_denoise(self) -> Generator[Event, None, None]:
         from engine import flow, modulation
         from engine.memory.measure import STEPS, run_loop
 
-        request, runtime, folder = self.request, self.runtime, self.engine.folder
+        request, runtime, model = self.request, self.runtime, self.engine.source
         assert request.width and request.height and request.steps
         width, height, steps = request.width, request.height, request.steps
-        channels = int(folder.configs["vae"]["latent_channels"])
+        channels = int(model.configs["vae"]["latent_channels"])
         _, tokens, _ = flow.tokens_shape(channels, width, height)
         sigmas = runtime.schedule.sigmas(steps, tokens)
         run = min(steps, STEPS)  # the others would leave nothing more behind
@@ -81,14 +85,14 @@ class SimulatedJob(Job):
 
             reader = loan.component.reader
             assert reader is not None
-            pooled = torch.empty(1, folder.configs["transformer"]["pooled_projection_dim"])
+            pooled = torch.empty(1, model.configs["transformer"]["pooled_projection_dim"])
             some = sigmas[: run + 1]
             modulation.compute(reader, loan.visit, pooled, some, request.guidance, loan.device, loan.dtype, self._check)
 
         yield from self._run(
             "denoise",
             "transformer",
-            lambda loan: run_loop(loan, folder, width, height, run),
+            lambda loan: run_loop(loan, model, width, height, run),
             before=modulate,
             passes=run,
         )
@@ -113,13 +117,13 @@ class SimulatedJob(Job):
     def _simulate_decode(self) -> Generator[Event, None, None]:
         from engine.memory.measure import run_decoder
 
-        request, folder, tile = self.request, self.engine.folder, self.layout.tile
+        request, model, tile = self.request, self.engine.source, self.layout.tile
         assert request.width and request.height
         width, height = request.width, request.height
-        yield from self._run("decode", "vae", lambda loan: run_decoder(loan, folder, width, height, tile))
+        yield from self._run("decode", "vae", lambda loan: run_decoder(loan, model, width, height, tile))
         yield PhaseStarted(**self.stamp(), phase="decode")
         profile = self.runtime.target.profile
-        yield self._finished("decode", profile.decode_seconds(folder.configs["vae"], width * height))
+        yield self._finished("decode", profile.decode_seconds(model.configs["vae"], width * height))
 
     def _run(
         self,

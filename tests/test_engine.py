@@ -89,7 +89,7 @@ def test_load_progress_counts_every_component_to_its_last_byte(engine: Engine, d
     for component in {event.component for event in loads}:
         last = [event for event in loads if event.component == component][-1]
         assert last.done_bytes == last.total_bytes
-        with WeightFiles.open(engine.folder.files[component]) as files:
+        with WeightFiles.open(engine.source.files[component]) as files:
             stored = sum(
                 tensor.nbytes
                 for name, tensor in files.tensors.items()
@@ -216,6 +216,10 @@ def _break(folder: Path, part: str, how: str) -> None:
         target.write_bytes(target.read_bytes()[:-1000])
     elif how == "pickle":
         target.rename(target.with_suffix(".bin"))
+    elif how == "not finite":
+        data = bytearray(target.read_bytes())
+        data[-2:] = b"\xff\x7f"
+        target.write_bytes(data)
     else:
         target.write_text(how, "utf-8")
 
@@ -234,6 +238,8 @@ TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
         ("vae/config.json", "{}", "lacks"),
         (TRANSFORMER, "missing", "no weights"),
         (TRANSFORMER, "pickle", "never loaded"),
+        (TRANSFORMER, "truncated", "broken (it ends too early)"),
+        (TRANSFORMER, "not safetensors", "its header is too long"),
         ("tokenizer_2", "missing", "tokenizer_2"),
         ("scheduler/scheduler_config.json", "missing", "scheduler_config.json"),
         (
@@ -261,8 +267,7 @@ def test_a_broken_folder_is_refused_with_the_part_that_is_missing(
 @pytest.mark.parametrize(
     ("part", "how"),
     [
-        (TRANSFORMER, "truncated"),
-        (TRANSFORMER, "not safetensors"),
+        (TRANSFORMER, "not finite"),
         ("tokenizer/tokenizer.json", "{}"),
         ("scheduler/scheduler_config.json", '{"use_karras_sigmas": true}'),
     ],
@@ -283,7 +288,7 @@ def test_broken_weights_fail_with_one_sentence_that_names_the_file(
 def test_one_broken_file_is_read_once_for_all_pictures(model: Path, tmp_path: Path, destination: Destination) -> None:
     folder = tmp_path / "broken"
     shutil.copytree(model, folder)
-    _break(folder, TRANSFORMER, "truncated")
+    _break(folder, TRANSFORMER, "not finite")
     events = list(Engine.open(folder, device="cpu").generate(small(count=3), destination))
     assert [event.image for event in events if isinstance(event, Failed)] == [0, 1, 2]
     assert {event.image for event in events if isinstance(event, LoadProgress)} == {0}
@@ -305,20 +310,33 @@ def test_t5_holds_its_embedding_once_and_clip_may_bring_its_position_ids(
     assert component.host_shape == component.wanted["shared.weight"]
 
 
-def test_weights_with_scales_of_their_own_are_refused_not_misread(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp8"])
+def test_weights_with_scales_of_their_own_are_read_with_them(precision: str, model: Path, tmp_path: Path) -> None:
+    """In FP8 they stay as they are: the picture is that of the numbers that they mean, which FP8 cannot hold better."""
     from safetensors.torch import load_file, save_file
 
-    folder = tmp_path / "scaled"
-    shutil.copytree(model, folder)
-    weights = load_file(folder / TRANSFORMER)
-    name = "transformer_blocks.0.attn.to_q.weight"
-    scaled = {name: weights[name].to(torch.float8_e4m3fn), f"{name}_scale": torch.ones(len(weights[name]))}
-    save_file({**weights, **scaled}, folder / TRANSFORMER)
-    for precision in ("bf16", "fp8"):
+    weights = load_file(model / TRANSFORMER)
+    scaled, meant = dict(weights), dict(weights)
+    for name in [name for name in weights if "blocks." in name and name.endswith(".weight") and "norm" not in name]:
+        scale = weights[name].abs().amax(dim=1) / 2.0 ** torch.randint(5, 9, weights[name].shape[:1])
+        scaled[name] = (weights[name] / scale[:, None]).to(torch.float8_e4m3fn)
+        scaled[f"{name}_scale"] = torch.exp2(scale.log2().round())  # a power of two: nothing is rounded again
+        meant[name] = scaled[name].float() * scaled[f"{name}_scale"][:, None]
+    pictures = {}
+    for kind, state in (
+        ("scaled", scaled),
+        ("meant", meant),
+        ("ignored", {**weights, **{n: scaled[n] for n in meant}}),
+    ):
+        folder = tmp_path / kind
+        shutil.copytree(model, folder)
+        save_file(state, folder / TRANSFORMER)
         with Engine.open(folder, device="cpu") as engine:
-            failed = list(engine.generate(small(precision=precision), plan_output(tmp_path, 1)))[-1]
-        assert isinstance(failed, Failed)
-        assert "unknown tensor" in failed.message
+            saved = list(engine.generate(small(precision=precision), plan_output(tmp_path, 1)))[-1]
+        assert isinstance(saved, ImageSaved), saved
+        pictures[kind] = Image.open(saved.path).tobytes()
+    assert pictures["scaled"] == pictures["meant"]
+    assert pictures["ignored"] != pictures["meant"]
 
 
 def test_weights_that_are_not_numbers_do_not_become_a_picture(

@@ -22,6 +22,7 @@ from engine.memory.planner import Planner
 from engine.memory.target import Target, resolve
 from engine.memory.units import Unit
 from engine.models import flux1
+from engine.models.catalog import published
 from tests.tiny import save_tiny
 
 GIB = 2**30
@@ -41,7 +42,7 @@ class Card:
     """flux.1-dev planned for cards of several sizes; what was measured is shared."""
 
     def __init__(self) -> None:
-        self.components = Components(flux1.published(flux1.DEV), META, simulated=True)
+        self.components = Components(published(flux1.DEV), META, simulated=True)
         self.activations = Activations(self.components)
 
     def planner(self, vram: float, ram: float = 64) -> Planner:
@@ -51,7 +52,7 @@ class Card:
         return planner
 
     def plan(self, vram: float, ram: float = 64, tile: int | None = None, **values: object) -> Plan:
-        request = Request("a cat", seed=1).resolved(self.components.folder.defaults)
+        request = Request("a cat", seed=1).resolved(self.components.model.defaults)
         return self.planner(vram, ram).plan(replace(request, **values), tile).plan  # type: ignore[arg-type]
 
 
@@ -71,7 +72,7 @@ def test_the_published_model_has_its_published_number_of_parameters(card: Card) 
     t5 = card.components.component("text_encoder_2", "bf16").wanted
     untied = {name: shape for name, shape in t5.items() if name != "encoder.embed_tokens.weight"}
     assert sum(torch.Size(shape).numel() for shape in untied.values()) == 4_762_310_656
-    assert flux1.published(flux1.SCHNELL).bytes["transformer"] == 2 * 11_891_178_560
+    assert published(flux1.SCHNELL).bytes["transformer"] == 2 * 11_891_178_560
 
 
 def test_at_8_bits_the_whole_loop_fits_a_12_gib_card_with_nothing_streamed(card: Card) -> None:
@@ -163,7 +164,7 @@ def test_weights_that_are_read_from_disk_in_every_step_are_told(card: Card) -> N
 
 def test_streamed_units_are_spread_evenly(card: Card) -> None:
     planner = card.planner(8)
-    request = replace(Request("a cat", seed=1).resolved(card.components.folder.defaults), precision="fp8")
+    request = replace(Request("a cat", seed=1).resolved(card.components.model.defaults), precision="fp8")
     streamed = planner.plan(request).placements["transformer"].streamed
     blocks: list[Unit] = list(card.components.component("transformer", "fp8").of_role("block"))
     places = [index for index, unit in enumerate(blocks) if unit.name in streamed]
@@ -174,7 +175,7 @@ def test_streamed_units_are_spread_evenly(card: Card) -> None:
 
 def test_a_repeated_request_plans_in_no_time(card: Card) -> None:
     planner = card.planner(8)
-    request = Request("a cat", seed=1).resolved(card.components.folder.defaults)
+    request = Request("a cat", seed=1).resolved(card.components.model.defaults)
     first = planner.plan(request)
     assert planner.plan(replace(request, prompt="a dog", seed=2)) is first
     assert planner.plan(replace(request, width=512)) is not first

@@ -12,7 +12,7 @@ from typing import Any
 from engine.request import MAX_COUNT, MAX_SEED, Option, Request, RequestError
 
 RATIOS = ((1, 1), (5, 4), (4, 3), (3, 2), (16, 9), (2, 1), (4, 5), (3, 4), (2, 3), (9, 16), (1, 2))
-CHOICES = ("steps", "width", "height", "guidance", "precision")  # fields of a request that a model may offer
+CHOICES = ("steps", "width", "height", "guidance", "precision", "distill")  # fields of a request that a model may offer
 SIZE = re.compile(r"\s*([0-9]{1,6})\s*[xX\u00d7* ]\s*([0-9]{1,6})\s*")
 
 
@@ -48,7 +48,7 @@ class Parameters:
             return f"{value[0]}x{value[1]}"
         if name == "seed":
             return "random" if value is None else str(value)
-        return f"{value:g}" if isinstance(value, float) else str(value)
+        return f"{value:g}" if isinstance(value, float) else _choice(value)
 
     def is_default(self, name: str) -> bool:
         """Whether the model, not the person, decided."""
@@ -64,7 +64,8 @@ class Parameters:
             return f"1 to {MAX_COUNT}"
         option = self._option("width" if name == "size" else name)
         if option.choices:
-            return " or ".join(filter(None, (", ".join(option.choices[:-1]), option.choices[-1])))
+            *others, last = map(_choice, option.choices)
+            return " or ".join(filter(None, (", ".join(others), last)))
         step = f", multiples of {option.multiple:g}" if name == "size" else ""
         return f"{option.low:g} to {option.high:g}{step}"
 
@@ -113,7 +114,7 @@ class Parameters:
         else:
             option = self._option(name)
             if option.choices:
-                matching = [choice for choice in option.choices if choice.startswith(text.lower())]
+                matching = [choice for choice in option.choices if _choice(choice).startswith(text.lower())]
                 if len(matching) != 1:
                     raise RequestError(name, f"{name} must be {self.allowed(name)}, got {text[:40]!r}.")
                 value: Any = matching[0]
@@ -229,6 +230,11 @@ class Parameters:
 def _rounded(value: float, option: Option) -> int:
     by = option.multiple or 1
     return int(min(max(option.low or by, round(value / by) * by), option.high or value))
+
+
+def _choice(value: object) -> str:
+    """One of an option's choices, for people."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
 def _as(option: Option, value: float) -> int | float:

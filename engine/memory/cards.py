@@ -16,6 +16,7 @@ ELEMENTWISE_PASSES = 34  # over a block's tokens x width, beside the matrix prod
 DECODER_SECONDS_PER_PIXEL = 2.2e-6  # of FLUX.1's on an RTX 3060
 FLUX_FIRST_CHANNELS, RTX_3060_FLOPS = 128, 25.6e12
 DISK_BYTES_PER_SECOND = 2.5e9  # an NVMe disk
+HOST_FLOPS = 3e11  # of a desktop's CPU in fp32
 HOST_BYTES_PER_SECOND = 8e9  # a copy inside RAM by one thread, which what is not pinned goes through
 
 
@@ -40,10 +41,13 @@ class CardProfile:
             traffic += 7 * weight_bytes  # read as fp8, written as bf16, scaled in place, read by the product
         return float(linear + attention + traffic / self.memory_bandwidth)
 
-    def encode_seconds(self, config: Mapping[str, Any], tokens: int, moved_bytes: int) -> float:
-        """T5 over `tokens`, its weights streamed. `config` is T5's."""
+    def encode_seconds(
+        self, config: Mapping[str, Any], tokens: int, moved_bytes: int, *, on_host: bool = False
+    ) -> float:
+        """T5 over `tokens`, its weights streamed, or on the CPU beside the card. `config` is T5's."""
         layer = 4 * config["d_model"] * config["num_heads"] * config["d_kv"] + 3 * config["d_model"] * config["d_ff"]
-        compute = 2 * tokens * layer * config["num_layers"] / (self.flops * LINEAR_SHARE)
+        rate = HOST_FLOPS if on_host else self.flops * LINEAR_SHARE
+        compute = 2 * tokens * layer * config["num_layers"] / rate
         return float(max(compute, self.move_seconds(moved_bytes)))
 
     def decode_seconds(self, config: Mapping[str, Any], pixels: int) -> float:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from engine.memory.ring import Ring, copying, pin
-from engine.memory.units import Component, Unit, Weights, build
-from engine.models.converted import converted_files
-from engine.models.folder import ModelFolder
-from engine.models.loading import check_tensors, current_name
+from engine.memory.units import Component, Unit, Weights, build, precision_of
+from engine.models.converted import converted_files, is_fp8_already
+from engine.models.loading import check_tensors
+from engine.models.model import Model
 from engine.models.weights import WeightFiles
 from engine.quantization.fp8 import Fp8Linear
 
@@ -77,9 +77,9 @@ class Traffic:
 class Components:
     """The modules of one model, and the rule that only one of them is on the device at a time."""
 
-    def __init__(self, folder: ModelFolder, device: torch.device, *, simulated: bool = False) -> None:
+    def __init__(self, model: Model, device: torch.device, *, simulated: bool = False) -> None:
         """`simulated`: the device is torch's meta device, nothing is read, and only sizes move."""
-        self.folder = folder
+        self.model = model
         self.simulated = simulated
         self.device = Device(device)
         self.resident: str | None = None  # the component on the device now
@@ -91,14 +91,16 @@ class Components:
 
     def component(self, name: str, precision: str) -> Component:
         """The component without weights; another precision of it is forgotten."""
+        precision = precision_of(name, precision)
         if self._precision.get(name) != precision:
             self._forget(name)
-            self._open[name] = _Opened(build(self.folder, name, precision))
+            self._open[name] = _Opened(build(self.model, name, precision))
             self._precision[name] = precision
         return self._open[name].component
 
     def would_forget(self, name: str, precision: str) -> bool:
         """Whether asking for this component would cost another precision of it that is open."""
+        precision = precision_of(name, precision)
         return self._precision.get(name, precision) != precision
 
     def keep(self, name: str, precision: str, placement: Placement, check: Callable[[], None]) -> Iterator[Progress]:
@@ -109,7 +111,7 @@ class Components:
     def arrange(self, precision: str, placements: Mapping[str, Placement]) -> None:
         """Let go of what a new plan does not keep, before anything is read for it."""
         for name, kept_in in list(self._precision.items()):
-            if kept_in != precision:
+            if kept_in != precision_of(name, precision) or name not in placements:
                 self._forget(name)
         for name, opened in self._open.items():
             for unit in opened.host.keys() - placements[name].kept:
@@ -172,14 +174,14 @@ class Components:
         component = self.component(name, precision)
         opened = self._open[name]
         if opened.weights is None and not self.simulated:
-            files = self.folder.files[name]
-            source = WeightFiles.open(files)
+            files, place = self.model.files[name], self.model.place(name)
+            source = WeightFiles.open(files, name)
             try:
-                names = check_tensors(component.wanted, source, self.folder.path / name)
-                if precision == "fp8" and name in FP8_COMPONENTS:
-                    current = {stored: current_name(stored, component.wanted) for stored in source.tensors}
+                names = check_tensors(component.wanted, source, place)
+                wants_fp8 = precision == "fp8" and name in FP8_COMPONENTS
+                if wants_fp8 and not is_fp8_already(source, name):
                     notices: list[str] = []
-                    conversion = converted_files(name, files, current, component.dtype, notices)
+                    conversion = converted_files(name, files, component.dtype, notices)
                     converted = None
                     try:
                         while True:
@@ -194,7 +196,7 @@ class Components:
                     if converted is not None:
                         source.close()
                         source = converted
-                        names = check_tensors(component.wanted, source, self.folder.path / name, converted=True)
+                        names = check_tensors(component.wanted, source, place)
             except BaseException:
                 source.close()
                 raise
@@ -227,7 +229,7 @@ class Components:
                 yield Progress(component.name, done, total)
         if opened.lacks_table:
             opened.table = torch.empty(component.host_shape or (), dtype=component.dtype)
-            weights.files.read(weights.names["shared.weight"], opened.table)
+            weights.files.read(weights.names[component.host_name], opened.table)
         yield Progress(component.name, total, total)
         self.traffic.disk_bytes += total
 
@@ -257,7 +259,7 @@ class _Opened:
     @property
     def table_bytes(self) -> int:
         assert self.weights is not None
-        return self.weights.files.tensors[self.weights.names["shared.weight"]].nbytes
+        return self.weights.files.tensors[self.weights.names[self.component.host_name]].nbytes
 
     def host_copy(self, unit: Unit) -> Tensor | None:
         return self.host.get(unit.name)

@@ -24,11 +24,12 @@ from engine.files import write_whole
 from engine.folders import cache_dir
 from engine.memory.components import Components, Loan, Placement
 from engine.memory.ledger import counted
-from engine.models.folder import ModelFolder
+from engine.memory.units import LISTS_OF_LAYERS
+from engine.models.model import Model
 
 META = torch.device("meta")
 STEPS = 2  # what a step leaves behind is there from the second on; more of them change nothing
-BLOCK_LISTS, BLOCKS = ("transformer_blocks", "single_transformer_blocks", "encoder.block"), 2
+BLOCK_LISTS, BLOCKS = ("transformer_blocks", "single_transformer_blocks", *LISTS_OF_LAYERS.values()), 2
 MAX_FILES = 500
 FORMAT = 1  # to be raised when the same phases would be measured differently
 
@@ -38,32 +39,35 @@ class Activations:
 
     def __init__(self, components: Components) -> None:
         """Of this model, which must be a simulated one."""
-        self.folder = components.folder
+        self.model = components.model
         self._known: dict[str, int] = {}
         self._components = components
 
     def encode(self, name: str, precision: str, kernel: str | None = None) -> int:
-        """Of CLIP (text_encoder) or T5 (text_encoder_2), for a prompt's full length. `kernel`: of FP8 layers."""
-        limit = self.folder.token_limit if name == "text_encoder_2" else self.folder.clip_limit
+        """Of CLIP (text_encoder), T5 (text_encoder_2) or DistillT5, for a prompt's full length.
+
+        `kernel`: of FP8 layers.
+        """
+        limit = self.model.clip_limit if name == "text_encoder" else self.model.token_limit
         return self._get(name, precision, [limit], lambda loan: run_encoder(loan, limit), kernel)
 
     def denoise(self, precision: str, width: int, height: int, kernel: str | None = None) -> int:
         """Of the step loop."""
-        sizes = [self.folder.token_limit, width, height]
+        sizes = [self.model.token_limit, width, height]
         return self._get(
-            "transformer", precision, sizes, lambda loan: run_loop(loan, self.folder, width, height), kernel
+            "transformer", precision, sizes, lambda loan: run_loop(loan, self.model, width, height), kernel
         )
 
     def decode(self, precision: str, width: int, height: int, tile: int) -> int:
         """Of the decoder: whole (tile 0), or in tiles of this many pixels a side."""
         sizes = [width, height, tile]
-        return self._get("vae", precision, sizes, lambda loan: run_decoder(loan, self.folder, width, height, tile))
+        return self._get("vae", precision, sizes, lambda loan: run_decoder(loan, self.model, width, height, tile))
 
     def _get(
         self, name: str, precision: str, sizes: list[int], run: Callable[[Loan], object], kernel: str | None = None
     ) -> int:
         kernel = "dequantize" if kernel is None else kernel
-        config = self.folder.configs[name]
+        config = self.model.configs[name]
         key = hashlib.sha256(
             json.dumps([FORMAT, _versions(), name, config, precision, sizes, kernel]).encode()
         ).hexdigest()[:32]
@@ -123,14 +127,14 @@ def run_encoder(loan: Loan, tokens: int) -> torch.Tensor:
     return encode.sequence_embedding(loan.module, loan.embedded(ids), lambda: None, loan.device)
 
 
-def run_loop(loan: Loan, folder: ModelFolder, width: int, height: int, steps: int = STEPS) -> None:
+def run_loop(loan: Loan, model: Model, width: int, height: int, steps: int = STEPS) -> None:
     """The sampler loop on the meta device."""
     reader = loan.component.reader
     assert reader is not None
-    channels = int(folder.configs["vae"]["latent_channels"])
-    width_of_text = int(folder.configs["transformer"]["joint_attention_dim"])
+    channels = int(model.configs["vae"]["latent_channels"])
+    width_of_text = int(model.configs["transformer"]["joint_attention_dim"])
     latents = torch.empty(flow.tokens_shape(channels, width, height))
-    sequence = torch.empty(1, folder.token_limit, width_of_text, dtype=loan.dtype)
+    sequence = torch.empty(1, model.token_limit, width_of_text, dtype=loan.dtype)
     tables = modulation.Tables(torch.empty(steps, reader.total, dtype=loan.dtype))
     sigmas = torch.linspace(1, 0, steps + 1)
     for _ in denoise(
@@ -139,9 +143,9 @@ def run_loop(loan: Loan, folder: ModelFolder, width: int, height: int, steps: in
         pass
 
 
-def run_decoder(loan: Loan, folder: ModelFolder, width: int, height: int, tile: int) -> None:
+def run_decoder(loan: Loan, model: Model, width: int, height: int, tile: int) -> None:
     """The decoder on the meta device."""
-    channels = int(folder.configs["vae"]["latent_channels"])
+    channels = int(model.configs["vae"]["latent_channels"])
     tokens = torch.empty(flow.tokens_shape(channels, width, height), device=loan.device)
     decode(loan.module, tokens, width, height, lambda: None, tile=tile, device=loan.device, dtype=loan.dtype)
 

@@ -17,7 +17,8 @@ from engine.events import Phase, PhasePlan, Plan, Turnaround
 from engine.memory.components import Components, Placement
 from engine.memory.measure import META, Activations
 from engine.memory.target import Target
-from engine.memory.units import Component, Unit
+from engine.memory.units import HOST_ONLY, Component, Unit, precision_of
+from engine.models.model import DISTILLED
 from engine.request import MIN_SIDE, SIDE_MULTIPLE, Request, RequestError
 from engine.text import duration, size
 
@@ -38,6 +39,7 @@ class Layout:
     plan: Plan
     placements: dict[str, Placement]
     tile: int  # pixels a side; 0: whole
+    reads_on_host: bool = False  # the prompt is read on the CPU beside the card
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class _Need:
     component: Component
     activation_bytes: int
     allowance_bytes: int
+    on_host: bool = False  # it runs on the CPU, though there is a card
 
     @property
     def units(self) -> list[Unit]:
@@ -78,10 +81,10 @@ class Planner:
     """Plans requests for one model on one target. Plans are kept: a repeated request costs next to nothing."""
 
     def __init__(self, components: Components, target: Target) -> None:
-        self.folder, self.target = components.folder, target
+        self.model, self.target = components.model, target
         self._open = components
         # Measuring, and planning another precision than the open one, is done with a double of the model.
-        self._double = components if components.simulated else Components(self.folder, META, simulated=True)
+        self._double = components if components.simulated else Components(self.model, META, simulated=True)
         self.activations = Activations(self._double)
         self._kernel: str | None = None
         self._layouts: dict[tuple[object, ...], Layout] = {}
@@ -93,7 +96,7 @@ class Planner:
 
         Raises `RequestError` for a budget that cannot work, with the smallest that would and what to change.
         """
-        key = (request.width, request.height, request.steps, request.precision, tile, kernel)
+        key = (request.width, request.height, request.steps, request.precision, request.distill, tile, kernel)
         if key not in self._layouts:
             self._kernel = kernel
             self._layouts[key] = self._plan(request, tile)
@@ -105,7 +108,7 @@ class Planner:
         needs = self._needs(request)
         tile, decoder = self._decoder(request, asked, budget)
         needs.append(decoder)
-        if max(need.floor_bytes for need in needs) > budget:
+        if max(need.floor_bytes for need in needs if not need.on_host) > budget:
             raise self._refusal("vram", request, self._floor(request, asked), budget)
         fits, kept = self._arrange(needs, request, tile)
         in_place = {need.name: self._in_place(need, fits[need.name], kept[need.name]) for need in needs}
@@ -113,7 +116,8 @@ class Planner:
             name: Placement(fit.streamed, max(fit.slots, MIN_SLOTS), kept[name], in_place[name])
             for name, fit in fits.items()
         }
-        return Layout(self._told(request, tile, needs, fits, placements), placements, tile)
+        plan = self._told(request, tile, needs, fits, placements)
+        return Layout(plan, placements, tile, any(need.on_host for need in needs))
 
     # What each phase needs.
 
@@ -121,20 +125,20 @@ class Planner:
         """Of the text encoders and the transformer."""
         precision = request.precision
         assert precision and request.width and request.height
-        known: list[tuple[str, Phase, int]] = [
-            ("text_encoder", "encode", self.activations.encode("text_encoder", precision, self._kernel)),
-            ("text_encoder_2", "encode", self.activations.encode("text_encoder_2", precision, self._kernel)),
-            (
-                "transformer",
-                "denoise",
-                self.activations.denoise(precision, request.width, request.height, self._kernel),
-            ),
+        readers = ("text_encoder", DISTILLED if request.distill else "text_encoder_2")
+        needs = [
+            self._need(name, "encode", precision, self.activations.encode(name, precision, self._kernel))
+            for name in readers
         ]
-        return [self._need(name, phase, precision, activation) for name, phase, activation in known]
+        activation = self.activations.denoise(precision, request.width, request.height, self._kernel)
+        return [*needs, self._need("transformer", "denoise", precision, activation)]
 
     def _need(self, name: str, phase: Phase, precision: str, activation: int) -> _Need:
         component = self._component(name, precision)
-        return _Need(name, phase, component, activation, self.allowance(phase, activation, component.dtype))
+        allowance = self.allowance(phase, activation, component.dtype)
+        # DistillT5 in fp32 is quick enough on a CPU, and takes nothing of the card there.
+        on_host = name == DISTILLED and self.target.is_card
+        return _Need(name, phase, component, activation, allowance, on_host)
 
     def _component(self, name: str, precision: str) -> Component:
         owner = self._double if self._open.would_forget(name, precision) else self._open
@@ -181,6 +185,8 @@ class Planner:
 
         A text encoder runs once a prompt: where weights have to cross a bus, it streams, however much room there is.
         """
+        if need.on_host:
+            return _Fit(0, frozenset(), 0)
         room = budget - need.work_bytes
         units = need.units
         base, blocks = need.component.of_role("base"), need.component.of_role("block")
@@ -202,16 +208,18 @@ class Planner:
         """What is used most often comes first: in every step, for every picture, for every prompt."""
         by_name = {need.name: need for need in needs}
         transformer, streamed = by_name["transformer"], fits["transformer"].streamed
+        others = ("vae", *(need.name for need in needs if need.phase == "encode" and not need.on_host))
         order: list[tuple[str, Iterable[Unit]]] = [
             ("transformer", [unit for unit in transformer.units if unit.name in streamed]),
             ("transformer", [unit for unit in transformer.units if unit.name not in streamed]),
-            *((name, by_name[name].units) for name in ("vae", "text_encoder", "text_encoder_2")),
+            *((name, by_name[name].units) for name in others),
             ("transformer", transformer.component.of_role("modulation")),
         ]
         room = self.target.ram_budget_bytes - self._fixed_ram(needs, request, tile)
         if room < 0:
             raise self._refusal("ram", request, self._fixed_ram(needs, request, tile), self.target.ram_budget_bytes)
-        kept: dict[str, set[str]] = {need.name: set() for need in needs}
+        # What runs on the CPU computes with its copy in RAM, which is counted before.
+        kept = {need.name: {unit.name for unit in need.component.units if need.on_host} for need in needs}
         for name, units in order:
             for unit in units:
                 if unit.nbytes <= room:
@@ -249,7 +257,8 @@ class Planner:
 
     def _in_place(self, need: _Need, fit: _Fit, kept: frozenset[str]) -> bool:
         resident = {unit.name for unit in need.units} - fit.streamed
-        return not self.target.is_card and resident <= kept and len(kept) > 0
+        on_host = need.on_host or not self.target.is_card
+        return on_host and resident <= kept and len(kept) > 0
 
     def _slot_bytes(self, need: _Need, fit: _Fit) -> int:
         streamed = [unit.nbytes for unit in need.units if unit.name in fit.streamed]
@@ -258,7 +267,8 @@ class Planner:
     def _staging_bytes(self, needs: Sequence[_Need]) -> int:
         if not self.target.is_card:
             return 0
-        return 2 * max(unit.nbytes for need in needs for unit in need.component.units if unit.role != "base")
+        crossing = [need for need in needs if not need.on_host]
+        return 2 * max(unit.nbytes for need in crossing for unit in need.component.units if unit.role != "base")
 
     def _fixed_ram(self, needs: Sequence[_Need], request: Request, tile: int) -> int:
         """What the process takes of RAM in any case."""
@@ -270,7 +280,8 @@ class Planner:
         (transformer,) = (need.component for need in needs if need.name == "transformer")
         assert transformer.reader is not None and request.steps
         rows = request.steps * transformer.reader.total * transformer.dtype.itemsize  # the modulation tables
-        return process + self._staging_bytes(needs) + table + parked + rows
+        on_host = sum(_bytes(need.units) + need.work_bytes for need in needs if need.on_host)
+        return process + self._staging_bytes(needs) + table + parked + rows + on_host
 
     # What is said about it.
 
@@ -286,7 +297,7 @@ class Planner:
         by_name = {need.name: need for need in needs}
         phases = []
         for phase in ("encode", "denoise", "decode"):
-            inside = [need for need in needs if need.phase == phase]
+            inside = [need for need in needs if need.phase == phase and not need.on_host]
             loaded = sum(self._loaded_bytes(need, placements[need.name]) for need in inside)
             top = max(inside, key=lambda need: need.work_bytes + fits[need.name].resident_bytes)
             resident = fits[top.name].resident_bytes
@@ -302,7 +313,9 @@ class Planner:
                     peak_bytes=resident + top.work_bytes,
                 )
             )
-        held = sum(_bytes(_named(need.component.units, placements[need.name].kept)) for need in needs)
+        held = sum(
+            _bytes(_named(need.component.units, placements[need.name].kept)) for need in needs if not need.on_host
+        )
         host, pinned = self._fixed_ram(needs, request, tile) + held, 0
         if self.target.is_card:
             transformer = by_name["transformer"]
@@ -318,9 +331,14 @@ class Planner:
                 )
                 for need in needs
             )
-        parameters = _parameters(by_name["text_encoder_2"].component)
+        reader = needs[1]
+        how = "streamed" if fits[reader.name].streamed else "whole"
+        text_encoder = (
+            f"{'DistillT5' if request.distill else 'T5'}, {_parameters(reader.component)}, "
+            f"{precision_of(reader.name, request.precision)}, {'on the CPU' if reader.on_host else how}"
+        )
         return Plan(
-            model=self.folder.name,
+            model=self.model.name,
             size=f"{request.width}x{request.height}",
             steps=request.steps,
             precision=request.precision,
@@ -331,8 +349,7 @@ class Planner:
             host_bytes=host,
             pinned_bytes=pinned,
             phases=tuple(phases),
-            text_encoder=f"T5, {parameters}, {request.precision}, "
-            + ("streamed" if fits["text_encoder_2"].streamed else "whole"),
+            text_encoder=text_encoder,
             tile=tile,
             same_prompt=self._turnaround(request, needs, placements, new_prompt=False),
             new_prompt=self._turnaround(request, needs, placements, new_prompt=True),
@@ -356,7 +373,7 @@ class Planner:
         assert request.steps
         once = disk = crossing = waited = 0
         for need in needs:
-            if need.phase == "encode" and not new_prompt:
+            if need.on_host or (need.phase == "encode" and not new_prompt):
                 continue
             placement = placements[need.name]
             once += self._loaded_bytes(need, placement)
@@ -408,9 +425,9 @@ class Planner:
         """An estimate of the compute of one denoise step."""
         assert request.width and request.height
         weights = _bytes(self._component("transformer", request.precision or "").of_role("block"))
-        tokens = request.width * request.height // 256 + self.folder.token_limit
+        tokens = request.width * request.height // 256 + self.model.token_limit
         return self.target.profile.step_seconds(
-            self.folder.configs["transformer"], tokens, weights, dequantized=request.precision == "fp8"
+            self.model.configs["transformer"], tokens, weights, dequantized=request.precision == "fp8"
         )
 
     # What cannot work.
@@ -418,7 +435,7 @@ class Planner:
     def _refusal(self, field: str, request: Request, floor: int, budget: int) -> RequestError:
         what = "RAM" if field == "ram" else "memory on the card" if self.target.is_card else "device memory"
         sentence = (
-            f"{self.folder.name} at {request.width}x{request.height} in {request.precision} needs at least "
+            f"{self.model.name} at {request.width}x{request.height} in {request.precision} needs at least "
             f"{_rounded_up(floor)} of {what}, and {field} allows {size(budget)}"
         )
         changes = self._changes(request, budget) if field == "vram" else []
@@ -444,7 +461,7 @@ class Planner:
 
     def _floor(self, request: Request, tile: int | None) -> int:
         """The smallest budget that works, with this tile or with whichever is best."""
-        others = max(need.floor_bytes for need in self._needs(request))
+        others = max(need.floor_bytes for need in self._needs(request) if not need.on_host)
         _, decoder = self._decoder(request, tile, others)
         return max(others, decoder.floor_bytes)
 
@@ -477,9 +494,8 @@ def _table_bytes(component: Component) -> int:
 
 
 def _parameters(component: Component) -> str:
-    wanted = component.wanted
-    tied = "encoder.embed_tokens.weight" if "shared.weight" in wanted else ""
-    count = sum(math.prod(shape) for name, shape in wanted.items() if name != tied)
+    tied = HOST_ONLY.get(component.name, ())[1:]  # the table's other name
+    count = sum(math.prod(shape) for name, shape in component.wanted.items() if name not in tied)
     return f"{count / 1e9:.1f} billion parameters" if count >= 5e7 else f"{count / 1e6:.1f} million parameters"
 
 

@@ -17,13 +17,17 @@ from torch import Tensor, nn
 
 from engine import modulation
 from engine.models.converted import quantize_into
-from engine.models.folder import ModelFolder
 from engine.models.loading import empty_component
+from engine.models.model import DISTILLED, Model
 from engine.models.weights import WeightFiles
 from engine.quantization.fp8 import FP8, SCALE_SUFFIX, Fp8Linear, replace_linears
 
 ALIGNMENT = 256
-HOST_ONLY = {"text_encoder_2": ("shared.weight", "encoder.embed_tokens.weight")}  # rows are looked up on the host
+HOST_ONLY = {  # rows are looked up on the host
+    "text_encoder_2": ("shared.weight", "encoder.embed_tokens.weight"),
+    DISTILLED: ("encoder.shared.weight", "encoder.encoder.embed_tokens.weight"),
+}
+LISTS_OF_LAYERS = {"text_encoder_2": "encoder.block", DISTILLED: "encoder.encoder.block"}
 NOT_NEEDED = {"vae": ("encoder.", "quant_conv.")}  # to decode
 
 Role = Literal["base", "block", "modulation"]
@@ -83,6 +87,7 @@ class Component:
     wanted: dict[str, tuple[int, ...]]  # shapes by name, as files have them
     reader: modulation.TableReader | None  # of the transformer
     host_shape: tuple[int, ...] | None = None  # of the table that stays on the host
+    host_name: str = ""  # the table's, as files have it
     buffers: list[tuple[nn.Module, str, Tensor]] = field(default_factory=list)  # constants, kept on the host
 
     def of_role(self, role: Role) -> tuple[Unit, ...]:
@@ -94,13 +99,18 @@ class Component:
             owner._buffers[leaf] = value.to(device)
 
 
-def build(folder: ModelFolder, name: str, precision: str) -> Component:
+def precision_of(name: str, precision: str) -> str:
+    """What a component computes in where a picture is asked for in `precision`: DistillT5 is too small for less."""
+    return "fp32" if name == DISTILLED else precision
+
+
+def build(model: Model, name: str, precision: str) -> Component:
     """A component with its real configuration and no weights. `precision` is fp32, bf16 or fp8.
 
     Raises `RequestError` where its configuration cannot be used.
     """
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    module = empty_component(folder, name).eval()
+    module = empty_component(model, name).eval()
     wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     if precision == "fp8":
         replace_linears(module, name, dtype)
@@ -128,7 +138,8 @@ def build(folder: ModelFolder, name: str, precision: str) -> Component:
         (module.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], value)
         for path, value in module.named_buffers()
     ]
-    return Component(name, module, units, dtype, wanted, reader, host_shape, buffers)
+    host_name = HOST_ONLY[name][0] if name in HOST_ONLY else ""
+    return Component(name, module, units, dtype, wanted, reader, host_shape, host_name, buffers)
 
 
 def _stored(owner: nn.Module, path: str, leaf: str, name: str, dtype: torch.dtype) -> tuple[str, torch.dtype]:
@@ -148,9 +159,10 @@ def _unit_paths(name: str, module: nn.Module) -> dict[str, Role]:
             paths |= {f"transformer_blocks.{index}.{part}": "block" for part in ("attn", "ff", "ff_context")}
         for index in range(len(module.single_transformer_blocks)):  # type: ignore[arg-type]
             paths[f"single_transformer_blocks.{index}"] = "block"
-    elif name == "text_encoder_2":
-        for index in range(len(module.encoder.block)):  # type: ignore[union-attr, arg-type]
-            paths |= {f"encoder.block.{index}.layer.{part}": "block" for part in (0, 1)}
+    elif name in LISTS_OF_LAYERS:
+        path = LISTS_OF_LAYERS[name]
+        for index in range(len(module.get_submodule(path))):  # type: ignore[arg-type]
+            paths |= {f"{path}.{index}.layer.{part}": "block" for part in (0, 1)}
     return {**paths, "": "base"}
 
 
@@ -168,7 +180,7 @@ def _unit(
 
 
 class Weights:
-    """Where a component's weights come from: safetensors files, plain or with FP8 and scales."""
+    """Where a component's weights come from: files of any layout, in which FP8 weights may have scales."""
 
     def __init__(self, files: WeightFiles, names: Mapping[str, str]) -> None:
         """`names` gives the name in the files for each name that a unit uses."""
@@ -177,18 +189,19 @@ class Weights:
     def fill(self, unit: Unit, memory: Tensor) -> None:
         """Read a unit into its memory (uint8 [nbytes], on the CPU), in the types that the unit has.
 
-        Where the files have no scales, weights are converted to FP8 now, and their scales with them.
+        What is not FP8 in the files is converted to it now, where the unit has it so.
         """
-        by_stored = {piece.stored: piece for piece in unit.pieces}
+        scales = {piece.stored: piece for piece in unit.pieces if piece.stored.endswith(f".weight{SCALE_SUFFIX}")}
         for piece in unit.pieces:
-            stored = self.names.get(piece.stored, piece.stored)
-            if piece.dtype == FP8 and f"{stored}{SCALE_SUFFIX}" not in self.files.tensors:
-                scale = by_stored[f"{piece.stored}{SCALE_SUFFIX}"]
+            if piece.stored in scales:
+                continue  # filled with its weight
+            stored = self.names[piece.stored]
+            if (scale := scales.get(f"{piece.stored}{SCALE_SUFFIX}")) is not None:
                 quantize_into(self.files, stored, piece.view(memory), scale.view(memory))
-            elif stored in self.files.tensors:
+            else:
                 self.files.read(stored, piece.view(memory))
 
     def stored_bytes(self, units: Iterable[Unit]) -> int:
         """What lies in the files for these units."""
-        names = {self.names.get(piece.stored, piece.stored) for unit in units for piece in unit.pieces}
-        return sum(self.files.tensors[name].nbytes for name in names if name in self.files.tensors)
+        names = {self.names[piece.stored] for unit in units for piece in unit.pieces if piece.stored in self.names}
+        return sum(self.files.tensors[name].nbytes for name in names)

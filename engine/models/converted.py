@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,12 +27,13 @@ from torch import Tensor
 
 from engine.files import write_whole
 from engine.folders import cache_dir, shown_path
-from engine.models.folder import SAMPLE_BYTES, SAMPLES, add_samples
-from engine.models.weights import DTYPES, StoredTensor, WeightFiles, unreadable
+from engine.models.headers import unreadable
+from engine.models.model import SAMPLE_BYTES, SAMPLES, add_samples
+from engine.models.weights import DTYPES, StoredTensor, WeightFiles, is_finite, not_finite
 from engine.quantization.fp8 import FP8, SCALE_SUFFIX, dequantize, is_fp8, quantize_rows
 from engine.request import RequestError
 
-FORMAT = "1"  # to be raised when the same weights would give another file
+FORMAT = "2"  # to be raised when the same weights would give another file
 PIECE_BYTES = 4 * 2**20  # of the source, converted at a time
 PROGRESS_EVERY_BYTES = 32 * 2**20
 DROP_EVERY_BYTES = 64 * 2**20  # written, until the system is asked to forget it
@@ -43,19 +44,18 @@ NAMES_OF_DTYPES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def converted_files(
-    component: str, files: Sequence[Path], names: Mapping[str, str], dtype: torch.dtype, notices: list[str]
+    component: str, files: Sequence[Path], dtype: torch.dtype, notices: list[str]
 ) -> Generator[tuple[int, int], None, WeightFiles | None]:
     """A component's weights with its linear layers in FP8: from the cache, or converted into it now.
 
-    `names` gives the module's name for a stored one; stored tensors without a name are left out. What is not FP8 is
-    stored in `dtype`. Yields (bytes read, bytes to read) while it converts, and returns the opened cache file; or None
-    where the cache cannot be written, with a sentence for the person added to `notices`. Raises `RequestError` where
-    the model's own files cannot be used. Closing the generator leaves no trace.
+    What is not FP8 is stored in `dtype`. Yields (bytes read, bytes to read) while it converts, and returns the opened
+    cache file; or None where the cache cannot be written, with a sentence for the person added to `notices`. Raises
+    `RequestError` where the model's own files cannot be used. Closing the generator leaves no trace.
     """
     folder = cache_dir() / "weights"
-    with WeightFiles.open(files, drop_pages=True) as source:
-        layout = _layout(source, component, names, dtype)
-        index = folder / "index" / f"{_quick_key(files, component, names, dtype)}.json"
+    with WeightFiles.open(files, component, drop_pages=True) as source:
+        layout = _layout(source, component, dtype)
+        index = folder / "index" / f"{_quick_key(files, component, dtype)}.json"
         content = _indexed_content(index)
         if content is not None and (known := _opened(folder, layout, content, notices)) is not None:
             return known
@@ -70,7 +70,7 @@ def converted_files(
                     f"{free / 2**30:.1f} GiB are free), so they are converted anew each time."
                 )
                 return None
-            content = yield from _convert(source, names, layout, folder, notices)
+            content = yield from _convert(source, layout, folder, notices)
             with suppress(OSError):  # without it the content is found all the same, only later
                 write_whole(index, json.dumps({"content": content}).encode())
         except OSError as error:
@@ -82,30 +82,28 @@ def converted_files(
     return _opened(folder, layout, content, notices)
 
 
-def quantize_into(files: WeightFiles, stored: str, quantized: Tensor, scale: Tensor) -> None:
+def quantize_into(files: WeightFiles, name: str, quantized: Tensor, scale: Tensor) -> None:
     """Fill `quantized` (FP8 [out, in]) and `scale` (float32 [out]) on the CPU from a stored weight of any float dtype.
 
     They get the bits that the cache holds. Raises `RequestError` where the weight is not finite.
     """
-    tensor = files.tensors[stored]
+    tensor = files.tensors[name]
     if tuple(quantized.shape) != tensor.shape or tuple(scale.shape) != tensor.shape[:1]:
-        raise ValueError(f"{stored} has shape {list(tensor.shape)}")
+        raise ValueError(f"{name} has shape {list(tensor.shape)}")
     for start, stop in _row_pieces(tensor):
-        quantized[start:stop], scale[start:stop] = _quantized(tensor, files.rows(stored, start, stop))
+        quantized[start:stop], scale[start:stop] = _fp8_rows(files, name, start, stop)
 
 
-def fp8_errors(files: WeightFiles, component: str, names: Mapping[str, str]) -> Iterator[tuple[str, float, float]]:
+def fp8_errors(files: WeightFiles, component: str) -> Iterator[tuple[str, float, float]]:
     """What FP8 costs, by linear layer: its weight's name, the relative RMS error, and the largest error of a weight
     relative to the largest weight of its row."""
-    for stored, tensor in files.tensors.items():
-        name = names.get(stored)
-        if name is None or not _becomes_fp8(component, name, tensor):
+    for name, tensor in files.tensors.items():
+        if not _becomes_fp8(component, tensor):
             continue
         squared_error, squared_weight, largest_error = 0.0, 0.0, 0.0
         for start, stop in _row_pieces(tensor):
-            rows = files.rows(stored, start, stop)
-            weight = rows.float()
-            error = dequantize(*_quantized(tensor, rows), torch.float32).sub_(weight)
+            weight = files.rows(name, start, stop).float()
+            error = dequantize(*_fp8_rows(files, name, start, stop), torch.float32).sub_(weight)
             row_max = weight.abs().amax(dim=1).clamp_(min=torch.finfo(torch.float32).tiny)
             squared_error += float(error.square().sum(dtype=torch.float64))
             squared_weight += float(weight.square_().sum(dtype=torch.float64))
@@ -137,23 +135,12 @@ class _Layout:
         return len(text).to_bytes(8, "little") + text
 
 
-def _layout(source: WeightFiles, component: str, names: Mapping[str, str], dtype: torch.dtype) -> _Layout:
+def _layout(source: WeightFiles, component: str, dtype: torch.dtype) -> _Layout:
     """Tensors whose size is a multiple of the alignment first, so that they are aligned: the format allows no gaps."""
     tensors: dict[str, StoredTensor] = {}
-    for stored, tensor in source.tensors.items():
-        name = names.get(stored)
-        if name is None:
-            continue
-        if name in tensors:
-            raise RequestError("model", f"{str(tensor.file)!r} holds {name!r} a second time, as {stored!r}; remove it.")
+    for name, tensor in source.tensors.items():
         kind = dtype if tensor.dtype.is_floating_point else tensor.dtype
-        if _becomes_fp8(component, name, tensor):
-            if stored + SCALE_SUFFIX in source.tensors:
-                raise RequestError(
-                    "model",
-                    f"{stored!r} in {str(tensor.file)!r} has FP8 scales of its own, which cannot be used; "
-                    "get the model in BF16, F16 or F32.",
-                )
+        if _becomes_fp8(component, tensor):
             rows = tensor.shape[0]
             kind = FP8
             tensors[name + SCALE_SUFFIX] = StoredTensor(
@@ -172,26 +159,36 @@ def _layout(source: WeightFiles, component: str, names: Mapping[str, str], dtype
     return _Layout(component, placed, end)
 
 
-def _becomes_fp8(component: str, name: str, tensor: StoredTensor) -> bool:
-    return is_fp8(component, name) and len(tensor.shape) == 2 and tensor.dtype.is_floating_point and tensor.count > 0
+def _becomes_fp8(component: str, tensor: StoredTensor) -> bool:
+    return (
+        is_fp8(component, tensor.name)
+        and len(tensor.shape) == 2
+        and tensor.dtype.is_floating_point
+        and tensor.count > 0
+    )
 
 
 def _convert(
-    source: WeightFiles, names: Mapping[str, str], layout: _Layout, folder: Path, notices: list[str]
+    source: WeightFiles, layout: _Layout, folder: Path, notices: list[str]
 ) -> Generator[tuple[int, int], None, str]:
     """Write the cache file and return its content's hash; a thread reads and hashes while this one converts."""
-    described = [
-        (tensor.name, names.get(tensor.name), str(tensor.dtype), tensor.shape) for tensor in source.tensors.values()
-    ]
+    described = [(tensor.name, str(tensor.dtype), tensor.shape) for tensor in source.tensors.values()]
     header = layout.header()
     digest = hashlib.sha256(header + json.dumps(described).encode())
 
-    def fetch(piece: _Piece) -> Tensor:
-        data = source.elements(piece.tensor.name, piece.start, piece.stop)
+    def fetch(piece: _Piece) -> _Data:
+        tensor, scale = piece.tensor, None
+        if tensor.is_e4m3 and layout.tensors[tensor.name].dtype == FP8:
+            width = tensor.shape[1]
+            rows, scale = source.e4m3_rows(tensor.name, piece.start // width, piece.stop // width)
+            data = rows.view(-1)
+            digest.update(scale.numpy().data)
+        else:
+            data = source.elements(tensor.name, piece.start, piece.stop)
         digest.update(data.view(torch.uint8).numpy().data)
-        return data
+        return _Data(data, scale)
 
-    pieces = (piece for tensor in source.tensors.values() for piece in _pieces(tensor, names.get(tensor.name), layout))
+    pieces = (piece for tensor in source.tensors.values() for piece in _pieces(tensor, layout))
     done = reported = dropped = 0
     total = sum(tensor.nbytes for tensor in source.tensors.values())
     handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
@@ -201,7 +198,7 @@ def _convert(
             for piece, data in _fetched_ahead(pieces, fetch, reader):
                 for tensor, offset in _converted(piece, data, layout):
                     _write_at(stream, tensor.view(torch.uint8).numpy().data, len(header) + offset)
-                done += data.nbytes
+                done += piece.nbytes
                 if done - dropped >= DROP_EVERY_BYTES:
                     dropped = done
                     _drop_pages(stream)
@@ -225,30 +222,42 @@ def _convert(
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Some elements of a stored tensor; whole rows where it becomes FP8. Without a name it is hashed only."""
+    """Some elements of a stored tensor; whole rows where it becomes FP8."""
 
     tensor: StoredTensor
-    name: str | None
     start: int
     stop: int
 
+    @property
+    def nbytes(self) -> int:
+        """What it takes in its file."""
+        return self.tensor.nbytes * (self.stop - self.start) // max(1, self.tensor.count)
 
-def _pieces(tensor: StoredTensor, name: str | None, layout: _Layout) -> Iterator[_Piece]:
-    if name is not None and layout.tensors[name].dtype == FP8:
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """The elements of a piece, 1-D; FP8 with a scale for each row where they are to stay as they are."""
+
+    elements: Tensor
+    scale: Tensor | None
+
+
+def _pieces(tensor: StoredTensor, layout: _Layout) -> Iterator[_Piece]:
+    if layout.tensors[tensor.name].dtype == FP8:
         width = tensor.shape[1]
         for start, stop in _row_pieces(tensor):
-            yield _Piece(tensor, name, start * width, stop * width)
+            yield _Piece(tensor, start * width, stop * width)
     else:
         step = PIECE_BYTES // tensor.dtype.itemsize
         for start in range(0, tensor.count, step):
-            yield _Piece(tensor, name, start, min(start + step, tensor.count))
+            yield _Piece(tensor, start, min(start + step, tensor.count))
 
 
 def _fetched_ahead(
-    pieces: Iterator[_Piece], fetch: Callable[[_Piece], Tensor], reader: ThreadPoolExecutor
-) -> Iterator[tuple[_Piece, Tensor]]:
+    pieces: Iterator[_Piece], fetch: Callable[[_Piece], _Data], reader: ThreadPoolExecutor
+) -> Iterator[tuple[_Piece, _Data]]:
     """Pieces with their data; the next two are fetched while one is used."""
-    coming: deque[tuple[_Piece, Future[Tensor]]] = deque()
+    coming: deque[tuple[_Piece, Future[_Data]]] = deque()
     for following in pieces:
         coming.append((following, reader.submit(fetch, following)))
         if len(coming) > 2:
@@ -258,17 +267,20 @@ def _fetched_ahead(
         yield piece, data.result()
 
 
-def _converted(piece: _Piece, data: Tensor, layout: _Layout) -> Iterator[tuple[Tensor, int]]:
+def _converted(piece: _Piece, data: _Data, layout: _Layout) -> Iterator[tuple[Tensor, int]]:
     """What becomes of a piece, as 1-D tensors, and where in the data they go."""
-    if piece.name is None:
-        return
-    target = layout.tensors[piece.name]
+    target = layout.tensors[piece.tensor.name]
     if target.dtype != FP8:
-        yield data.to(target.dtype), target.offset + piece.start * target.dtype.itemsize
+        if not is_finite(data.elements):
+            raise not_finite(piece.tensor)
+        yield data.elements.to(target.dtype), target.offset + piece.start * target.dtype.itemsize
         return
     width = target.shape[1]
-    quantized, scale = _quantized(piece.tensor, data.view(-1, width))
-    scales = layout.tensors[piece.name + SCALE_SUFFIX]
+    if data.scale is not None:
+        quantized, scale = data.elements, data.scale
+    else:
+        quantized, scale = _quantized(piece.tensor, data.elements.view(-1, width))
+    scales = layout.tensors[piece.tensor.name + SCALE_SUFFIX]
     yield quantized.view(-1), target.offset + piece.start
     yield scale, scales.offset + piece.start // width * scales.dtype.itemsize
 
@@ -280,13 +292,24 @@ def _row_pieces(tensor: StoredTensor) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, rows)
 
 
+def _fp8_rows(files: WeightFiles, name: str, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    """Rows of a weight in FP8 with their scales; those that are FP8 already stay as they are."""
+    tensor = files.tensors[name]
+    if tensor.is_e4m3:
+        return files.e4m3_rows(name, start, stop)
+    return _quantized(tensor, files.rows(name, start, stop))
+
+
 def _quantized(tensor: StoredTensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     try:
         return quantize_rows(rows)
     except ValueError:
-        raise RequestError(
-            "model", f"{tensor.name!r} in {str(tensor.file)!r} holds numbers that are not finite; download it again."
-        ) from None
+        raise not_finite(tensor) from None
+
+
+def is_fp8_already(files: WeightFiles, component: str) -> bool:
+    """Whether nothing need be converted: every weight that is to be FP8 is it in these files."""
+    return all(tensor.is_e4m3 for tensor in files.tensors.values() if _becomes_fp8(component, tensor))
 
 
 def _cache_file(folder: Path, content: str) -> Path:
@@ -300,7 +323,7 @@ def _opened(folder: Path, layout: _Layout, content: str, notices: list[str]) -> 
         return None
     with suppress(RequestError, OSError):
         whole = cache.stat().st_size == len(layout.header()) + layout.data_bytes
-        files = WeightFiles.open([cache])
+        files = WeightFiles.open([cache], layout.component)
         if whole and _is_sound(files, layout, content):
             return files
         files.close()
@@ -314,13 +337,18 @@ def _is_sound(files: WeightFiles, layout: _Layout, content: str) -> bool:
     about = files.metadata
     if (about.get("t2i_format"), about.get("component"), about.get("content")) != (FORMAT, layout.component, content):
         return False
-    found = {name: (tensor.dtype, tensor.shape) for name, tensor in files.tensors.items()}
+    found: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    for name, tensor in files.tensors.items():
+        assert tensor.entry is not None
+        for info, shown in ((tensor.entry.stored, name), (tensor.entry.scale, name + SCALE_SUFFIX)):
+            if info is not None:
+                found[shown] = DTYPES[info.kind], info.shape
     return found == {name: (tensor.dtype, tensor.shape) for name, tensor in layout.tensors.items()}
 
 
-def _quick_key(files: Sequence[Path], component: str, names: Mapping[str, str], dtype: torch.dtype) -> str:
+def _quick_key(files: Sequence[Path], component: str, dtype: torch.dtype) -> str:
     """A hash that is as good as the content's: names, sizes, times and samples of the files."""
-    digest = hashlib.sha256(json.dumps([FORMAT, component, str(dtype), sorted(names.items())]).encode())
+    digest = hashlib.sha256(json.dumps([FORMAT, component, str(dtype)]).encode())
     for file in files:
         try:
             with file.open("rb") as stream:

@@ -5,10 +5,7 @@ Facts from the configuration files of the published models; the parameter counts
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
-
-from engine.models.folder import ModelFolder, described
 
 SCHNELL, DEV = "flux.1-schnell", "flux.1-dev"
 NAMES = (SCHNELL, DEV)
@@ -46,6 +43,17 @@ T5_XXL: dict[str, Any] = {
     "pad_token_id": 0,
     "eos_token_id": 1,
 }
+DISTILL_T5: dict[str, Any] = {
+    **T5_XXL,
+    "architectures": ["T5EncoderWithProjection"],
+    "d_model": 768,
+    "d_ff": 2048,
+    "num_layers": 12,
+    "num_heads": 12,
+    "project_in_dim": 768,
+    "project_out_dim": 4096,
+}
+DISTILL_T5_BYTES = 518_205_952  # in fp32
 VAE: dict[str, Any] = {
     "_class_name": "AutoencoderKL",
     "block_out_channels": [128, 256, 512, 512],
@@ -63,10 +71,9 @@ VAE: dict[str, Any] = {
 }
 
 
-def published(name: str) -> ModelFolder:
-    """A published model described without its weights. `name` is one of `NAMES`."""
-    guided = name == DEV
-    transformer: dict[str, Any] = {
+def transformer(guided: bool) -> dict[str, Any]:
+    """The transformer's configuration; `guided` is [dev]'s."""
+    return {
         "_class_name": "FluxTransformer2DModel",
         "patch_size": 1,
         "in_channels": 64,
@@ -79,7 +86,11 @@ def published(name: str) -> ModelFolder:
         "axes_dims_rope": [16, 56, 56],
         "guidance_embeds": guided,
     }
-    scheduler: dict[str, Any] = {
+
+
+def scheduler(guided: bool) -> dict[str, Any]:
+    """The noise schedule's configuration; `guided` is [dev]'s."""
+    return {
         "shift": 3.0 if guided else 1.0,
         "use_dynamic_shifting": guided,
         "base_shift": 0.5,
@@ -87,11 +98,3 @@ def published(name: str) -> ModelFolder:
         "base_image_seq_len": 256,
         "max_image_seq_len": 4096,
     }
-    configs = {
-        "transformer": transformer,
-        "vae": VAE,
-        "text_encoder": CLIP_L,
-        "text_encoder_2": T5_XXL,
-        "scheduler": scheduler,
-    }
-    return described(name, Path(name), configs, {}, {"transformer": TRANSFORMER_BYTES[name], **OTHER_BYTES})

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from accelerate.utils import set_module_tensor_to_device
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from transformers import (
@@ -20,23 +21,57 @@ from transformers import (
     T5EncoderModel,
 )
 
-from engine.models.folder import ModelFolder
+from engine.models.distill_t5 import empty as empty_distill_t5
+from engine.models.layouts import Found
+from engine.models.model import DISTILLED, Model, component_in
 from engine.models.weights import WeightFiles
-from engine.quantization.fp8 import SCALE_SUFFIX
 from engine.request import RequestError
 
-TIED = {"encoder.embed_tokens.weight": "shared.weight"}  # T5 stores its embedding once
+# T5 stores its embedding once, under either name.
+TIED = {
+    "encoder.embed_tokens.weight": "shared.weight",
+    "encoder.encoder.embed_tokens.weight": "encoder.shared.weight",
+}
 
 
-def empty_component(folder: ModelFolder, component: str) -> Any:
+def load_transformer(path: str | Path, dtype: torch.dtype = torch.float32) -> FluxTransformer2DModel:
+    """A FLUX.1 transformer on the CPU in `dtype`, from any layout: a model's folder, its transformer's, or a file.
+
+    The configuration comes from config.json, or from the file's shapes where there is none. Takes the memory of the
+    model and of a few MB. Raises `RequestError` that names the file and the tensor where it cannot be used.
+    """
+    part = component_in(Path(path).expanduser(), "transformer")
+    module = _empty("transformer", part.config, part.files[0].parent).eval()
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    with WeightFiles.open(part.files, "transformer", drop_pages=True) as files:
+        names = check_tensors(wanted, files, place_of(part))
+        for name in wanted:
+            memory = torch.empty(wanted[name], dtype=dtype)
+            files.read(names[name], memory)
+            set_module_tensor_to_device(module, name, "cpu", value=memory, dtype=dtype)
+    return module
+
+
+def place_of(part: Found) -> Path:
+    """The file or the folder of a part, for messages."""
+    return part.files[0] if len(part.files) == 1 else part.files[0].parent
+
+
+def empty_component(model: Model, component: str) -> Any:
     """The component's module with its real configuration and no weights (parameters on the meta device)."""
-    config = folder.configs[component]
+    return _empty(component, model.configs[component], model.path)
+
+
+def _empty(component: str, config: Mapping[str, Any], place: Path) -> Any:
+    config = dict(config)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if component == "text_encoder":  # has a constant beside its weights, which must be a real one
                 with init_empty_weights():
                     return CLIPTextModel(CLIPTextConfig.from_dict(config))
+            if component == DISTILLED:
+                return empty_distill_t5(config)
             with torch.device("meta"):
                 if component == "transformer":
                     return FluxTransformer2DModel.from_config(config)
@@ -45,41 +80,40 @@ def empty_component(folder: ModelFolder, component: str) -> Any:
                 return T5EncoderModel(T5Config.from_dict(config))
     except Exception as error:  # whatever a wrong configuration may cause in three libraries
         reason = " ".join(str(error).split())[:200]
-        raise RequestError(
-            "model", f"the configuration of {component} in {str(folder.path)!r} is wrong: {reason}"
-        ) from None
+        raise RequestError("model", f"the configuration of {component} in {str(place)!r} is wrong: {reason}") from None
 
 
-def check_tensors(
-    wanted: Mapping[str, tuple[int, ...]], files: WeightFiles, place: Path, *, converted: bool = False
-) -> dict[str, str]:
-    """The stored name of every tensor that a component wants (shapes by name); nothing is read.
+def check_tensors(wanted: Mapping[str, tuple[int, ...]], files: WeightFiles, place: Path) -> dict[str, str]:
+    """The name in `files` of every tensor that a component wants (shapes by name); nothing is read.
 
-    `converted`: it is a file of our own, where FP8 weights have scales beside them.
     Raises `RequestError` that names the file (or the `place` of all) and the tensor where something is missing, spare
     or misshapen.
     """
     names: dict[str, str] = {}
-    for stored, tensor in files.tensors.items():
-        name = current_name(stored, wanted)
-        if name.endswith("position_ids") or (converted and stored.endswith(SCALE_SUFFIX)):
-            continue  # a constant that older transformers stored; the scales of our FP8 form
+    for ours, tensor in files.tensors.items():
+        name = current_name(ours, wanted)
         if name not in wanted:
-            raise RequestError("model", f"{str(tensor.file)!r} holds an unknown tensor {stored!r}.")
+            raise RequestError("model", f"{str(tensor.file)!r} holds an unknown tensor {tensor.stored!r}.")
         if tensor.shape != wanted[name]:
             raise RequestError(
                 "model",
-                f"{stored!r} in {str(tensor.file)!r} has shape {list(tensor.shape)}, "
+                f"{tensor.stored!r} in {str(tensor.file)!r} has shape {list(tensor.shape)}, "
                 f"the model needs {list(wanted[name])}.",
             )
-        names[name] = stored
+        if not tensor.dtype.is_floating_point:
+            raise RequestError(
+                "model", f"{tensor.stored!r} in {str(tensor.file)!r} holds whole numbers, where weights belong."
+            )
+        names[name] = ours
     for name, source in TIED.items():
         if name in wanted and (name in names or source in names):
             names.setdefault(name, names.get(source, ""))
             names.setdefault(source, names[name])
     missing = sorted(wanted.keys() - names.keys())
     if missing:
-        raise RequestError("model", f"{str(place)!r} lacks {len(missing)} tensors, the first is {missing[0]!r}.")
+        raise RequestError(
+            "model", f"{str(place)!r} lacks {len(missing)} tensors, the first is {missing[0]!r}; download it again."
+        )
     return names
 
 

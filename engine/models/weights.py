@@ -1,8 +1,7 @@
-"""Tensors of safetensors files, read on demand.
+"""Tensors of safetensors and GGUF files, read on demand and by the names that diffusers and transformers have for them.
 
 The files are read, not mapped: a mapped file that shrinks ends the process without a word, a read that comes back short
-is a sentence; and what was read lies in the system's page cache, never twice in this process. The format is described
-at https://github.com/huggingface/safetensors#format.
+is a sentence; and what was read lies in the system's page cache, never twice in this process.
 """
 
 from __future__ import annotations
@@ -21,6 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.models import layouts
+from engine.models.headers import Header, TensorInfo, broken, read_header, unreadable
+from engine.models.layouts import Entry
 from engine.request import RequestError
 
 DTYPES = {
@@ -37,15 +39,19 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-MAX_HEADER_BYTES = 100 * 10**6  # the format's own limit
 READ_BYTES = 64 * 2**20  # the most that one system call is asked for
 CONVERTED_BYTES = 4 * 2**20  # what is read at a time where it has to be converted
 SHARED_BYTES = 4 * 2**20  # more than the pages that the system treats as one
+MAX_NOTE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where a tensor lies: `nbytes` bytes at `offset`, counted from the beginning of `file`."""
+    """A tensor in a file. `dtype` is what its elements come in: float32 where they are dequantized while they are read.
+
+    `nbytes` is what it takes in the file, and `offset` where that begins. `entry` tells the rest; None for a tensor
+    that is yet to be written.
+    """
 
     name: str
     dtype: torch.dtype
@@ -53,72 +59,93 @@ class StoredTensor:
     file: Path
     offset: int
     nbytes: int
+    entry: Entry | None = None
 
     @property
     def count(self) -> int:
         """The number of elements."""
         return math.prod(self.shape)
 
+    @property
+    def stored(self) -> str:
+        """What the file calls it, for messages."""
+        return self.entry.stored.name if self.entry else self.name
+
+    @property
+    def is_e4m3(self) -> bool:
+        """Whether its bytes are FP8 weights as `Fp8Linear` has them, with or without scales."""
+        return self.entry is not None and self.entry.stored.kind == "F8_E4M3"
+
 
 class WeightFiles:
-    """The tensors of some safetensors files, in the order in which they lie there. Several threads may read at once.
+    """The tensors of some files, in the order in which they lie there. Several threads may read at once.
 
     With `drop_pages` the system is asked to forget what was read, so that a pass over a large file evicts nothing else.
     """
 
     def __init__(
-        self, sources: dict[Path, _Source], tensors: dict[str, StoredTensor], metadata: dict[str, str], drop_pages: bool
+        self,
+        sources: dict[Path, _Source],
+        entries: Mapping[str, Entry],
+        metadata: dict[str, str],
+        drop_pages: bool,
     ) -> None:
-        self.tensors: Mapping[str, StoredTensor] = tensors
+        self.tensors: Mapping[str, StoredTensor] = {name: _tensor(entry) for name, entry in entries.items()}
         self.metadata = metadata
         self.bytes_read = 0
         self.drop_pages = drop_pages
         self._sources = sources
         self._counting = Lock()
+        self._scales: dict[str, Tensor] = {}
+        self._finite: set[str] = set()
 
     @classmethod
-    def open(cls, files: Sequence[Path], drop_pages: bool = False) -> WeightFiles:
-        """Read and check the headers. Raises `RequestError` that names the file and what is wrong with it."""
+    def open(cls, files: Sequence[Path], component: str = "", drop_pages: bool = False) -> WeightFiles:
+        """Read and check the headers. With a `component` its tensors are there, by diffusers' and transformers' names;
+        without one all tensors, by the files' own.
+
+        Raises `RequestError` that names the file, and the tensor where it is one, and what is wrong with it.
+        """
+        headers = [read_header(file) for file in files]
+        entries = layouts.entries(headers, component) if component else dict(_as_they_are(headers))
         sources: dict[Path, _Source] = {}
-        tensors: dict[str, StoredTensor] = {}
-        metadata: dict[str, str] = {}
         try:
             for file in files:
                 sources[file] = _Source(file)
-                found, said = _read_header(sources[file])
-                for tensor in found:
-                    if tensor.name in tensors:
-                        raise RequestError(
-                            "model",
-                            f"{tensor.name!r} is both in {str(tensors[tensor.name].file)!r} and in {str(file)!r}; "
-                            "download the model again.",
-                        )
-                    tensors[tensor.name] = tensor
-                metadata.update(said)
+            if component:
+                _check_formats(headers, sources)
         except BaseException:
             for source in sources.values():
                 source.close()
             raise
-        return cls(sources, tensors, metadata, drop_pages)
+        metadata = {key: value for header in headers for key, value in header.metadata.items()}
+        return cls(sources, entries, metadata, drop_pages)
 
     def read(self, name: str, out: Tensor) -> None:
-        """Fill `out` (on the CPU, contiguous, of the tensor's shape), converted where it is of another float dtype."""
-        stored = self.tensors[name]
-        if out.device.type != "cpu" or not out.is_contiguous() or tuple(out.shape) != stored.shape:
-            raise ValueError(f"{name} needs a contiguous CPU tensor of shape {list(stored.shape)}")
+        """Fill `out` (on the CPU, contiguous, of the tensor's shape), converted where it is of another float dtype.
+
+        Raises `RequestError` for weights that are not finite; they are looked at when they are read for the first time.
+        """
+        tensor = self.tensors[name]
+        if out.device.type != "cpu" or not out.is_contiguous() or tuple(out.shape) != tensor.shape:
+            raise ValueError(f"{name} needs a contiguous CPU tensor of shape {list(tensor.shape)}")
         flat = out.detach().view(-1)
-        if out.dtype == stored.dtype:
-            self._fill(stored, 0, flat)
-            return
-        if not (out.dtype.is_floating_point and stored.dtype.is_floating_point):
-            raise ValueError(f"{name} is stored as {stored.dtype} and cannot be read as {out.dtype}")
-        step = CONVERTED_BYTES // stored.dtype.itemsize
-        for start in range(0, stored.count, step):
-            stop = min(start + step, stored.count)
-            flat[start:stop].copy_(self.elements(name, start, stop))
+        if out.dtype == tensor.dtype:
+            self._fill(tensor, 0, flat)
+        elif not (out.dtype.is_floating_point and tensor.dtype.is_floating_point):
+            raise ValueError(f"{name} is stored as {tensor.dtype} and cannot be read as {out.dtype}")
+        else:
+            step = CONVERTED_BYTES // tensor.dtype.itemsize
+            for start in range(0, tensor.count, step):
+                stop = min(start + step, tensor.count)
+                flat[start:stop].copy_(self.elements(name, start, stop))
+        if name not in self._finite:
+            if not is_finite(flat):
+                raise not_finite(tensor)
+            self._finite.add(name)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """`tensor[start:stop]` of the first dimension, in the stored dtype, in memory of its own."""
+        """`tensor[start:stop]` of the first dimension, in the tensor's dtype, in memory of its own."""
         shape = self.tensors[name].shape
         if not shape or not 0 <= start <= stop <= shape[0]:
             raise ValueError(f"{name} of shape {list(shape)} has no rows {start}:{stop}")
@@ -126,13 +153,26 @@ class WeightFiles:
         return self.elements(name, start * width, stop * width).view(stop - start, *shape[1:])
 
     def elements(self, name: str, start: int, stop: int) -> Tensor:
-        """`tensor.flatten()[start:stop]`, in the stored dtype, in memory of its own."""
-        stored = self.tensors[name]
-        if not 0 <= start <= stop <= stored.count:
-            raise ValueError(f"{name} of shape {list(stored.shape)} has no elements {start}:{stop}")
-        out = torch.empty(stop - start, dtype=stored.dtype)
-        self._fill(stored, start, out)
+        """`tensor.flatten()[start:stop]`, in the tensor's dtype, in memory of its own."""
+        tensor = self.tensors[name]
+        if not 0 <= start <= stop <= tensor.count:
+            raise ValueError(f"{name} of shape {list(tensor.shape)} has no elements {start}:{stop}")
+        out = torch.empty(stop - start, dtype=tensor.dtype)
+        self._fill(tensor, start, out)
         return out
+
+    def e4m3_rows(self, name: str, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Rows of an FP8 weight as they are: FP8 [stop - start, in], and float32 [stop - start] to multiply them by."""
+        tensor = self.tensors[name]
+        assert tensor.entry is not None and tensor.is_e4m3 and len(tensor.shape) == 2
+        width = tensor.shape[1]
+        out = torch.empty((stop - start) * width, dtype=torch.float8_e4m3fn)
+        for first, last, place in _stored_pieces(tensor.entry, start * width, stop * width):
+            self._read_into(tensor.entry.stored, first, out[place : place + last - first].view(torch.uint8))
+        if not is_finite(out):
+            raise not_finite(tensor)
+        scales = [self._row_scales(tensor.entry, first, last) for first, last in tensor.entry.pieces]
+        return out.view(-1, width), torch.cat(scales)[start:stop]
 
     def close(self) -> None:
         """Close the files; nothing can be read afterwards."""
@@ -147,11 +187,85 @@ class WeightFiles:
     ) -> None:
         self.close()
 
-    def _fill(self, stored: StoredTensor, start: int, out: Tensor) -> None:
-        """Read elements from `start` on into the 1-D `out`, which has the stored dtype."""
+    def _fill(self, tensor: StoredTensor, start: int, out: Tensor) -> None:
+        """Read elements from `start` on into the 1-D `out`, which has the tensor's dtype."""
+        entry = tensor.entry
+        assert entry is not None
+        for first, last, place in _stored_pieces(entry, start, start + len(out)):
+            piece = out[place : place + last - first]
+            if entry.stored.blocks:
+                self._dequantize_blocks(entry.stored, first, piece)
+            elif entry.scale is not None:
+                self._dequantize(entry, first, piece)
+            else:
+                self._read_into(entry.stored, first, piece.view(torch.uint8))
+
+    def _dequantize(self, entry: Entry, first: int, out: Tensor) -> None:
+        """FP8 elements from `first` on, times their scales, into `out` (float32)."""
+        width = max(1, entry.stored.count // entry.stored.shape[0])
+        step = max(1, CONVERTED_BYTES // width) * width
+        at = first
+        while at < first + len(out):
+            stop = min(first + len(out), at - at % width + step)
+            raw = torch.empty(stop - at, dtype=DTYPES[entry.stored.kind])
+            self._read_into(entry.stored, at, raw.view(torch.uint8))
+            piece = out[at - first : stop - first]
+            piece.copy_(raw)
+            before = at % width
+            rows = self._row_scales(entry, at - before, -(-stop // width) * width)
+            piece.mul_(rows.repeat_interleave(width)[before : before + len(piece)])
+            at = stop
+
+    def _row_scales(self, entry: Entry, first: int, last: int) -> Tensor:
+        """float32, one for each row of the stored tensor between these elements, which are whole rows."""
+        width = max(1, entry.stored.count // entry.stored.shape[0])
+        start, stop = first // width, last // width
+        if entry.scale is None:
+            return torch.ones(stop - start)
+        if entry.scale.name not in self._scales:
+            scale = torch.empty(entry.scale.count, dtype=DTYPES[entry.scale.kind])
+            self._read_into(entry.scale, 0, scale.view(torch.uint8))
+            if not bool(scale.float().isfinite().all()):
+                raise RequestError(
+                    "model",
+                    f"{entry.scale.name!r} in {str(entry.scale.file)!r} holds numbers that are not finite; "
+                    "download it again.",
+                )
+            self._scales[entry.scale.name] = scale.float()
+        scale = self._scales[entry.scale.name]
+        return scale.expand(stop - start) if len(scale) == 1 else scale[start:stop]
+
+    def _dequantize_blocks(self, stored: TensorInfo, first: int, out: Tensor) -> None:
+        """Elements of ggml's blocks from `first` on into `out` (float32)."""
+        gguf = _gguf(stored.file)
+        kind = gguf.GGMLQuantizationType[stored.kind]
+        elements, nbytes = gguf.GGML_QUANT_SIZES[kind]
+        step = CONVERTED_BYTES // elements * elements
+        at = first
+        while at < first + len(out):
+            stop = min(first + len(out), at - at % elements + step)
+            begin, end = at // elements, -(-stop // elements)
+            raw = torch.empty((end - begin) * nbytes, dtype=torch.uint8)
+            self._read_bytes(stored, begin * nbytes, raw)
+            try:
+                plain = gguf.quants.dequantize(raw.numpy().reshape(-1, nbytes), kind)
+            except NotImplementedError:
+                raise RequestError(
+                    "model",
+                    f"{stored.name!r} in {str(stored.file)!r} is quantized as {stored.kind}, which cannot be read; "
+                    "take a Q8_0 or Q4_K file.",
+                ) from None
+            out[at - first : stop - first] = torch.from_numpy(plain.reshape(-1))[at - begin * elements :][: stop - at]
+            at = stop
+
+    def _read_into(self, stored: TensorInfo, first: int, out: Tensor) -> None:
+        """The bytes of stored elements from `first` on into `out` (uint8)."""
+        self._read_bytes(stored, first * DTYPES[stored.kind].itemsize, out)
+
+    def _read_bytes(self, stored: TensorInfo, start: int, out: Tensor) -> None:
         source = self._sources[stored.file]
-        memory: memoryview[int] = out.view(torch.uint8).numpy().data
-        first = stored.offset + start * stored.dtype.itemsize
+        memory: memoryview[int] = out.numpy().data
+        first = stored.offset + start
         for at in range(0, len(memory), READ_BYTES):
             piece = memory[at : at + READ_BYTES]
             source.read_into(piece, first + at)
@@ -159,6 +273,76 @@ class WeightFiles:
                 source.drop_pages(first + at, len(piece))
             with self._counting:
                 self.bytes_read += len(piece)
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether all elements of a contiguous CPU tensor are finite; a sum tells that for less than a look at each."""
+    if not values.dtype.is_floating_point or not values.numel():
+        return True
+    if values.dtype == torch.float8_e4m3fn:
+        return not bool((values.view(torch.uint8) & 0x7F == 0x7F).any())
+    if values.dtype.itemsize == 1:
+        return bool(values.float().isfinite().all())
+    dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
+    return bool(values.sum(dtype=dtype).isfinite()) or bool(values.isfinite().all())
+
+
+def not_finite(tensor: StoredTensor) -> RequestError:
+    """What to tell the person about weights that are no numbers."""
+    return RequestError(
+        "model", f"{tensor.stored!r} in {str(tensor.file)!r} holds numbers that are not finite; download it again."
+    )
+
+
+def _tensor(entry: Entry) -> StoredTensor:
+    stored = entry.stored
+    dtype = torch.float32 if stored.blocks or entry.scale is not None else DTYPES[stored.kind]
+    count = sum(stop - start for start, stop in entry.pieces)
+    nbytes = (stored.nbytes + (entry.scale.nbytes if entry.scale else 0)) * count // max(1, stored.count)
+    return StoredTensor(entry.name, dtype, entry.shape, stored.file, stored.offset, nbytes, entry)
+
+
+def _as_they_are(headers: Sequence[Header]) -> Iterator[tuple[str, Entry]]:
+    files: dict[str, Path] = {}
+    for header in headers:
+        for name, info in header.tensors.items():
+            if name in files:
+                raise layouts.twice(name, files[name], header.path)
+            files[name] = header.path
+            yield name, Entry(name, info.shape, info, ((0, info.count),))
+
+
+def _stored_pieces(entry: Entry, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Elements `start:stop` of a tensor as (first, last) elements of the stored one, and where they go."""
+    begin = 0
+    for first, last in entry.pieces:
+        end = begin + last - first
+        low, high = max(start, begin), min(stop, end)
+        if low < high:
+            yield first + low - begin, first + high - begin, low - start
+        begin = end
+
+
+def _check_formats(headers: Sequence[Header], sources: Mapping[Path, _Source]) -> None:
+    """What newer ComfyUI files say of each quantized layer must be something that is read rightly."""
+    for info in layouts.format_notes(headers):
+        text = bytearray(min(info.nbytes, MAX_NOTE_BYTES))
+        sources[info.file].read_into(memoryview(text), info.offset)
+        try:
+            said = dict(json.loads(text))
+        except (ValueError, TypeError, RecursionError):
+            raise broken(info.file, f"{info.name!r} is not JSON") from None
+        layouts.check_format(said, info.name.removesuffix(f".{layouts.FORMAT_NOTE}"), info.file)
+
+
+def _gguf(file: Path) -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise RequestError(
+            "model", f"{str(file)!r} is a GGUF file, which needs one more package: pip install 'texttoimagetool[gguf]'."
+        ) from None
+    return gguf
 
 
 class _Source:
@@ -204,67 +388,3 @@ class _Source:
         with self._seeking:  # Windows: a file has one position for all threads
             self._stream.seek(offset)
             return self._stream.readinto(memory) or 0
-
-
-def unreadable(file: Path, error: OSError) -> RequestError:
-    """What to tell the person when the system refuses to read a file of weights."""
-    return RequestError("model", f"{str(file)!r} cannot be read: {error.strerror or str(error)}.")
-
-
-def _broken(file: Path, reason: str) -> RequestError:
-    return RequestError("model", f"{str(file)!r} is broken ({reason}); download it again.")
-
-
-def _read_header(source: _Source) -> tuple[list[StoredTensor], dict[str, str]]:
-    """The tensors of a file by their place, and its metadata. The file is untrusted: everything is checked."""
-    if source.size < 8:
-        raise _broken(source.path, "it ends too early")
-    prefix = bytearray(8)
-    source.read_into(memoryview(prefix), 0)
-    length = int.from_bytes(prefix, "little")
-    if length > MAX_HEADER_BYTES:
-        raise _broken(source.path, "its header is too long")
-    if 8 + length > source.size:
-        raise _broken(source.path, "it ends too early")
-    text = bytearray(length)
-    source.read_into(memoryview(text), 8)
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError):
-        raise _broken(source.path, "its header is not valid JSON") from None
-    if not isinstance(header, dict):
-        raise _broken(source.path, "its header is not a JSON object")
-    metadata = header.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _broken(source.path, "its metadata is not text")
-
-    tensors = sorted(_described(source.path, header, 8 + length), key=lambda tensor: (tensor.offset, tensor.nbytes))
-    end = 8 + length
-    for tensor in tensors:
-        if tensor.offset != end:
-            raise _broken(source.path, f"{tensor.name!r} does not begin where the tensor before it ends")
-        end += tensor.nbytes
-    if end > source.size:
-        raise _broken(source.path, "it ends too early")
-    return tensors, metadata
-
-
-def _described(file: Path, header: dict[str, Any], data_start: int) -> Iterator[StoredTensor]:
-    for name, entry in header.items():
-        match entry:
-            case {"dtype": str(stored_as), "shape": list(shape), "data_offsets": [begin, end]}:
-                numbers = (*shape, begin, end)
-            case _:
-                raise _broken(file, f"{name!r} is not described")
-        if stored_as not in DTYPES:
-            raise RequestError(
-                "model",
-                f"{str(file)!r} holds {name!r} in the format {stored_as!r}, which cannot be read; "
-                "get the model in BF16, F16 or F32.",
-            )
-        if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
-            raise _broken(file, f"{name!r} has a wrong shape or place")
-        dtype = DTYPES[stored_as]
-        if begin > end or math.prod(shape) * dtype.itemsize != end - begin:
-            raise _broken(file, f"{name!r} has a size that does not fit its shape")
-        yield StoredTensor(name, dtype, tuple(shape), file, data_start + begin, end - begin)

@@ -209,7 +209,7 @@ def main() -> None:
         varied = spread(engine, settings)
         print(f"diversity: centres spread by {100 * varied['spread']:.1f} % of the width over 8 seeds of 10 prompts")
         print(f"           (the thing was found in {100 * varied['found']:.1f} % of these pictures)", flush=True)
-        vae_folder = engine.folder.path / "vae"
+        vae_folder = engine.source.path / "vae"
     if options.reconstructions:
         result = reconstruction(vae_folder, options.reconstructions)
         low, high = wilson(result["strict"], int(result["n"]))

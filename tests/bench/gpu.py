@@ -412,7 +412,7 @@ def decode_peaks(spec: dict[str, Any]) -> dict[str, Any]:
         for _ in loan.load():
             pass
         resident = sum(unit.nbytes for unit in units)
-        channels = int(engine.folder.configs["vae"]["latent_channels"])
+        channels = int(engine.source.configs["vae"]["latent_channels"])
         card = stack.enter_context(Sampler(gauge))
         for side in spec["sides"]:
             tiles = smaller_tiles(0, side, side)

@@ -45,7 +45,7 @@ from engine.memory.target import resolve
 from engine.models import flux1
 from engine.models.catalog import DEMO_FOLDER, open_model
 from engine.models.converted import converted_files
-from engine.models.folder import ModelFolder
+from engine.models.model import Model
 from engine.text import size
 from tests.bench.models import (
     GIB,
@@ -208,17 +208,17 @@ def held_by_encoder(loan: Loan, tokens: int) -> int:
         return ledger.peak_bytes
 
 
-def held_by_loop(loan: Loan, folder: ModelFolder, side: int, sigmas: torch.Tensor) -> int:
+def held_by_loop(loan: Loan, model: Model, side: int, sigmas: torch.Tensor) -> int:
     """What the real step loop held beside weights and the tables, which stay on the host, by the ledger."""
-    config, reader = folder.configs["transformer"], loan.component.reader
+    config, reader = model.configs["transformer"], loan.component.reader
     assert reader is not None
-    latents = flow.noise(1, int(folder.configs["vae"]["latent_channels"]), side, side)
-    sequence = torch.randn(1, folder.token_limit, config["joint_attention_dim"]).to(loan.dtype)
+    latents = flow.noise(1, int(model.configs["vae"]["latent_channels"]), side, side)
+    sequence = torch.randn(1, model.token_limit, config["joint_attention_dim"]).to(loan.dtype)
     pooled = torch.randn(1, config["pooled_projection_dim"])
     for _ in loan.read():
         pass
     tables = modulation.compute(
-        reader, loan.visit, pooled, sigmas, folder.defaults.guidance, loan.device, loan.dtype, nothing
+        reader, loan.visit, pooled, sigmas, model.defaults.guidance, loan.device, loan.dtype, nothing
     )
     module = loaded(loan)
     with counted("cpu") as ledger:
@@ -230,9 +230,9 @@ def held_by_loop(loan: Loan, folder: ModelFolder, side: int, sigmas: torch.Tenso
         return ledger.peak_bytes
 
 
-def allocated_by_decoder(loan: Loan, folder: ModelFolder, side: int, tile: int) -> int:
+def allocated_by_decoder(loan: Loan, model: Model, side: int, tile: int) -> int:
     """What the real decoder held beside weights by torch's own allocator, scratch of convolutions included."""
-    channels = int(folder.configs["vae"]["latent_channels"])
+    channels = int(model.configs["vae"]["latent_channels"])
     module = loaded(loan)
     tokens = torch.randn(flow.tokens_shape(channels, side, side))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -246,20 +246,20 @@ def allocated_by_decoder(loan: Loan, folder: ModelFolder, side: int, tile: int) 
     return highest
 
 
-def prepared(folder: ModelFolder) -> tuple[Components, Planner]:
-    components = Components(folder, CPU)
+def prepared(model: Model) -> tuple[Components, Planner]:
+    components = Components(model, CPU)
     return components, Planner(components, resolve("cpu", None, None, simulated=False))
 
 
 def ledger_part(options: argparse.Namespace) -> None:
-    for folder, precisions, side in (
+    for model, precisions, side in (
         (open_model("demo"), ("fp32", "bf16", "fp8"), 128),
         (open_model(options.medium), ("bf16", "fp8"), 192),
     ):
-        name = "demo" if folder.name == "demo" else "300 M parameters"
+        name = "demo" if model.name == "demo" else "300 M parameters"
         for precision in precisions:
             with own_cache():
-                for part, predicted, measured in activations(folder, precision, side):
+                for part, predicted, measured in activations(model, precision, side):
                     error = predicted / measured - 1
                     row(
                         f"{name}, {precision}, {part}: predicted, counted in a run",
@@ -269,19 +269,19 @@ def ledger_part(options: argparse.Namespace) -> None:
                     )
 
 
-def activations(folder: ModelFolder, precision: str, side: int) -> Iterator[tuple[str, int, int]]:
+def activations(model: Model, precision: str, side: int) -> Iterator[tuple[str, int, int]]:
     """Of each part that is no decoder: its name, the bytes predicted, and what a real run's ledger counted."""
-    components, planner = prepared(folder)
+    components, planner = prepared(model)
     known = planner.activations
-    defaults = folder.defaults
+    defaults = model.defaults
     request = Request("any", width=side, height=side, precision=precision, steps=2, seed=1).resolved(defaults)
     try:
-        for name, tokens in (("text_encoder", folder.clip_limit), ("text_encoder_2", folder.token_limit)):
+        for name, tokens in (("text_encoder", model.clip_limit), ("text_encoder_2", model.token_limit)):
             with lent(components, planner, name, request) as loan:
                 yield name, known.encode(name, precision), held_by_encoder(loan, tokens)
         sigmas = torch.linspace(1, 0, 3)
         with lent(components, planner, "transformer", request, passes=2) as loan:
-            measured = held_by_loop(loan, folder, side, sigmas)
+            measured = held_by_loop(loan, model, side, sigmas)
         yield f"denoise {side}x{side}", known.denoise(precision, side, side), measured
     finally:
         components.clear()
@@ -293,18 +293,18 @@ def decode_part(options: argparse.Namespace) -> None:
     print(f"    this processor {'has' if native else 'has NO'} instructions for convolutions in bf16")
     medium = open_model(options.medium)
     demo = open_model("demo")
-    for folder, precision, sides in (
+    for model, precision, sides in (
         (demo, "fp32", ((128, 0), (256, 0), (256, 64), (256, 128))),
         (demo, "bf16", ((128, 0), (256, 64))),
         (medium, "fp32", ((256, 0), (512, 0), (512, 128), (512, 256))),
         (medium, "bf16", ((128, 0), (192, 64))),
     ):
-        components, planner = prepared(folder)
-        name = "demo" if folder.name == "demo" else "FLUX.1's at a quarter"
+        components, planner = prepared(model)
+        name = "demo" if model.name == "demo" else "FLUX.1's at a quarter"
         for side, tile in sides:
-            request = Request("any", width=side, height=side, precision=precision, seed=1).resolved(folder.defaults)
+            request = Request("any", width=side, height=side, precision=precision, seed=1).resolved(model.defaults)
             with lent(components, planner, "vae", request) as loan:
-                measured = allocated_by_decoder(loan, folder, side, tile)
+                measured = allocated_by_decoder(loan, model, side, tile)
                 parked = parked_bytes(loan.module, side, side, loan.dtype) if tile else 0
             predicted = planner.activations.decode(precision, side, side, tile)
             allowed = predicted + planner.allowance("decode", predicted, loan.dtype) + parked
@@ -339,14 +339,10 @@ def cached_bytes(file: Path) -> int:
 
 def convert_once(file: str) -> dict[str, Any]:
     """Convert a transformer's file; run in a fresh process."""
-    from engine.models.weights import WeightFiles
-
-    with WeightFiles.open([Path(file)]) as source:
-        names = {name: name for name in source.tensors}
     notices: list[str] = []
     start = time.perf_counter()
     with Sampler(anonymous_bytes) as memory:
-        conversion = converted_files("transformer", [Path(file)], names, torch.bfloat16, notices)
+        conversion = converted_files("transformer", [Path(file)], torch.bfloat16, notices)
         try:
             while True:
                 next(conversion)
@@ -483,13 +479,13 @@ def overhead_part(options: argparse.Namespace) -> None:
 
 def difference_of_latents(precision: str, steps: int = 4) -> float:
     """The largest between the engine's loop with its tables and diffusers' own forward in a plain Euler loop."""
-    folder = open_model("demo")
-    width, height = folder.defaults.width, folder.defaults.height
-    guidance = folder.defaults.guidance
-    components, planner = prepared(folder)
-    request = Request(PROMPTS[0], steps=steps, seed=1, precision=precision).resolved(folder.defaults)
+    model = open_model("demo")
+    width, height = model.defaults.width, model.defaults.height
+    guidance = model.defaults.guidance
+    components, planner = prepared(model)
+    request = Request(PROMPTS[0], steps=steps, seed=1, precision=precision).resolved(model.defaults)
     sigmas = torch.linspace(1, 0, steps + 1)
-    latents = flow.noise(1, int(folder.configs["vae"]["latent_channels"]), width, height)
+    latents = flow.noise(1, int(model.configs["vae"]["latent_channels"]), width, height)
     embeds, pooled, _ = open_pipeline(DEMO_FOLDER).encode_prompt(PROMPTS[0], None, max_sequence_length=TOKENS)
     with lent(components, planner, "transformer", request, passes=steps) as loan:
         reader, dtype = loan.component.reader, loan.dtype

@@ -15,8 +15,9 @@ import torch
 
 from engine.demo.vocabulary import clip_tokenizer, t5_tokenizer
 from engine.models import flux1
-from engine.models.folder import CLASSES, described
+from engine.models.catalog import published
 from engine.models.loading import TIED, empty_component
+from engine.models.model import CLASSES, described
 
 MIB, GIB = 2**20, 2**30
 NOISE_BYTES = 32 * MIB  # written over and over, from another place each time
@@ -28,7 +29,7 @@ Configs = dict[str, dict[str, Any]]
 
 def flux_configs(name: str = flux1.DEV, *, double: int = 19, single: int = 38, t5_layers: int = 24) -> Configs:
     """FLUX.1's configurations with this many blocks and layers."""
-    configs = {part: dict(config) for part, config in flux1.published(name).configs.items()}
+    configs = {part: dict(config) for part, config in published(name).configs.items()}
     configs["transformer"] |= {"num_layers": double, "num_single_layers": single}
     configs["text_encoder_2"]["num_layers"] = t5_layers
     return configs
@@ -68,7 +69,7 @@ def bf16_bytes(configs: Configs) -> int:
 
 def stored_shapes(configs: Configs, component: str) -> dict[str, tuple[int, ...]]:
     """The tensors that a component's file holds."""
-    folder = described("random", Path("random"), configs, {}, dict.fromkeys(CLASSES, 0))
+    folder = described("random", Path("random"), configs, {}, sizes=dict.fromkeys(CLASSES, 0))
     state = empty_component(folder, component).state_dict()
     return {name: tuple(tensor.shape) for name, tensor in state.items() if name not in TIED}
 

@@ -1,16 +1,21 @@
-"""A model on disk in diffusers' folder layout: its parts checked and described before any weight is read.
+"""A model on disk: its parts checked and described before any weight is read.
 
-Only JSON is read here; torch is not imported.
+The parts come from a folder in diffusers' layout, or from files of several programs. Only JSON and headers are read
+here; torch is not imported.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from engine.models import distill_names
+from engine.models.headers import read_header
+from engine.models.layouts import TITLES, Found, recognise
 from engine.request import Defaults, Request, RequestError
 
 CLASSES = {
@@ -19,6 +24,8 @@ CLASSES = {
     "text_encoder": "CLIPTextModel",
     "text_encoder_2": "T5EncoderModel",
 }
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+DISTILLED = "distill_t5"  # a smaller network in the place of text_encoder_2; a model may have it
 DESCRIBING = (".json", ".txt", ".model")  # configurations and vocabularies
 MAX_TOKENS = 4096  # more is no limit: tokenizers write 10^30 where they have none
 MAX_JSON_BYTES = 32 * 2**20
@@ -27,17 +34,19 @@ WHOLE_FILE_BYTES = 64 * 2**20  # larger files are sampled for the model's hash
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFolder:
-    """A checked model: configurations by component, safetensors files by component, and their total bytes.
+class Model:
+    """A checked model: configurations, files, and bytes of the weights, by component.
 
     A published model whose weights are not here has no files: it can be planned and simulated, not run.
     """
 
     name: str
-    path: Path
+    path: Path  # its folder, or the transformer's file
     configs: dict[str, dict[str, Any]]
     files: dict[str, tuple[Path, ...]]
     bytes: dict[str, int]
+    tokenizers: dict[str, Path]  # folders
+    found: dict[str, Found]  # what the files of a component are, where they were looked at
     defaults: Defaults
     clip_limit: int  # CLIP tokens that it takes
     token_limit: int  # T5 tokens that it was made for and its tokenizer gives
@@ -52,8 +61,26 @@ class ModelFolder:
         """Twice what the model was made for, in pixels."""
         return 2 * self.sample_size
 
+    @property
+    def distills(self) -> bool:
+        """Whether a smaller text encoder can take the place of T5."""
+        return DISTILLED in self.configs
 
-def open_folder(path: Path, name: str) -> ModelFolder:
+    def place(self, component: str) -> Path:
+        """The file or the folder of a component, for messages."""
+        files = self.files[component]
+        return files[0] if len(files) == 1 else files[0].parent
+
+    def layout(self, component: str) -> str:
+        """Whose names its files have, for people."""
+        return self.found[component].layout if component in self.found else "diffusers"
+
+    def precision(self, component: str) -> str:
+        """What its weights are stored in, for people; empty where nobody looked."""
+        return self.found[component].precision if component in self.found else ""
+
+
+def open_folder(path: Path, name: str) -> Model:
     """Check a folder and describe it. Raises `RequestError` that names the part which is missing or broken."""
     try:
         return _described(path, name)
@@ -67,7 +94,7 @@ def open_folder(path: Path, name: str) -> ModelFolder:
         ) from None
 
 
-def _described(path: Path, name: str) -> ModelFolder:
+def _described(path: Path, name: str) -> Model:
     index = path / "model_index.json"
     if not path.is_dir() or not index.is_file():
         raise RequestError(
@@ -79,7 +106,9 @@ def _described(path: Path, name: str) -> ModelFolder:
         raise RequestError(
             "model", f"{_quoted(path)} holds a {_quoted(pipeline)}; only FLUX.1 (FluxPipeline) can be run."
         )
-    configs, files, sizes = {}, {}, {}
+    configs: dict[str, dict[str, Any]] = {}
+    files: dict[str, tuple[Path, ...]] = {}
+    found: dict[str, Found] = {}
     for component, class_name in CLASSES.items():
         configs[component] = _read_json(path / component / "config.json")
         declared = configs[component].get("_class_name") or (configs[component].get("architectures") or [class_name])[0]
@@ -87,16 +116,72 @@ def _described(path: Path, name: str) -> ModelFolder:
             raise RequestError(
                 "model", f"{_quoted(path / component)} holds a {_quoted(declared)}; FLUX.1 needs a {class_name} there."
             )
-        files[component] = _weight_files(path / component)
-        sizes[component] = sum(file.stat().st_size for file in files[component])
+        files[component] = weight_files(path / component)
+        found[component] = part_of(files[component], component)
+    if (path / DISTILLED).is_dir():
+        files[DISTILLED] = weight_files(path / DISTILLED)
+        found[DISTILLED] = part_of(files[DISTILLED], DISTILLED)
+        configs[DISTILLED] = distilled_config(found[DISTILLED])
     configs["scheduler"] = _read_json(path / "scheduler" / "scheduler_config.json")
-    for tokenizer in ("tokenizer", "tokenizer_2"):
+    for tokenizer in TOKENIZERS:
         if not (path / tokenizer).is_dir() or not any((path / tokenizer).iterdir()):
             raise RequestError("model", f"{_quoted(path)} has no {tokenizer}; copy it from the original model.")
-    _check_sizes(path, configs)
+    return described(
+        name,
+        path,
+        configs,
+        files,
+        tokenizers={tokenizer: path / tokenizer for tokenizer in TOKENIZERS},
+        found=found,
+        preferences=_preferences(path),
+    )
 
-    limits = [_tokenizer_limit(path / part) for part in ("tokenizer", "tokenizer_2")]
-    return described(name, path, configs, files, sizes, _preferences(path), limits[0], limits[1])
+
+def part_of(files: Sequence[Path], component: str) -> Found:
+    """What the files of a component are. Raises `RequestError` where they are something else."""
+    parts = recognise([read_header(file) for file in files])
+    for part in parts:
+        if part.component == component:
+            return part
+    others = " and ".join(TITLES[part.component] for part in parts)
+    raise RequestError(
+        "model", f"{_quoted(files[0])} holds {others}, not the {TITLES[component]} that is needed there."
+    )
+
+
+def component_in(path: Path, component: str) -> Found:
+    """A component in a model's folder, in the component's own folder, or in a file.
+
+    Its configuration is config.json's where there is one beside the weights, else what the shapes tell.
+    Raises `RequestError` for what is not there or cannot be used.
+    """
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError):  # a name too long, a null byte, links in a circle
+        is_folder = is_file = False
+    if is_folder:
+        folder = path / component if (path / component).is_dir() else path
+        files = weight_files(folder)
+    elif is_file:
+        files = (path,)
+    else:
+        raise RequestError("model", f"{_quoted(path)} is not there; give a file or a folder with weights.")
+    found = part_of(files, component)
+    config = files[0].with_name("config.json")
+    if not config.is_file():
+        return found
+    said = _read_json(config)
+    declared = said.get("_class_name") or (said.get("architectures") or [None])[0]
+    if declared != CLASSES.get(component):
+        return found  # another part's, which lies in the same folder
+    return replace(found, config=said)
+
+
+def distilled_config(part: Found) -> dict[str, Any]:
+    """DistillT5's configuration: what its shapes tell, and of what they do not tell what a config.json beside says."""
+    config = part.files[0].with_name("config.json")
+    said = _read_json(config) if config.is_file() else {}
+    return distill_names.config_from_shapes(part.shapes, said)
 
 
 def described(
@@ -104,39 +189,59 @@ def described(
     path: Path,
     configs: dict[str, dict[str, Any]],
     files: dict[str, tuple[Path, ...]],
-    sizes: dict[str, int],
+    *,
+    sizes: dict[str, int] | None = None,
+    tokenizers: dict[str, Path] | None = None,
+    found: dict[str, Found] | None = None,
     preferences: Defaults | None = None,
-    clip_limit: int = MAX_TOKENS,
-    token_limit: int = MAX_TOKENS,
-) -> ModelFolder:
-    """A model of these parts, with what FLUX.1 of its kind prefers where nothing else is said."""
+) -> Model:
+    """A model of these parts, with what FLUX.1 of its kind prefers where nothing else is said.
+
+    Raises `RequestError` where the parts do not fit each other. Without `sizes` the files are measured.
+    """
+    tokenizers, found = tokenizers or {}, found or {}
+    sizes = sizes or {component: sum(file.stat().st_size for file in each) for component, each in files.items()}
+    sizes |= {component: part.nbytes for component, part in found.items()}
+    _check_sizes(path, configs)
+    limits = [_tokenizer_limit(tokenizers[part]) if part in tokenizers else MAX_TOKENS for part in TOKENIZERS]
     guided = bool(configs["transformer"].get("guidance_embeds"))
     sample_size = int(configs["vae"].get("sample_size") or 1024)
+    small = "transformer" in found and found["transformer"].eight_bits
+    large = "bf16" if not small else "fp8"
     defaults = preferences or Defaults(
         steps=28 if guided else 4,
         width=sample_size,
         height=sample_size,
         guidance=3.5 if guided else None,
-        precision="fp32" if sizes["transformer"] < 2**30 else "bf16",
+        precision="fp32" if sizes["transformer"] < 2**30 and not small else large,
     )
-    clip_limit = min(clip_limit, int(configs["text_encoder"]["max_position_embeddings"]))
-    token_limit = min(token_limit, 512 if guided else 256)
-    return ModelFolder(name, path, configs, files, sizes, defaults, clip_limit, token_limit, sample_size)
+    clip_limit = min(limits[0], int(configs["text_encoder"]["max_position_embeddings"]))
+    token_limit = min(limits[1], 512 if guided else 256)
+    return Model(name, path, configs, files, sizes, tokenizers, found, defaults, clip_limit, token_limit, sample_size)
 
 
-def model_hash(folder: ModelFolder) -> str:
+def model_hash(model: Model, *, distilled: bool = False) -> str:
     """sha256 over everything that decides pixels: the weights, and every other file of the model's parts.
 
     Files up to 64 MiB count whole. Of a larger one the size, the first and the last MiB and sixteen samples between
-    count, so that a 24 GB model is known in a moment; a change between samples is not seen.
+    count, so that a 24 GB model is known in a moment; a change between samples is not seen. `distilled`: of pictures
+    whose prompts the smaller text encoder read.
     """
     digest = hashlib.sha256()
-    parts = (*CLASSES, "scheduler", "tokenizer", "tokenizer_2")
-    files = {file for part in parts for file in (folder.path / part).glob("*.*") if file.suffix in DESCRIBING}
-    files.update(file for weights in folder.files.values() for file in weights)
-    for file in sorted(files):
+    files: dict[str, Path] = {}
+    for component, weights in model.files.items():
+        if component != DISTILLED or distilled:
+            files |= {f"{component}/{file.name}": file for file in weights}
+    if (model.path / "model_index.json").is_file():
+        folders = {part: model.path / part for part in (*CLASSES, "scheduler")}
+    else:
+        folders = {}
+        digest.update(json.dumps(model.configs, sort_keys=True).encode())
+    for part, folder in {**folders, **model.tokenizers}.items():
+        files |= {f"{part}/{file.name}": file for file in folder.glob("*.*") if file.suffix in DESCRIBING}
+    for label, file in sorted(files.items()):
         size = file.stat().st_size
-        digest.update(f"{file.relative_to(folder.path).as_posix()}\0{size}\0".encode())
+        digest.update(f"{label}\0{size}\0".encode("utf-8", "surrogateescape"))
         with file.open("rb") as stream:
             if size <= WHOLE_FILE_BYTES:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -152,7 +257,7 @@ def add_samples(digest: hashlib._Hash, stream: BinaryIO, size: int) -> None:
         digest.update(stream.read(SAMPLE_BYTES))
 
 
-def _weight_files(folder: Path) -> tuple[Path, ...]:
+def weight_files(folder: Path) -> tuple[Path, ...]:
     """The safetensors files of a component: the shards that its index names, or its only file."""
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if indexes:
