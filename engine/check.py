@@ -66,10 +66,19 @@ def run(name: str, *, as_json: bool = False) -> int:
             }
             for component, by_kind in kinds.items()
         }
-        print(json.dumps({"event": "model_checked", "model": model.name, "fp8": report}), flush=True)
+        parts = {
+            component: {
+                "layout": model.layout(component),
+                "precision": model.precision(component),
+                "bytes": model.bytes[component],
+            }
+            for component in model.files
+        }
+        print(json.dumps({"event": "model_checked", "model": model.name, "parts": parts, "fp8": report}), flush=True)
         return 0
     for component, by_kind in kinds.items():
-        print(printable(f"{component}: {size(model.bytes[component])}, every tensor is there, finite and in shape"))
+        stored = ", ".join((model.layout(component), model.precision(component), size(model.bytes[component])))
+        print(printable(f"{component}: {stored}; every tensor is there, finite and in shape"))
         if by_kind:
             print(f"  {'FP8 against the weights, in %':<47}{'layers':>8}{'RMS':>7}{'worst':>7}{'one':>6}")
         for kind, found in sorted(by_kind.items()):
@@ -100,9 +109,10 @@ def _check(model: Model, component: str) -> dict[str, _Kind]:
     return kinds
 
 
-def _check_finite(files: WeightFiles, stored: str) -> None:
-    tensor = files.tensors[stored]
+def _check_finite(files: WeightFiles, name: str) -> None:
+    from engine.models.weights import is_finite, not_finite
+
+    tensor = files.tensors[name]
     for start in range(0, tensor.count, PIECE):
-        part = files.elements(stored, start, min(tensor.count, start + PIECE))
-        if not bool(part.float().isfinite().all()):
-            raise RequestError("model", f"{stored!r} in {str(tensor.file)!r} holds numbers that are not finite.")
+        if not is_finite(files.elements(name, start, min(tensor.count, start + PIECE))):
+            raise not_finite(tensor)

@@ -60,6 +60,18 @@ def quantized_copy(module: nn.Module, component: str, dtype: torch.dtype) -> nn.
     return result.eval()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_widening_gives_every_number_that_torch_gives(dtype, kind):
+    copies = fp8.WIDENED_ELEMENTS // 256 + 3
+    values = torch.arange(256, dtype=torch.uint8).view(kind).repeat(copies)
+    expected = values.to(dtype)
+    got = fp8.widen(values.view(copies, 256), torch.empty(copies, 256, dtype=dtype)).view(-1)
+    finite = expected.isfinite()
+    assert torch.equal(got[finite], expected[finite])
+    assert int(finite.sum()) == copies * (254 if kind == torch.float8_e4m3fn else 248)
+
+
 class TestRounding:
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
     def test_normal_rows_lose_less_than_three_percent(self, dtype):

@@ -23,6 +23,7 @@ from engine.memory.target import Target, resolve
 from engine.memory.units import Unit
 from engine.models import flux1
 from engine.models.catalog import published
+from engine.models.model import DISTILLED
 from tests.tiny import save_tiny
 
 GIB = 2**30
@@ -249,3 +250,18 @@ def test_one_plan_at_full_size_needs_little_memory_and_few_seconds(own_folders: 
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=True)
     assert int(run.stdout) < 600e6
+
+
+def test_distillt5_reads_the_prompt_on_the_cpu_and_leaves_the_card_alone(card: Card) -> None:
+    plain = replace(Request("a cat", seed=1).resolved(card.components.model.defaults), precision="fp8")
+    planner = card.planner(8)
+    whole, small = planner.plan(plain), planner.plan(replace(plain, distill=True))
+    assert (whole.reads_on_host, small.reads_on_host) == (False, True)
+    assert small.plan.text_encoder == "DistillT5, 130 million parameters, fp32, on the CPU"
+    assert small.placements[DISTILLED].in_place
+    assert "text_encoder_2" not in small.placements
+    encode, smaller = whole.plan.phases[0], small.plan.phases[0]
+    assert smaller.peak_bytes < encode.peak_bytes
+    assert smaller.loaded_bytes < 0.1 * encode.loaded_bytes, "CLIP alone crosses to the card"
+    assert small.plan.phases[1:] == whole.plan.phases[1:]
+    assert small.plan.new_prompt.seconds < whole.plan.new_prompt.seconds

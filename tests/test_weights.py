@@ -150,6 +150,20 @@ class TestReading:
                     files.rows(name, start, stop)
 
 
+@pytest.mark.parametrize("dtype", [dtype for dtype in weights.DTYPES.values() if dtype.is_floating_point], ids=str)
+def test_one_number_that_is_not_finite_is_seen(dtype, monkeypatch):
+    monkeypatch.setattr(weights, "FINITE_ELEMENTS", 64)
+    largest = torch.finfo(dtype).max
+    values = torch.tensor([largest, -largest, 0.0, -0.0, torch.finfo(dtype).tiny] * 30, dtype=torch.float64).to(dtype)
+    assert weights.is_finite(values)
+    assert weights.is_finite(values[:0])
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        broken = values.clone()
+        broken[149] = bad
+        if not broken.float().isfinite().all():  # E4M3 has no infinity
+            assert not weights.is_finite(broken)
+
+
 class TestBrokenFiles:
     @pytest.mark.parametrize(
         ("content", "reason"),

@@ -496,7 +496,9 @@ def _table_bytes(component: Component) -> int:
 def _parameters(component: Component) -> str:
     tied = HOST_ONLY.get(component.name, ())[1:]  # the table's other name
     count = sum(math.prod(shape) for name, shape in component.wanted.items() if name not in tied)
-    return f"{count / 1e9:.1f} billion parameters" if count >= 5e7 else f"{count / 1e6:.1f} million parameters"
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} billion parameters"
+    return f"{count / 1e6:.{0 if count >= 1e7 else 1}f} million parameters"
 
 
 def _rounded_up(count: int) -> str:

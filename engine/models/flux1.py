@@ -50,6 +50,9 @@ DISTILL_T5: dict[str, Any] = {
     "d_ff": 2048,
     "num_layers": 12,
     "num_heads": 12,
+    "layer_norm_epsilon": 1e-6,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
     "project_in_dim": 768,
     "project_out_dim": 4096,
 }

@@ -1,14 +1,15 @@
 """Linear layers whose weights are 8-bit floats (E4M3, FP8 Formats for Deep Learning, arXiv:2209.05433).
 
-Every output row has a scale of its own, and that scale is a power of two. Multiplying by it changes no digit, so the
-weights are dequantized to bfloat16 without a second rounding, and weights that were 8-bit floats before come back
-exactly. Against free scales this costs 0.5 % of the error on normally distributed rows of FLUX.1's width.
+Every output row has a scale of its own, and a scale that is made here is a power of two. Multiplying by it changes no
+digit, so the weights are dequantized to bfloat16 without a second rounding. Against free scales this costs 0.5 % of the
+error on normally distributed rows of FLUX.1's width. Weights that are 8-bit floats in a file keep its scales.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -23,7 +24,9 @@ SMALLEST_SCALE = 2.0**-110  # so that no product is a subnormal number, which so
 FP8_CAPABILITY = (8, 9)  # Ada Lovelace: the first cards with FP8 arithmetic
 MAX_SCALED_MM_ERROR = 0.05  # rounding the activations to 8 bits alone costs 0.027
 
+WIDENED_ELEMENTS = 2**18  # at a time, so that they stay in the processor's cache
 SCALE_SUFFIX = "_scale"  # "X.weight" is stored with "X.weight_scale"
+_scratch = threading.local()
 TRANSFORMER_BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
 
 
@@ -59,8 +62,32 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantize(quantized: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """FP8 [out, in] and its scales [out] as `dtype` (bfloat16 or float32), exactly."""
-    return quantized.to(dtype).mul_(scale.to(dtype)[:, None])
+    """FP8 [out, in] times its scales [out] as `dtype` (bfloat16 or float32); exact where scales are powers of two."""
+    if quantized.device.type == "cpu":
+        wide = widen(quantized, torch.empty(quantized.shape, dtype=dtype))
+    else:
+        wide = quantized.to(dtype)
+    return wide.mul_(scale.to(dtype)[:, None])
+
+
+def widen(values: Tensor, out: Tensor) -> Tensor:
+    """Fill `out` (bfloat16, float16 or float32) with 8-bit floats of either kind, both contiguous and on the CPU.
+
+    Their bits are moved to where float16 has them, which is five times as fast as torch's conversion. Exact for all
+    finite numbers; E4M3's NaN comes out as 480.
+    """
+    bits, wide = values.view(-1).view(torch.int8), out.view(-1)
+    e4m3 = values.dtype == FP8
+    if not hasattr(_scratch, "bits"):  # kept: a plan need not count it
+        _scratch.bits = torch.empty(WIDENED_ELEMENTS, dtype=torch.int16)
+    for piece, target in zip(bits.split(WIDENED_ELEMENTS), wide.split(WIDENED_ELEMENTS), strict=True):
+        moved = _scratch.bits[: len(piece)].copy_(piece)
+        if e4m3:  # sign, 4 of 5 bits of the exponent, 3 of 10 bits of the mantissa
+            moved.bitwise_left_shift_(7).bitwise_and_(~0x4000)
+        else:
+            moved.bitwise_left_shift_(8)
+        target.copy_(moved.view(torch.float16))
+    return out.mul_(2.0**8) if e4m3 else out  # exponents count from 7 in E4M3, from 15 in float16
 
 
 class Fp8Linear(nn.Module):
