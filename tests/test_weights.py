@@ -26,7 +26,7 @@ from engine.models.weights import WeightFiles
 from engine.quantization.fp8 import FP8, dequantize, quantize_rows
 from engine.request import RequestError
 
-LINEAR = "transformer_blocks.0.attn.to_q.weight"
+LINEAR = "single_transformer_blocks.0.attn.to_q.weight"
 OTHER_LINEAR = "single_transformer_blocks.0.proj_mlp.weight"
 
 
@@ -345,7 +345,7 @@ class TestConversion:
         assert set(load_file(prefixed.path())) == {LINEAR, f"{LINEAR}_scale"}
 
     def test_nothing_to_convert_is_no_trouble(self, tmp_path):
-        files = Model(tmp_path / "model", {"transformer_blocks.0.attn.norm_q.weight": normal(16)}).convert()
+        files = Model(tmp_path / "model", {"single_transformer_blocks.0.attn.norm_q.weight": normal(16)}).convert()
         assert files is not None
         assert len(files.tensors) == 1
 
