@@ -270,7 +270,8 @@ class WeightFiles:
             raw = torch.empty((end - begin) * nbytes, dtype=torch.uint8)
             self._read_bytes(stored, begin * nbytes, raw)
             try:
-                plain = gguf.quants.dequantize(raw.numpy().reshape(-1, nbytes), kind)
+                # As one long row: the package works on sixteen rows at a time.
+                plain = gguf.quants.dequantize(raw.numpy().reshape(1, -1), kind)
             except NotImplementedError:
                 raise RequestError(
                     "model",
