@@ -37,11 +37,9 @@ activation_bytes, allowance_bytes, peak_bytes), text_encoder, tile (pixels, 0 fo
 
 from __future__ import annotations
 
-import errno
 import gc
 import io
 import json
-import os
 import random
 import re
 import sys
@@ -54,6 +52,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from engine.cli_models import models_app
+from engine.console import BAD_INPUT, CANCELLED, DONE, FAILED, abandon_output, say, write, write_path
 from engine.events import Cancelled, Failed, ImageSaved, Simulated
 from engine.interrupts import Interrupts
 from engine.libraries import collector_paused, hush_libraries
@@ -61,7 +61,6 @@ from engine.progress import open_display
 from engine.prompts import read_prompts
 from engine.request import MAX_SIDE, MIN_SIDE, PRECISIONS, SIDE_MULTIPLE, Request, RequestError
 from engine.runtime import CARD_NAMES, DEFAULT_CARD, Repeat
-from engine.text import printable
 
 if TYPE_CHECKING:
     from engine.engine import Engine
@@ -69,14 +68,12 @@ if TYPE_CHECKING:
     from engine.images.save import Destination
     from engine.progress import Display
 
-DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 DEFAULT_MODEL = "demo"
 MAX_PLAN_COLUMNS = 120
 MAX_THREADS = 256  # that a picture's record may ask for
 EXAMPLE = 't2i generate --prompt "a large red circle above a small blue square on a white background"'
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-models_app = typer.Typer(help="Look at a model's files.", rich_markup_mode=None)
 app.add_typer(models_app, name="models")
 VERBS = ("generate", "plan", "models", "doctor")
 
@@ -88,7 +85,9 @@ PrecisionOption = Annotated[
     str | None,
     typer.Option("--precision", metavar="|".join(PRECISIONS), help="Of the weights; fp8 halves them."),
 ]
-ModelOption = Annotated[str | None, typer.Option("--model", help=f"A name or a folder. Default: {DEFAULT_MODEL}.")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help=f"A name, a folder or a file. Default: {DEFAULT_MODEL}.")
+]
 VramOption = Annotated[
     str, typer.Option("--vram", metavar="SIZE|auto", help="Budget of the card: 12GiB. Auto: what is free.")
 ]
@@ -96,6 +95,12 @@ RamOption = Annotated[str, typer.Option("--ram", metavar="SIZE|auto", help="Budg
 TileOption = Annotated[
     str | None,
     typer.Option("--tile", metavar="PIXELS|off|auto", help="Decode in tiles, whole, or as the budget wants it."),
+]
+DistillOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--distill/--no-distill", help="Read the prompt with DistillT5, a smaller text encoder, in T5's place."
+    ),
 ]
 CardOption = Annotated[
     str, typer.Option("--card", metavar="|".join(CARD_NAMES), help="Whose figures a simulated run has.")
@@ -122,7 +127,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "t2i") -> int:
             result = app(arguments, prog_name=prog, standalone_mode=False)
             code: int = result() if callable(result) else int(result or DONE)
             if code == CANCELLED:
-                _say("cancelled.")
+                say("cancelled.")
         except typer.TyperException as error:
             field = getattr(getattr(error, "param", None), "name", None) or "arguments"
             verb = f" {arguments[0]}" if arguments and arguments[0] in VERBS else ""
@@ -132,7 +137,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "t2i") -> int:
         except RequestError as error:
             code = _refuse(error, as_json=as_json)
         except KeyboardInterrupt:
-            _say("cancelled.")
+            say("cancelled.")
             code = CANCELLED
         except BrokenPipeError:
             raise
@@ -141,12 +146,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "t2i") -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
-        _abandon_output()
+        abandon_output()
         code = CANCELLED
     except OSError as error:  # of stdout or stderr themselves: a full disk behind a redirection
-        _abandon_output()
+        abandon_output()
         with suppress(OSError):
-            _say(f"error: the output could not be written ({error.strerror}).")
+            say(f"error: the output could not be written ({error.strerror}).")
         code = FAILED
     return code
 
@@ -189,6 +194,7 @@ def generate(
     count: Annotated[int | None, typer.Option(help="Pictures of each prompt; picture k uses seed + k.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt.")] = None,
     precision: PrecisionOption = None,
+    distill: DistillOption = None,
     model: ModelOption = None,
     device: Annotated[
         str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to compute. Default: auto; with --from, as then.")
@@ -219,6 +225,7 @@ def generate(
         "count": count,
         "guidance": guidance,
         "precision": precision,
+        "distill": distill,
     }
     changes: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     if prompt is not None and prompts_file is not None:
@@ -275,6 +282,7 @@ def plan(
     width: WidthOption = None,
     height: HeightOption = None,
     precision: PrecisionOption = None,
+    distill: DistillOption = None,
     model: ModelOption = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where it would run.")] = "auto",
     vram: VramOption = "auto",
@@ -285,7 +293,7 @@ def plan(
 ) -> Callable[[], int]:
     """Say whether a picture fits into memory, and how, before anything is loaded. Needs no weights and no card."""
     width, height = _sides(size, width, height)
-    flags = {"steps": steps, "width": width, "height": height, "precision": precision}
+    flags = {"steps": steps, "width": width, "height": height, "precision": precision, "distill": distill}
     request = Request("a plan", seed=0, **{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
     opening = {
         "device": device,
@@ -295,22 +303,6 @@ def plan(
         "repeat": Repeat(tile=_tile(tile)[0]),
     }
     return partial(_plan, request, model or DEFAULT_MODEL, opening=opening, as_json=as_json)
-
-
-@models_app.command("check")
-def check_model(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name or a folder.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
-) -> Callable[[], int]:
-    """Look at every weight of a model: is it there, and what would its FP8 form lose?"""
-
-    def check() -> int:
-        from engine.check import run
-
-        hush_libraries()
-        return run(model, as_json=as_json)
-
-    return check
 
 
 @app.command()
@@ -390,12 +382,12 @@ def _plan(request: Request, model: str, *, opening: dict[str, Any], as_json: boo
     with collector_paused(), Engine.open(model, **opening) as engine:
         made = engine.plan(request)
     if as_json:
-        _write(json.dumps({"event": "plan", **asdict(made)}))
+        write(json.dumps({"event": "plan", **asdict(made)}))
         return DONE
     encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
     width = min(shutil.get_terminal_size().columns, MAX_PLAN_COLUMNS)
     for line in plan_lines(made, width, ascii_only=encoding != "utf8"):
-        _write(line)
+        write(line)
     return DONE
 
 
@@ -491,16 +483,16 @@ def _paint(
             display.show(event)
             if as_json:
                 fields = event.to_dict()
-                _write(json.dumps({"event": fields.pop("event"), "job": number, **fields}))
+                write(json.dumps({"event": fields.pop("event"), "job": number, **fields}))
             match event:
                 case ImageSaved(path=path, notice=notice):
                     if notice:
-                        _say(notice)
+                        say(notice)
                     if not as_json:
-                        _write_path(path)
+                        write_path(path)
                     codes.add(FAILED if notice else DONE)  # it is safe, but not where a script would look for it
                 case Failed(message=message, bad_input=bad_input):
-                    _say(f"error: {job.place + ': ' if job.place else ''}{message}")
+                    say(f"error: {job.place + ': ' if job.place else ''}{message}")
                     codes.add(BAD_INPUT if bad_input else FAILED)
                 case Simulated():
                     codes.add(DONE)
@@ -529,52 +521,16 @@ def _at(place: str) -> Iterator[None]:
         raise RequestError(error.field, f"{place}: {error}" if place else str(error)) from None
 
 
-def _say(sentence: str) -> None:
-    if sys.stderr is not None:
-        print(printable(sentence), file=sys.stderr, flush=True)
-
-
 def _complain(field: str | None, message: str, *, as_json: bool, code: int = BAD_INPUT) -> int:
     """The error on stderr, and on stdout too where JSON is read; returns `code`."""
-    _say(f"error: {message}")
+    say(f"error: {message}")
     if as_json:
-        _write(json.dumps({"event": "error", "field": field, "message": message}))
+        write(json.dumps({"event": "error", "field": field, "message": message}))
     return code
 
 
 def _refuse(error: RequestError, *, as_json: bool) -> int:
     return _complain(error.field, str(error), as_json=as_json, code=FAILED if error.machine else BAD_INPUT)
-
-
-def _write(line: str) -> None:
-    """A line on stdout, at once."""
-    if sys.stdout is None:
-        return
-    try:
-        print(line, flush=True)
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # how Windows says that the reader went away
-            raise BrokenPipeError from None
-        raise
-
-
-def _write_path(path: Path) -> None:
-    """A path on stdout: safe to look at on a terminal, byte for byte for `$(t2i generate ...)`."""
-    if sys.stdout is None or sys.stdout.isatty():
-        _write(printable(str(path)))
-    else:
-        sys.stdout.buffer.write(os.fsencode(path) + b"\n")
-        sys.stdout.flush()
-
-
-def _abandon_output() -> None:
-    """Point what can no longer be written at nothing, so that the interpreter's own last flush is quiet."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):
-            with suppress(OSError, ValueError, AttributeError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _unexpected(error: Exception) -> str:

@@ -175,4 +175,4 @@ def test_checking_a_model_tells_the_error_of_its_fp8_form(t2i: T2I, tmp_path: Pa
     save_file(weights, file)
     run = t2i("models", "check", str(tmp_path))
     assert run.returncode == BAD_INPUT
-    assert "lacks 1 tensors" in run.stderr
+    assert f"lacks the tensor {name!r}" in run.stderr

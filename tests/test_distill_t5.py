@@ -175,6 +175,21 @@ def test_every_form_and_type_loads_as_itself(tmp_path: Path, form: Callable[[Wei
     assert torch.allclose(module(ids), by_the_book(weights, ids, SMALL.heads), rtol=0, atol=1e-5)
 
 
+def test_fp8_with_scales_loads_as_what_it_stands_for(tmp_path: Path) -> None:
+    weights = checkpoint()
+    stored, exact = {"scaled_fp8": torch.empty(0, dtype=torch.float8_e4m3fn)}, dict(weights)
+    for name, tensor in weights.items():
+        if ".block." not in name or tensor.ndim == 1 or "relative" in name:
+            stored[name] = tensor
+            continue
+        scale = tensor.abs().max() / 448
+        stored[name] = (tensor / scale).to(torch.float8_e4m3fn)
+        stored[name.removesuffix("weight") + "scale_weight"] = scale
+        exact[name] = stored[name].float() * scale
+    module, ids = load(saved(tmp_path, comfy(stored))), some_ids()
+    assert torch.allclose(module(ids), by_the_book(exact, ids, SMALL.heads), rtol=0, atol=1e-5)
+
+
 def test_it_loads_from_its_file_from_a_models_folder_and_from_shards(tmp_path: Path) -> None:
     weights, ids = checkpoint(), some_ids()
     folder = saved(tmp_path / "model" / "distill_t5", weights)

@@ -421,3 +421,28 @@ def test_a_budget_too_small_for_the_models_own_size_does_not_refuse_the_model(tm
 
 def _fail(*_: object) -> None:
     raise RuntimeError("the card fell off the bus")
+
+
+def test_a_distilled_text_encoder_reads_the_prompt_where_it_is_asked_for(destination: Destination) -> None:
+    with Engine.open("demo", device="cpu") as engine:
+        request = Request("a red circle", seed=1, steps=2)
+        plain, distilled, again = (
+            list(engine.generate(replace(request, distill=distill), destination))[-1] for distill in (False, True, True)
+        )
+        kept = set(engine.runtime().components._open)
+    assert isinstance(plain, ImageSaved)
+    assert isinstance(distilled, ImageSaved)
+    assert isinstance(again, ImageSaved)
+    assert Image.open(distilled.path).tobytes() == Image.open(again.path).tobytes()
+    assert Image.open(distilled.path).tobytes() != Image.open(plain.path).tobytes()
+    records = [read_record(saved.path) for saved in (plain, distilled)]
+    assert [record.request.distill for record in records] == [False, True]
+    assert records[0].model_hash != records[1].model_hash
+    assert "text_encoder_2" not in kept, "T5 is not kept in RAM for a picture that does not need it"
+
+
+def test_a_model_without_a_distilled_text_encoder_says_where_to_get_one(model: Path, destination: Destination) -> None:
+    with Engine.open(model, device="cpu") as engine:
+        assert "distill" not in {option.name for option in engine.options}
+        with pytest.raises(RequestError, match="t2i models pull distillt5"):
+            engine.generate(small(distill=True), destination)

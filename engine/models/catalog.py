@@ -6,9 +6,9 @@ import difflib
 from dataclasses import replace
 from pathlib import Path
 
-from engine.models import flux1, pairing, registry
+from engine.models import flux1, hub, pairing, registry
 from engine.models.model import DISTILLED, Model, described, distilled_config, open_folder
-from engine.models.registry import Registry
+from engine.models.registry import DISTILLT5, PARTS_ALONE, Registered, Registry
 from engine.request import RequestError
 
 DEMO = "demo"
@@ -18,7 +18,8 @@ BUILT_IN = (DEMO, *flux1.NAMES)
 
 def names() -> list[str]:
     """Of every model that can be opened by one."""
-    return [*dict.fromkeys((*BUILT_IN, *registry.known().models))]
+    known = (name for name in registry.known().models if name not in PARTS_ALONE)
+    return [*dict.fromkeys((*BUILT_IN, *known))]
 
 
 def open_model(model: str | Path) -> Model:
@@ -26,37 +27,58 @@ def open_model(model: str | Path) -> Model:
 
     Raises `RequestError` with what to do.
     """
-    if model == DEMO:
-        return open_folder(DEMO_FOLDER, DEMO)
     known = registry.known()
     text = str(model)
-    if text in known.models:
-        return with_distilled(_registered(known.models[text], known), known)
-    if text in flux1.NAMES:
-        return published(text)
-    path = _existing(text)
-    if path is None:
-        near = difflib.get_close_matches(text, names(), n=1)
-        hint = (
-            f"did you mean {near[0]!r}?" if near else f"known names: {', '.join(names())}; or give a folder or a file."
-        )
-        raise RequestError("model", f"there is no model {text[:80]!r}; {hint}")
-    return with_distilled(open_path(path, str(path), known), known)
+    opened = open_name(text, known)
+    if opened is None:
+        path = existing(text)
+        if path is None:
+            near = difflib.get_close_matches(text, names(), n=1)
+            listed = f"known names: {', '.join(names())}; or give a folder or a file."
+            hint = f"did you mean {near[0]!r}?" if near else listed
+            raise RequestError("model", f"there is no model {text[:80]!r}; {hint}")
+        opened = open_path(path, str(path), known)
+    return with_distilled(opened, known)
+
+
+def open_name(name: str, known: Registry) -> Model | None:
+    """The model of a name; None where nobody has it. Raises `RequestError` where it cannot be opened."""
+    if name == DEMO:
+        return open_folder(DEMO_FOLDER, DEMO)
+    if name in PARTS_ALONE:
+        use = "its pictures are made with --distill" if name == DISTILLT5 else "they complete models that lack them"
+        raise RequestError("model", f"{name!r} is no model by itself; {use}. Known names: {', '.join(names())}.")
+    entry = known.models.get(name)
+    if entry is not None and not entry.pulled:
+        return _registered(entry, known)
+    folder = hub.found_in_cache(name) if name in hub.SOURCES else None
+    if isinstance(folder, Path):  # wherever it is now: another program may have brought a newer one
+        return open_folder(folder, name)
+    if name in flux1.NAMES:
+        return published(name)
+    return _registered(entry, known) if entry is not None else None
 
 
 def open_path(path: Path, name: str, known: Registry) -> Model:
     """A model in diffusers' layout, or of a transformer's file, or of the one such file in a folder."""
+    place = transformer_at(path)
+    return open_folder(path, name) if place is None else pairing.model_of_file(place, name, {}, known)
+
+
+def transformer_at(path: Path) -> Path | None:
+    """Where the transformer lies whose parts are to be found: a file, the only one in a folder, or a folder of shards.
+
+    None for everything else: diffusers' layout above all. Raises `RequestError` where there are several.
+    """
     if path.is_file():
-        return pairing.model_of_file(path, name, {}, known)
+        return path
     if (path / "model_index.json").is_file():
-        return open_folder(path, name)
-    files = pairing.transformers_in(path)
-    if len(files) > 1:
-        listed = ", ".join(repr(file.name) for file in files[:5])
-        raise RequestError("model", f"{str(path)!r} holds {len(files)} models ({listed}); name one of the files.")
-    if files:
-        return pairing.model_of_file(files[0], name, {}, known)
-    return open_folder(path, name)  # which says what is missing
+        return None
+    places = pairing.transformers_in(path)
+    if len(places) > 1:
+        listed = ", ".join(repr(place.name) for place in places[:5])
+        raise RequestError("model", f"{str(path)!r} holds {len(places)} models ({listed}); name one of the files.")
+    return places[0] if places else None
 
 
 def with_distilled(model: Model, known: Registry) -> Model:
@@ -103,19 +125,7 @@ def prompt_hint(model: Model, prompt: str) -> str | None:
     return f"the demo model does not know: {', '.join(words[:5])}{others}."
 
 
-def _registered(entry: registry.Registered, known: Registry) -> Model:
-    if not entry.path.exists():
-        raise RequestError(
-            "model",
-            f"{entry.name} was at {str(entry.path)!r}, where nothing is now; bring the disk back, add it again with "
-            f"t2i models add, or forget it with t2i models remove {entry.name}.",
-        )
-    if entry.path.is_file():
-        return pairing.model_of_file(entry.path, entry.name, entry.parts, known)
-    return open_path(entry.path, entry.name, known)
-
-
-def _existing(text: str) -> Path | None:
+def existing(text: str) -> Path | None:
     """The file or folder of this name, if there is one."""
     try:
         path = Path(text).expanduser()
@@ -123,3 +133,21 @@ def _existing(text: str) -> Path | None:
         return path.resolve() if path.is_dir() else path.absolute() if path.is_file() else None
     except (OSError, ValueError, RuntimeError):  # a name too long, a null byte, the home of nobody, links in a circle
         return None
+
+
+def _registered(entry: Registered, known: Registry) -> Model:
+    check_there(entry)
+    place = transformer_at(entry.path)
+    if place is None:
+        return open_folder(entry.path, entry.name)
+    return pairing.model_of_file(place, entry.name, entry.parts, known)
+
+
+def check_there(entry: Registered) -> None:
+    """Raises `RequestError` where nothing is left of what was added."""
+    if existing(str(entry.path)) is None:
+        raise RequestError(
+            "model",
+            f"{entry.name} was at {str(entry.path)!r}, where nothing is now; bring the disk back, add it again with "
+            f"t2i models add, or forget it with t2i models remove {entry.name}.",
+        )

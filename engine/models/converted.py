@@ -1,8 +1,7 @@
 """Weights converted to FP8, kept in a cache: half the bytes to read, and the conversion is paid once.
 
 A cache file is a safetensors file, named after the content that it was made from, so that a model which was moved or
-copied finds it again. What a set of files contains is known without reading them from an index, by the files' names,
-sizes, times and samples of their content.
+copied finds it again; see `engine.models.conversions`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -26,14 +24,12 @@ import torch
 from torch import Tensor
 
 from engine.files import write_whole
-from engine.folders import cache_dir, shown_path
-from engine.models.headers import unreadable
-from engine.models.model import SAMPLE_BYTES, SAMPLES, add_samples
+from engine.folders import shown_path
+from engine.models.conversions import FORMAT, cache_file, index_file, indexed_content, weights_folder
 from engine.models.weights import DTYPES, StoredTensor, WeightFiles, is_finite, not_finite
 from engine.quantization.fp8 import FP8, SCALE_SUFFIX, dequantize, is_fp8, quantize_rows
 from engine.request import RequestError
 
-FORMAT = "2"  # to be raised when the same weights would give another file
 PIECE_BYTES = 4 * 2**20  # of the source, converted at a time
 PROGRESS_EVERY_BYTES = 32 * 2**20
 DROP_EVERY_BYTES = 64 * 2**20  # written, until the system is asked to forget it
@@ -52,12 +48,12 @@ def converted_files(
     cache file; or None where the cache cannot be written, with a sentence for the person added to `notices`. Raises
     `RequestError` where the model's own files cannot be used. Closing the generator leaves no trace.
     """
-    folder = cache_dir() / "weights"
+    folder = weights_folder()
     with WeightFiles.open(files, component, drop_pages=True) as source:
         layout = _layout(source, component, dtype)
-        index = folder / "index" / f"{_quick_key(files, component, dtype)}.json"
-        content = _indexed_content(index)
-        if content is not None and (known := _opened(folder, layout, content, notices)) is not None:
+        index = index_file(files, component, str(dtype))
+        content = indexed_content(index)
+        if content is not None and (known := _opened(layout, content, notices)) is not None:
             return known
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +75,7 @@ def converted_files(
                 "so they are converted anew each time."
             )
             return None
-    return _opened(folder, layout, content, notices)
+    return _opened(layout, content, notices)
 
 
 def quantize_into(files: WeightFiles, name: str, quantized: Tensor, scale: Tensor) -> None:
@@ -210,10 +206,10 @@ def _convert(
             _write_at(stream, memoryview(layout.header(content)), 0)
             os.fsync(stream.fileno())
             _drop_pages(stream)
-        if (same := _opened(folder, layout, content, notices)) is not None:  # made from a copy of this model
+        if (same := _opened(layout, content, notices)) is not None:  # made from a copy of this model
             same.close()
         else:
-            os.replace(temporary, _cache_file(folder, content))
+            os.replace(temporary, cache_file(content))
     finally:
         with suppress(OSError):
             os.unlink(temporary)
@@ -312,13 +308,9 @@ def is_fp8_already(files: WeightFiles, component: str) -> bool:
     return all(tensor.is_e4m3 for tensor in files.tensors.values() if _becomes_fp8(component, tensor))
 
 
-def _cache_file(folder: Path, content: str) -> Path:
-    return folder / f"{content}-fp8.safetensors"
-
-
-def _opened(folder: Path, layout: _Layout, content: str, notices: list[str]) -> WeightFiles | None:
+def _opened(layout: _Layout, content: str, notices: list[str]) -> WeightFiles | None:
     """The cache file of this content, opened; None where there is none, or a damaged one, which is removed."""
-    cache = _cache_file(folder, content)
+    cache = cache_file(content)
     if not os.path.exists(cache):
         return None
     with suppress(RequestError, OSError):
@@ -344,34 +336,6 @@ def _is_sound(files: WeightFiles, layout: _Layout, content: str) -> bool:
             if info is not None:
                 found[shown] = DTYPES[info.kind], info.shape
     return found == {name: (tensor.dtype, tensor.shape) for name, tensor in layout.tensors.items()}
-
-
-def _quick_key(files: Sequence[Path], component: str, dtype: torch.dtype) -> str:
-    """A hash that is as good as the content's: names, sizes, times and samples of the files."""
-    digest = hashlib.sha256(json.dumps([FORMAT, component, str(dtype)]).encode())
-    for file in files:
-        try:
-            with file.open("rb") as stream:
-                status = os.fstat(stream.fileno())
-                digest.update(
-                    f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape")
-                )
-                if status.st_size <= SAMPLES * SAMPLE_BYTES:
-                    digest.update(stream.read(SAMPLES * SAMPLE_BYTES))
-                    continue
-                add_samples(digest, stream, status.st_size)
-        except OSError as error:
-            raise unreadable(file, error) from None
-    return digest.hexdigest()[:32]
-
-
-def _indexed_content(index: Path) -> str | None:
-    """The content that an index file names; None where there is none that can be believed."""
-    try:
-        content = json.loads(index.read_bytes())["content"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return content if isinstance(content, str) and re.fullmatch("[0-9a-f]{32}", content) else None
 
 
 def _remove_stale(folder: Path) -> None:

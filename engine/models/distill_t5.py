@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
 from engine.models.distill_names import TIED_TABLE
+from engine.models.layouts import Found
+from engine.models.model import DISTILLED, component_in, distilled_config
+from engine.models.weights import WeightFiles
 from engine.request import RequestError
 
 T5_XXL_WIDTH = 4096
@@ -66,9 +69,7 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32) -> DistillT5:
 
     Raises `RequestError` that names the file and the tensor where it cannot be used.
     """
-    from engine.models.loading import check_tensors, place_of  # which builds this module's network
-    from engine.models.model import DISTILLED, distilled_config
-    from engine.models.weights import WeightFiles
+    from engine.models.loading import check_tensors, place_of  # it builds `empty` networks, and so imports this module
 
     try:
         part = _part(Path(path).expanduser())
@@ -88,10 +89,8 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32) -> DistillT5:
     return tied(module).requires_grad_(False)
 
 
-def _part(path: Path) -> Any:
+def _part(path: Path) -> Found:
     """What lies there. Raises `RequestError` with the reason where it is no DistillT5."""
-    from engine.models.model import DISTILLED, component_in
-
     try:
         return component_in(path, DISTILLED)
     except RequestError as error:

@@ -61,6 +61,10 @@ SPARE = {
 }
 
 
+class UnknownError(RequestError):
+    """A file of weights that is nothing known, and may well be in order."""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """A model part in one file or in several shards. `config` is what its shapes tell, as config.json would have it."""
@@ -165,7 +169,7 @@ def _component(names: Mapping[str, Header], headers: Sequence[Header]) -> str:
     def has(*starts: str) -> bool:
         return any(name.startswith(starts) for name in names)
 
-    if has("double_blocks.", "single_blocks.", "transformer_blocks.", "single_transformer_blocks."):
+    if has("double_blocks.", "single_blocks.", "single_transformer_blocks."):  # transformer_blocks are others', too
         return "transformer"
     if has("final_projection."):
         return "distill_t5"
@@ -177,7 +181,7 @@ def _component(names: Mapping[str, Header], headers: Sequence[Header]) -> str:
         return "vae"
     first = next(iter(names), None)
     what = f"nothing of FLUX.1 (its first tensor is {first!r})" if first else "no tensors"
-    raise RequestError(
+    raise UnknownError(
         "model", f"{_place(headers)} holds {what}; give a FLUX.1 transformer, an autoencoder, CLIP-L or T5."
     )
 
@@ -221,6 +225,11 @@ OTHERS: tuple[tuple[str, str, Callable[[Mapping[str, Header]], bool]], ...] = (
         _ends(".qweight", ".wscales", ".wtscale", ".proj_down", ".lora_down", ".smooth_factor", ".smooth"),
     ),
     (
+        "quantized to 8 bits by bitsandbytes (LLM.int8)",
+        "take the FP8, Q8_0 or BF16 file of the model",
+        _ends(".SCB", ".weight_format"),
+    ),
+    (
         "quantized in NVFP4 or with input scales folded in",
         "take the FP8, Q8_0 or BF16 file of the model",
         _ends(".weight_scale_2", ".pre_quant_scale"),
@@ -232,6 +241,7 @@ OTHERS: tuple[tuple[str, str, Callable[[Mapping[str, Header]], bool]], ...] = (
     ),
     ("FLUX.2", TAKE_DEV, _holds("double_stream_modulation_img", "single_stream_modulation")),
     ("Chroma", TAKE_DEV, _holds("distilled_guidance_layer.")),
+    ("HunyuanVideo", TAKE_DEV, _holds("individual_token_refiner.")),
     ("a ControlNet", TAKE_DEV, _holds("controlnet_", "control_model.", "input_hint_block")),
     ("an IP-Adapter or Redux", TAKE_DEV, _holds("image_proj.", "ip_adapter", "redux_up", "redux_down")),
     ("FLUX.1 Fill", TAKE_DEV, _width_of_input(384)),
@@ -247,6 +257,11 @@ OTHERS: tuple[tuple[str, str, Callable[[Mapping[str, Header]], bool]], ...] = (
         TAKE_DEV,
         _holds("input_blocks.", "down_blocks.0.attentions.", "cond_stage_model.transformer."),
     ),
+    (
+        "umT5, another model's text encoder",
+        "take T5-XXL (t5xxl)",
+        _holds("encoder.block.1.layer.0.SelfAttention.relative_attention_bias", "enc.blk.1.attn_rel_b"),
+    ),
     ("CLIP in OpenAI's layout", "take clip_l.safetensors", _holds("transformer.resblocks.")),
 )
 
@@ -254,7 +269,8 @@ OTHERS: tuple[tuple[str, str, Callable[[Mapping[str, Header]], bool]], ...] = (
 def _found(group: _Group) -> Found:
     layout, config = _layout(group)
     if isinstance(config, str):
-        raise _missing(group, config)
+        error = _missing(group, config)
+        raise error if group.component == "transformer" else UnknownError(error.field, str(error))
     warning = ""
     if group.component == "transformer":
         warning = _kontext(group)

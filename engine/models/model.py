@@ -25,6 +25,21 @@ CLASSES = {
     "text_encoder_2": "T5EncoderModel",
 }
 TOKENIZERS = ("tokenizer", "tokenizer_2")
+PIPELINE = "FluxPipeline"
+PIPELINES = {  # others, by the class that their model_index.json names
+    "FluxKontextPipeline": "FLUX.1 Kontext, which edits pictures",
+    "FluxKontextInpaintPipeline": "FLUX.1 Kontext, which edits pictures",
+    "FluxFillPipeline": "FLUX.1 Fill, which fills gaps in pictures",
+    "FluxControlPipeline": "FLUX.1 Canny or Depth, which follows a picture",
+    "FluxControlNetPipeline": "FLUX.1 with a ControlNet",
+    "FluxPriorReduxPipeline": "FLUX.1 Redux, which varies pictures",
+    "Flux2Pipeline": "FLUX.2",
+    "Flux2KleinPipeline": "FLUX.2",
+    "ChromaPipeline": "Chroma",
+    "StableDiffusion3Pipeline": "Stable Diffusion 3",
+    "StableDiffusionXLPipeline": "Stable Diffusion XL",
+    "StableDiffusionPipeline": "Stable Diffusion",
+}
 DISTILLED = "distill_t5"  # a smaller network in the place of text_encoder_2; a model may have it
 DESCRIBING = (".json", ".txt", ".model")  # configurations and vocabularies
 MAX_TOKENS = 4096  # more is no limit: tokenizers write 10^30 where they have none
@@ -101,10 +116,11 @@ def _described(path: Path, name: str) -> Model:
             "model",
             f"{_quoted(path)} is not a model folder: it has no model_index.json; give a folder in diffusers' layout.",
         )
-    pipeline = _read_json(index).get("_class_name")
-    if pipeline != "FluxPipeline":
+    pipeline = pipeline_of(path)
+    if pipeline != PIPELINE:
+        what = f"{PIPELINES[pipeline]} (a {_quoted(pipeline)})" if pipeline in PIPELINES else f"a {_quoted(pipeline)}"
         raise RequestError(
-            "model", f"{_quoted(path)} holds a {_quoted(pipeline)}; only FLUX.1 (FluxPipeline) can be run."
+            "model", f"{_quoted(path)} holds {what}; only FLUX.1 [dev] and [schnell] ({PIPELINE}) can be run."
         )
     configs: dict[str, dict[str, Any]] = {}
     files: dict[str, tuple[Path, ...]] = {}
@@ -137,6 +153,11 @@ def _described(path: Path, name: str) -> Model:
     )
 
 
+def pipeline_of(folder: Path) -> str:
+    """The class of what lies in a folder in diffusers' layout. Raises `RequestError` where that cannot be told."""
+    return str(_read_json(folder / "model_index.json").get("_class_name"))
+
+
 def part_of(files: Sequence[Path], component: str) -> Found:
     """What the files of a component are. Raises `RequestError` where they are something else."""
     parts = recognise([read_header(file) for file in files])
@@ -166,15 +187,17 @@ def component_in(path: Path, component: str) -> Found:
         files = (path,)
     else:
         raise RequestError("model", f"{_quoted(path)} is not there; give a file or a folder with weights.")
-    found = part_of(files, component)
-    config = files[0].with_name("config.json")
-    if not config.is_file():
+    return with_config(part_of(files, component))
+
+
+def with_config(found: Found) -> Found:
+    """A part with the configuration in the config.json beside its weights, unless that is another part's."""
+    config = found.files[0].with_name("config.json")
+    if found.prefix or found.component not in CLASSES or not config.is_file():
         return found
     said = _read_json(config)
     declared = said.get("_class_name") or (said.get("architectures") or [None])[0]
-    if declared != CLASSES.get(component):
-        return found  # another part's, which lies in the same folder
-    return replace(found, config=said)
+    return replace(found, config=said) if declared == CLASSES[found.component] else found
 
 
 def distilled_config(part: Found) -> dict[str, Any]:
@@ -232,11 +255,11 @@ def model_hash(model: Model, *, distilled: bool = False) -> str:
     for component, weights in model.files.items():
         if component != DISTILLED or distilled:
             files |= {f"{component}/{file.name}": file for file in weights}
-    if (model.path / "model_index.json").is_file():
-        folders = {part: model.path / part for part in (*CLASSES, "scheduler")}
-    else:
-        folders = {}
-        digest.update(json.dumps(model.configs, sort_keys=True).encode())
+    in_folder = (model.path / "model_index.json").is_file()
+    folders = {part: model.path / part for part in (*CLASSES, "scheduler")} if in_folder else {}
+    for component, config in sorted(model.configs.items()):  # of a folder they are files
+        if distilled if component == DISTILLED else not in_folder:
+            digest.update(json.dumps([component, config], sort_keys=True).encode())
     for part, folder in {**folders, **model.tokenizers}.items():
         files |= {f"{part}/{file.name}": file for file in folder.glob("*.*") if file.suffix in DESCRIBING}
     for label, file in sorted(files.items()):

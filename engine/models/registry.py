@@ -23,6 +23,8 @@ FILE = "models.json"
 MAX_BYTES = 4 * 2**20
 PLACES = (*COMPONENTS, *TOKENIZERS)
 DISTILLT5 = "distillt5"  # the name that a text encoder for all models has
+TOKENIZERS_ALONE = "tokenizers"  # and those of CLIP and T5, where they were downloaded without a model
+PARTS_ALONE = (DISTILLT5, TOKENIZERS_ALONE)  # names of what is no model by itself
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ class Source:
     licence: str  # for the person, before the first byte
     approximate_bytes: int
     gated: bool = False  # the hub wants an account that agreed to the licence
+    restricted: bool = False  # the licence is to be accepted first: it forbids some uses, or nobody knows it
 
 
 # Diffusers' layout only: not the same weights again as one file at the top (flux1-dev.safetensors, ae.safetensors).
@@ -64,10 +65,10 @@ T5_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 DISTILLT5_FILES = ("config.json", "model.safetensors")
 
 
-def _flux(name: str, repository: str, licence: str) -> Source:
+def _flux(name: str, repository: str, licence: str, restricted: bool = False) -> Source:
     folder = Repository(repository, FLUX_FILES, FLUX_NEEDED, clip="tokenizer", t5="tokenizer_2")
     size = flux1.TRANSFORMER_BYTES[name] + sum(flux1.OTHER_BYTES.values())
-    return Source(name, (folder,), licence, size, gated=True)
+    return Source(name, (folder,), licence, size, gated=True, restricted=restricted)
 
 
 SCHNELL = _flux(
@@ -81,6 +82,7 @@ DEV = _flux(
     "black-forest-labs/FLUX.1-dev",
     "FLUX.1 [dev] is Black Forest Labs', under the FLUX.1 [dev] Non-Commercial License, which you accept by using it; "
     f"the hub gives it to accounts that accepted the licence: {HUB}/black-forest-labs/FLUX.1-dev",
+    restricted=True,
 )
 DISTILLT5 = Source(
     "distillt5",
@@ -88,6 +90,7 @@ DISTILLT5 = Source(
     "DistillT5 is its authors' (arXiv 2503.19897). We know of no licence of its weights; see whether one is stated at "
     f"{HUB}/LifuWang/DistillT5 before you use it.",
     518_250_000,
+    restricted=True,
 )
 # CLIP's are the four files in which FLUX.1 has them, so that they are read in the same way. T5's are Flan-T5's, of
 # which DistillT5 was made: its spiece.model is byte for byte that of T5 v1.1 XXL, whose own repository has no

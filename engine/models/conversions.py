@@ -1,0 +1,84 @@
+"""Where the FP8 form of which weights lies in the cache; `engine.models.converted` makes it. torch is not imported.
+
+What a set of files contains is known without reading them whole, from an index, by the files' names, sizes, times and
+samples of their content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from engine.folders import cache_dir
+from engine.models.headers import unreadable
+from engine.models.model import SAMPLE_BYTES, SAMPLES, add_samples
+from engine.request import RequestError
+
+FORMAT = "2"  # to be raised when the same weights would give another file
+DTYPES = ("torch.bfloat16", "torch.float32", "torch.float16")  # that the rest of a component may be stored in
+
+
+def weights_folder() -> Path:
+    """The cache's files; the index is a folder in it."""
+    return cache_dir() / "weights"
+
+
+def index_file(files: Sequence[Path], component: str, dtype: str) -> Path:
+    """Where the index tells the content of a component's files, converted with the rest in `dtype`.
+
+    Raises `RequestError` where a file cannot be read.
+    """
+    return weights_folder() / "index" / f"{_quick_key(files, component, dtype)}.json"
+
+
+def indexed_content(index: Path) -> str | None:
+    """The content that an index file names; None where there is none that can be believed."""
+    try:
+        content = json.loads(index.read_bytes())["content"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return content if isinstance(content, str) and re.fullmatch("[0-9a-f]{32}", content) else None
+
+
+def cache_file(content: str) -> Path:
+    """The FP8 form of this content."""
+    return weights_folder() / f"{content}-fp8.safetensors"
+
+
+def forget(files: Sequence[Path], component: str) -> int:
+    """Delete the FP8 forms that were made of a component's files; the bytes that this freed."""
+    freed = 0
+    for dtype in DTYPES:
+        with suppress(RequestError, OSError):
+            index = index_file(files, component, dtype)
+            content = indexed_content(index)
+            if content is not None:
+                size = cache_file(content).stat().st_size
+                cache_file(content).unlink()
+                freed += size
+                index.unlink()
+    return freed
+
+
+def _quick_key(files: Sequence[Path], component: str, dtype: str) -> str:
+    """A hash that is as good as the content's: names, sizes, times and samples of the files."""
+    digest = hashlib.sha256(json.dumps([FORMAT, component, dtype]).encode())
+    for file in files:
+        try:
+            with file.open("rb") as stream:
+                status = os.fstat(stream.fileno())
+                digest.update(
+                    f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape")
+                )
+                if status.st_size <= SAMPLES * SAMPLE_BYTES:
+                    digest.update(stream.read(SAMPLES * SAMPLE_BYTES))
+                    continue
+                add_samples(digest, stream, status.st_size)
+        except OSError as error:
+            raise unreadable(file, error) from None
+    return digest.hexdigest()[:32]
