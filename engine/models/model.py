@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from engine.models import distill_names
-from engine.models.headers import read_header
+from engine.models.headers import PICKLE_SUFFIXES, read_header
 from engine.models.layouts import TITLES, Found, recognise
 from engine.request import Defaults, Request, RequestError
 
@@ -297,7 +297,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         return files
     if files:
         raise RequestError("model", f"{_quoted(folder)} holds {len(files)} safetensors files and no index; keep one.")
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.ckpt")):
+    if any(file.suffix.lower() in PICKLE_SUFFIXES for file in folder.iterdir()):
         raise RequestError(
             "model", f"{_quoted(folder)} holds pickled weights, which are never loaded; get the safetensors files."
         )
