@@ -297,7 +297,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         return files
     if files:
         raise RequestError("model", f"{_quoted(folder)} holds {len(files)} safetensors files and no index; keep one.")
-    if any(file.suffix.lower() in PICKLE_SUFFIXES for file in folder.iterdir()):
+    if any(file.suffix.lower() in PICKLE_SUFFIXES for file in folder.glob("*")):
         raise RequestError(
             "model", f"{_quoted(folder)} holds pickled weights, which are never loaded; get the safetensors files."
         )
