@@ -77,7 +77,7 @@ def test_the_parameters_are_those_that_the_model_announces(tmp_path: Path) -> No
             assert app.session.model == str(tmp_path / "schnell")  # the last used one
         async with running(model="demo") as (app, pilot):
             names = app.session.parameters.names()
-            assert names == ["steps", "size", "guidance", "precision", "seed", "count"]
+            assert names == ["steps", "size", "guidance", "precision", "distill", "seed", "count"]
 
     run(test())
 
@@ -89,9 +89,7 @@ def test_the_engine_is_killed_and_nothing_is_lost(phase: str) -> None:
             session = app.session
             killed: list[int] = []
             if phase == "load":
-                app.client.stop()
-                app.client.start(app.opening(session.model, simulate=False))
-            session.parameters.write("steps", "200" if phase == "denoise" else "2")
+                app.client.stop()  # the first picture starts another, which is killed with its first words
 
             receive = session.receive
 
@@ -104,7 +102,8 @@ def test_the_engine_is_killed_and_nothing_is_lost(phase: str) -> None:
                 return said
 
             session.receive = receive_and_kill  # type: ignore[method-assign]
-            for text in (PROMPT, "a white star"):
+            for text, steps in ((PROMPT, "1000" if phase == "denoise" else "1"), ("a white star", "1")):
+                session.parameters.write("steps", steps)
                 await write(app, pilot, text)
                 await pilot.press("enter")
             await until(pilot, lambda: len(session.results) == 2)
@@ -160,6 +159,7 @@ def test_a_failed_job_is_tried_again_by_remix() -> None:
             await until(pilot, lambda: app.session.progress.step > 1)
             assert app.session.running is not None
             assert app.session.running.request == app.session.results[0].request
+            await app.action_quit()
 
     run(test())
 
@@ -383,7 +383,9 @@ def test_an_output_folder_that_cannot_be_used_gets_another(trouble: str, tmp_pat
             assert isinstance(app.screen, AskText)  # another place is offered
             other = tmp_path / "other"
             other.mkdir()
-            await pilot.press(*["backspace"] * len(str(place)), *str(other), "enter")
+            await pilot.press("ctrl+u")  # to the beginning of the line
+            app.post_message(events.Paste(str(other)))
+            await pilot.press("enter")
             assert app.session.output == str(other)
             await until(pilot, lambda: app.session.results)
             assert app.session.results[0].state == "done"
@@ -396,7 +398,7 @@ def test_an_output_folder_that_cannot_be_used_gets_another(trouble: str, tmp_pat
 def test_the_window_shrinks_to_nothing_and_grows_again_while_denoising() -> None:
     async def test() -> None:
         async with running() as (app, pilot):
-            app.session.parameters.write("steps", "300")
+            app.session.parameters.write("steps", "100")
             await write(app, pilot, PROMPT)
             await pilot.press("enter")
             await until(pilot, lambda: app.session.progress.step > 1)
@@ -768,7 +770,7 @@ def test_the_highlight_goes_to_what_was_begun_unless_another_row_was_chosen() ->
             await pilot.press("escape", "n")
             await until(pilot, lambda: len(app.session.results) == 2)
             assert app.main.selected_job() == app.session.results[0]
-            app.session.parameters.write("steps", "300")
+            app.session.parameters.write("steps", "40")
             await write(app, pilot, PROMPT)
             await pilot.press("enter", "escape", "end")
             oldest = app.session.results[-1]
@@ -792,6 +794,7 @@ def test_a_second_press_does_not_cancel_the_next_job() -> None:
             await until(pilot, lambda: len(session.results) == 1 and session.running is not None)
             await pilot.press("ctrl+c")
             assert not session.cancelling
+            await app.action_quit()
 
     run(test())
 

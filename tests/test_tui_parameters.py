@@ -301,6 +301,43 @@ def test_another_model_keeps_what_it_offers_too(parameters: Parameters) -> None:
     assert parameters == Parameters((), {}, 7, 3)
 
 
+def test_a_smaller_text_encoder_is_on_or_off() -> None:
+    distills = Option("distill", False, choices=(False, True))
+    parameters = Parameters((*DEV, distills))
+    assert parameters.names() == ["steps", "size", "guidance", "precision", "distill", "seed", "count"]
+    assert (parameters.shown("distill"), parameters.allowed("distill")) == ("off", "off or on")
+    parameters.step("distill", 1)
+    assert parameters.chosen == {"distill": True}
+    assert parameters.shown("distill") == "on"
+    assert Request("the engine takes it", **parameters.chosen).distill is True
+    again = Parameters()
+    again.restore(json.loads(json.dumps(parameters.to_dict())))
+    again.announce((*DEV, distills))
+    assert again == parameters
+    parameters.step("distill", -1)
+    assert parameters.chosen == {}
+    for text, value in (("on", True), ("ON", True), ("off", False), ("of", False), ("", False)):
+        parameters.write("distill", text)
+        assert parameters.value("distill") is value
+    for text in ("o", "1", "true", "yes"):
+        with pytest.raises(RequestError, match="distill must be off or on"):
+            parameters.write("distill", text)
+    parameters.write("distill", "on")
+    parameters.announce(DEV)
+    assert parameters.chosen == {}, "another model has none"
+
+
+def test_a_picture_without_the_smaller_text_encoder_is_taken_over_by_a_model_that_has_none() -> None:
+    parameters = Parameters(DEV)
+    assert parameters.take(Request("p", distill=False), seed=False) == []
+    assert parameters.take(Request("p", distill=True), seed=False) == ["distill"]
+    parameters.announce((*DEV, Option("distill", False, choices=(False, True))))
+    assert parameters.take(Request("p", distill=True), seed=False) == []
+    assert parameters.chosen == {"distill": True}
+    assert parameters.take(Request("p"), seed=False) == []
+    assert parameters.chosen == {}
+
+
 def test_what_was_chosen_comes_back(parameters: Parameters) -> None:
     for name, text in zip(NAMES, ("8", "512x768", "2.5", "fp32", "7", "3"), strict=True):
         parameters.write(name, text)
@@ -427,6 +464,32 @@ def test_arrows_choose_a_row_and_change_its_value(size: tuple[int, int]) -> None
             await pilot.press("down", "left")
             assert parameters.value("steps") == 28
             assert parameters.is_default("steps")
+
+    run(test())
+
+
+@both
+def test_the_row_of_the_smaller_text_encoder_is_switched_and_is_in_the_header_while_it_is_on(
+    size: tuple[int, int],
+) -> None:
+    async def test() -> None:
+        async with panel(size) as (app, pilot, _):
+            app.session.parameters.announce((*DEV, Option("distill", False, choices=(False, True))))
+            app.main.parameters_changed()
+            await pilot.press(*["down"] * 4)
+            assert row(app, "distill").startswith("off")
+            assert "distill: off or on" in screen_text(app)
+            assert "distill" not in screen_text(app).splitlines()[0]
+            await pilot.press("right")
+            await pilot.pause()
+            assert row(app, "distill").startswith("on")
+            assert app.session.parameters.chosen == {"distill": True}
+            if size[0] >= 160:
+                assert "distill on" in screen_text(app).splitlines()[0]
+            await pilot.press("enter", "o", "enter")
+            assert "distill must be off or on" in screen_text(app)
+            await pilot.press("backspace", "o", "f", "enter")
+            assert app.session.parameters.chosen == {}
 
     run(test())
 

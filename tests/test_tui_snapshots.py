@@ -16,8 +16,10 @@ import pytest
 from textual.pilot import Pilot
 
 from engine.events import MemoryUse, Phase
+from engine.models.transfer import PullProgress
 from tests.apps import run, running, screen_text, settled, until
 from tui.app import T2IApp
+from tui.library import Pull
 
 FOLDER = Path(__file__).parent / "snapshots"
 SCREENSHOT = FOLDER / "app.svg"
@@ -66,6 +68,31 @@ def test_the_main_screen_looks_as_it_did(size: tuple[int, int]) -> None:
         async with running(size) as (app, pilot):
             await paint(app, pilot)
             text = re.sub("[\u2591\u2593\u2503\u254d]", "\u2591", without_machine(screen_text(app))) + "\n"
+            if UPDATE:
+                stored.write_text(text, "utf-8")
+            assert text == stored.read_text("utf-8")
+
+    run(test())
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+def test_the_models_look_as_they_did(size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    stored = FOLDER / f"models-{size[0]}x{size[1]}.txt"
+
+    async def test() -> None:
+        async with running(size, engine=False) as (app, pilot):
+            app.session.opened = "demo"
+            await pilot.press("escape", "M")
+            await settled(pilot, app)
+            await pilot.press("down", "down")
+            progress = PullProgress(3 * 2**30, 31 * 2**30, 11 * 2**20, 2600.0, "")
+            app.library.pull = Pull("flux.1-schnell", progress)
+            app.models_changed.publish(None)
+            await settled(pilot, app)
+            text = screen_text(app) + "\n"
             if UPDATE:
                 stored.write_text(text, "utf-8")
             assert text == stored.read_text("utf-8")

@@ -22,8 +22,9 @@ from tui.card import Card
 from tui.text import clean, duration, shortened, size
 from tui.thumbnails import Thumbnails, read_small
 from tui.widgets.gauge import Gauge, Level
+from tui.widgets.lines import WorkLine
 from tui.widgets.picture import PictureView, fitted, strips
-from tui.widgets.timeline import Timeline
+from tui.widgets.timeline import Speed, Timeline
 
 GIB = 2**30
 NOTHING: dict[str, Any] = {"image": 0, "elapsed_seconds": 0.0, "memory": MemoryUse(0)}
@@ -146,6 +147,70 @@ def test_loading_says_how_many_bytes() -> None:
     loading = LoadProgress(component="text_encoder_2", done_bytes=3 * GIB, total_bytes=9 * GIB, **NOTHING)
     (line,) = lines_of(timeline, (80, 5), lambda: timeline.show(progress_after(loading)))
     assert "reading text encoder 2 3.0 GiB of 9.0 GiB" in line
+
+
+def loading(done: float, component: str = "transformer", total: float = 24) -> LoadProgress:
+    return LoadProgress(component=component, done_bytes=int(done * GIB), total_bytes=int(total * GIB), **NOTHING)
+
+
+def test_loading_says_how_fast_and_how_long_it_still_takes() -> None:
+    now = 0.0
+    progress = PictureProgress(clock=lambda: now)
+    timeline = Timeline()
+    timeline.styles.height = 2
+
+    def show() -> None:
+        nonlocal now
+        for now in (0.0, 1.0, 2.0):
+            progress.apply(loading(2 * now))
+            timeline.show(progress, "loading the model")
+
+    _, line = lines_of(timeline, (100, 5), show)
+    assert "reading transformer 4.0 GiB of 24.0 GiB  2.0 GiB/s, 10.0 s left  loading the model" in line
+
+
+def test_the_speed_of_reading_is_that_of_late() -> None:
+    speed = Speed()
+
+    def after(*steps: tuple[float, LoadProgress]) -> float | None:
+        for now, progress in steps:
+            speed.take(now, progress)
+        return speed.bytes_per_second
+
+    assert after() is None
+    assert after((0.0, loading(0)), (0.5, loading(1))) is None, "it is too early to say"
+    steady = [(float(second), loading(1 + second / 10)) for second in range(1, 30)]
+    assert after(*steady) == pytest.approx(GIB / 10, rel=0.01), "the first second is forgotten"
+    assert after((31.0, loading(0))) is None, "it begins anew: what was converted is read"
+    assert after((33.0, loading(4))) == 2 * GIB
+    assert after((34.0, loading(4.5, "vae", 5))) is None, "another component"
+    assert after((36.0, loading(4.5, "vae", 5))) is None, "nothing comes"
+
+
+@pytest.mark.parametrize("ascii_only", [False, True])
+@pytest.mark.parametrize("width", [1, 10, 40, 80, 120])
+def test_a_line_of_work_fits_every_width(width: int, ascii_only: bool) -> None:
+    line = WorkLine(ascii_only=ascii_only)
+    text = "3.0 of 12.0 GiB  100 MiB/s, 1:32 left"
+    (shown,) = lines_of(line, (width, 3), lambda: line.show("pull flux.1-dev", text, 0.25))
+    assert cell_len(shown) == max(0, width - 2)
+    assert not ascii_only or shown.isascii()
+    if width >= 80:
+        assert shown.rstrip().endswith(f"25 %  {text}")
+        bar = shown.removeprefix("pull flux.1-dev ").partition(" ")[0]
+        assert bar.count("#" if ascii_only else "\u2501") == len(bar) // 4
+
+
+def test_a_line_of_work_gives_way_when_nothing_goes_on() -> None:
+    line = WorkLine()
+    assert lines_of(line, (80, 3), lambda: line.show("scan", "7 folders")) == ["scan  7 folders" + " " * 63]
+    line = WorkLine()
+
+    def begin_and_end() -> None:
+        line.show("scan", "7 folders")
+        line.show("", "")
+
+    assert lines_of(line, (80, 3), begin_and_end) == []
 
 
 def frame(width: int, height: int) -> Preview:

@@ -12,10 +12,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from textual.app import App, SystemCommand
 from textual.screen import Screen
+from textual.scrollbar import ScrollBar, ScrollBarRender
+from textual.signal import Signal
 
 from engine import folders
 from engine.events import ImageSaved, Noticed
@@ -34,7 +36,11 @@ from tui.settings import Settings
 from tui.text import counted, duration, printable
 from tui.theme_loader import DEFAULT_THEME, VARIABLE_DEFAULTS, load_themes
 from tui.thumbnails import Thumbnails
+from tui.widgets.lines import AsciiScrollBar
 from tui.widgets.picture import Rendering
+
+if TYPE_CHECKING:
+    from tui.library import Library, Pull, PullEnded, PullMoved, Scan, ScanEnded, ScanMoved
 
 Severity = Literal["information", "warning", "error"]
 DEFAULT_MODEL = "demo"
@@ -99,8 +105,11 @@ class T2IApp(App[None]):
             updates_per_second=profile.fps,
             previews_per_second=profile.previews_per_second,
         )
+        self._library: Library | None = None
+        self.models_changed: Signal[object] = Signal(self, "models")  # what ended, if anything did
         self.set_keymap(self.keys.keymap())
         self.set_class(profile.ascii, "-ascii")
+        ScrollBar.renderer = AsciiScrollBar if profile.ascii else ScrollBarRender
 
     def _choose_theme(self, name: str) -> None:
         """Before the first paint: a theme that is set later styles every widget twice."""
@@ -224,10 +233,12 @@ class T2IApp(App[None]):
                 self._card, self.card_sample = Card(uuid) if uuid else None, None
                 self.sample_card()
             case ModelRefused():
+                self.models_changed.publish(None)
                 self.client.stop()  # the next job tries again, in a fresh process: the folder may be there by then
             case ModelOpened() as opened:
                 self.client.opened(opened)
                 self.main.parameters_changed()
+                self.models_changed.publish(None)
             case JobRefused(field="output") if was_running is not None:
                 self._offer_another_place()
             case LoadEvent():
@@ -286,7 +297,27 @@ class T2IApp(App[None]):
             if not self.client.has_open(opening):
                 self._start_engine(opening)
             self.client.paint(job)
+        elif self.session.running is None and self.client.pid is not None:
+            chosen = self.opening(self.session.model, self.settings.simulate)
+            if not self.client.has_open(chosen):  # what was in work or waited was another model's
+                self._start_engine(chosen)
         self.main.update(follow=follow and job is not None)
+
+    def open_model(self, name: str) -> None:
+        """Make the next pictures with this model: now, or when the picture in work is done.
+
+        What waits keeps its own model.
+        """
+        session = self.session
+        session.model = name
+        if session.running is not None and session.opened != name:
+            self.say(f"{name} comes next: the picture in work is finished first.")
+        elif session.running is None and not self.client.has_open(self.opening(name, session.simulate)):
+            self._start_engine(self.opening(name, session.simulate))
+        waiting = sum(job.model != name for job in session.queue)
+        if waiting:
+            self.say(f"The model is for new pictures; {counted(waiting, 'waiting picture')} will be made as asked for.")
+        self.main.update()
 
     def opening(self, model: str, simulate: bool) -> OpenModel:
         """How a model is opened: with the budgets of this session."""
@@ -294,7 +325,7 @@ class T2IApp(App[None]):
 
     def _start_engine(self, opening: OpenModel) -> None:
         """A fresh process. Where none can be made, that is how it ended."""
-        self.session.engine_state = "starting"
+        self.session.starts(opening.model)
         try:
             self.client.start(opening)
         except OSError as error:
@@ -337,6 +368,52 @@ class T2IApp(App[None]):
         self.card_sample = sample
         self.main.update_progress()
 
+    # Models that are looked for and brought in the background.
+
+    @property
+    def library(self) -> Library:
+        """That work; imported when the person first looks at the models."""
+        if self._library is None:
+            from tui.library import Library
+
+            seconds = 1.0 if self.profile.slow else 0.5
+            self._library = Library(self.post_message, self.run_worker, seconds_between=seconds)
+        return self._library
+
+    @property
+    def pull(self) -> Pull | None:
+        """The model on its way from the hub."""
+        return None if self._library is None else self._library.pull
+
+    @property
+    def scan(self) -> Scan | None:
+        """The search for models."""
+        return None if self._library is None else self._library.scan
+
+    def on_pull_moved(self, moved: PullMoved) -> None:
+        """How far the pull is."""
+        self.library.take(moved)
+        self.models_changed.publish(None)
+
+    def on_scan_moved(self, moved: ScanMoved) -> None:
+        """How far the search is."""
+        self.library.take(moved)
+        self.models_changed.publish(None)
+
+    def on_pull_ended(self, ended: PullEnded) -> None:
+        """The model is here, or it is said why not."""
+        self.library.take(ended)
+        self.say(ended.sentence, "error" if ended.failed else "information")
+        self.models_changed.publish(ended)
+
+    def on_scan_ended(self, ended: ScanEnded) -> None:
+        """What was found."""
+        from tui.library import summary
+
+        self.library.take(ended)
+        self.say(ended.problem or summary(ended.scan), "error" if ended.problem else "information")
+        self.models_changed.publish(ended)
+
     # What screens ask for.
 
     def on_parameters_panel_changed(self) -> None:
@@ -374,7 +451,7 @@ class T2IApp(App[None]):
         from tui.keys import HEADINGS, LETTERS
 
         rows: list[tuple[str, str]] = []
-        for scope in ("app", "prompt", "main", "pictures", "gallery"):  # how to quit comes first
+        for scope in ("app", "prompt", "main", "pictures", "gallery", "models"):  # how to quit comes first
             rows += [("", ""), ("", HEADINGS[scope])] if rows else [("", HEADINGS[scope])]
             commands = tuple(command for command in self.keys.commands if command.scope == scope)
             rows += [(keys, text) for keys, _, text in table(Keys(commands))]
@@ -395,6 +472,8 @@ class T2IApp(App[None]):
         if self.screen_stack and self.main.is_mounted:
             self.main.save_draft()
         self.session.save_parameters()
+        if self._library is not None:
+            self._library.close()
         self.client.close()
 
     def on_unmount(self) -> None:

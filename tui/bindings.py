@@ -22,7 +22,7 @@ from textual.events import Key
 
 from engine.text import printable
 
-Scope = Literal["prompt", "main", "pictures", "gallery", "app"]
+Scope = Literal["prompt", "main", "pictures", "gallery", "models", "app"]
 MAX_FILE_BYTES = 64 * 1024
 MAX_PROBLEMS = 5  # that are named in one message; it is for reading
 QUIT = "app.quit"
@@ -122,6 +122,7 @@ COMMANDS = (
     Command("view.plan", "main", "P", "plan", "Plan", "How the picture fits into memory, and why"),
     Command("view.preview", "main", "w", "cycle_preview", "Preview", "Live preview off, low or high"),
     Command("view.gallery", "main", "l", "gallery", "Gallery", "All pictures of the output folder"),
+    Command("view.models", "main", "M", "models", "Models", "The models: open, add, find, pull, remove"),
     Command("output.change", "main", "O", "change_output", "Output folder", "Save pictures to another folder"),
     Command("image.view", "pictures", "v f3", "view", "View", "Fill the terminal with the picture"),
     Command("image.open", "pictures", "o ctrl+o", "open", "Open", "Open the picture in the system's viewer"),
@@ -137,6 +138,13 @@ COMMANDS = (
     Command("gallery.filter", "gallery", "/", "filter", "Filter", "Only prompts with these words"),
     Command("gallery.favourites", "gallery", "*", "favourites_only", "Favourites", "Only pictures with a star"),
     Command("gallery.back", "gallery", "escape l q", "back", "Back", "Back to the prompt"),
+    Command("models.open", "models", "o", "open_model", "Open", "Make the next pictures with this model"),
+    Command("models.add", "models", "a", "add", "Add", "A file or a folder of yours to the list"),
+    Command("models.scan", "models", "s", "scan", "Scan", "Look for models in a folder and below"),
+    Command("models.pull", "models", "p", "pull", "Pull", "Bring what is missing from the model hub"),
+    Command("models.remove", "models", "d delete", "remove", "Remove", "Off the list, after asking"),
+    Command("models.stop", "models", "x ctrl+c f8", "stop", "Stop", "Stop the search or the pull; what came is kept"),
+    Command("models.back", "models", "escape M q", "back", "Back", "Back to the prompt"),
     Command("app.palette", "app", "ctrl+p", "command_palette", "Menu", "Every command, searched by name"),
     Command("app.help", "app", "f1 ?", "help", "Help", "All keys"),
     Command("app.messages", "app", "m", "messages", "Messages", "What was said, the latest first"),
@@ -163,10 +171,12 @@ GALLERY_BAR = (
     "image.open",
     "app.help",
 )
+MODELS_BAR = ("models.back", "models.open", "models.add", "models.scan", "models.pull", "models.remove", "app.help")
 # What is active at the same time: within such a group a key may do one thing only.
 TOGETHER: tuple[frozenset[Scope], ...] = (
     frozenset(("prompt", "main", "pictures", "app")),
     frozenset(("gallery", "pictures", "app")),
+    frozenset(("models", "app")),
 )
 
 

@@ -14,6 +14,7 @@ HEADINGS: dict[Scope, str] = {
     "main": "On the main screen",
     "pictures": "With a picture, there and in the gallery",
     "gallery": "In the gallery",
+    "models": "In the list of models",
     "app": "Everywhere",
 }
 LETTERS = "Letters work where no text is being typed (Tab or Esc leaves the prompt); all but f with Alt in it, too."

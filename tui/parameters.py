@@ -150,7 +150,8 @@ class Parameters:
                 left_out.append(option.name)
             else:
                 self._choose(option.name, value)
-        extra = [name for name in CHOICES if values.get(name) is not None]
+        # Off is what a model does that does not have it.
+        extra = [name for name in CHOICES if values.get(name) is not None and values[name] is not False]
         if seed:
             self.seed = request.seed
         return left_out + extra

@@ -48,7 +48,9 @@ class Session:
         """`simulate`: new jobs are only simulated."""
         self.history = history
         self.simulate = simulate
-        self.model = model
+        self.model = model  # of new jobs
+        self.opening = model  # what the engine was told to open; another one where a job waits for that
+        self.opened = ""  # what it has open
         self.output = output  # "": the default folder
         self.parameters = Parameters()
         self.queue: list[Job] = []  # waiting, the next one first
@@ -231,6 +233,10 @@ class Session:
         self.queue = [replace(job, output=folder) for job in self.queue]
         self.history.put_all(self.queue, self._order())
 
+    def starts(self, model: str) -> None:
+        """A fresh engine is told to open this model."""
+        self.engine_state, self.opening, self.opened = "starting", model, ""
+
     def save_parameters(self) -> None:
         """For the next start."""
         self.history.save("parameters", self.parameters.to_dict())
@@ -248,10 +254,12 @@ class Session:
         """Take a message over; returns a sentence for the person, or "" where the screen says enough."""
         match message:
             case ModelOpened(model=model, options=options):
-                self.engine_state, self.model = "loading", model
-                self.parameters.announce(options)
-                if not self.simulate:  # which needs no files of the model
-                    self.history.save("model", model)
+                self.engine_state, self.opened = "loading", model
+                if self.opening == self.model:
+                    self.opening = self.model = model  # by its full name
+                    self.parameters.announce(options)
+                    if not self.simulate:  # which needs no files of the model
+                        self.history.save("model", model)
                 if self.running is None:
                     self.progress.start("load")
             case ModelLoaded(device_name=name, seconds=seconds):
@@ -260,7 +268,7 @@ class Session:
                     self._new_progress()
                     self.progress.seconds["load"] = seconds
             case ModelRefused(message=text):
-                self.engine_state = "refused"
+                self.engine_state, self.opened = "refused", ""
                 self.paused = True
                 self._back_to_queue()
                 self._new_progress()  # of loading, where no job ran
@@ -287,7 +295,7 @@ class Session:
 
     def engine_ended(self, reason: str, retry_key: str) -> str:
         """The engine's process has gone: say what that means. A picture that only had to be decoded gets another go."""
-        self.engine_state = "gone"
+        self.engine_state, self.opened = "gone", ""
         self._deaths += 1
         job, self.preview = self.running, None
         self.progress.memory = None

@@ -27,11 +27,11 @@ from tui.jobs import Job
 from tui.profile import PreviewSize
 from tui.screens.dialogs import AskText, Confirm, ParametersWindow, SearchPrompts
 from tui.screens.pictures import PicturesScreen
-from tui.text import clean, counted, duration
+from tui.text import clean, counted, duration, printable
 from tui.variants import expand
 from tui.widgets.gauge import Gauge, Level
 from tui.widgets.joblist import JobList
-from tui.widgets.lines import HeaderLine, KeyBar
+from tui.widgets.lines import HeaderLine, KeyBar, WorkLine
 from tui.widgets.parameters import ParametersPanel
 from tui.widgets.picture import PictureView
 from tui.widgets.prompt import PromptArea
@@ -57,6 +57,7 @@ class MainScreen(PicturesScreen):
         yield Timeline(ascii_only=profile.ascii, id="timeline")
         yield Gauge(ascii_only=profile.ascii, id="gauge")
         yield Gauge(ascii_only=profile.ascii, id="ram")
+        yield WorkLine(ascii_only=profile.ascii, id="work")
         with Horizontal(id="body"):
             yield JobList(ascii_only=profile.ascii, is_favourite=self._is_favourite, id="jobs")
             yield PictureView(rendering=t2i.rendering, id="picture")
@@ -83,6 +84,7 @@ class MainScreen(PicturesScreen):
         self.prompt.focus()
         self._show_keys()
         self.update(follow=True)
+        self.t2i.models_changed.subscribe(self, lambda _: self.update_work())
 
     # What is shown.
 
@@ -92,6 +94,7 @@ class MainScreen(PicturesScreen):
             self._update_header()
             self.jobs.show(self.t2i.session, follow=follow)
             self.update_progress()
+            self.update_work()
             self._choose_picture()
         busy = self.t2i.session.running is not None or self.t2i.session.engine_state in ("starting", "loading")
         if busy != self._ticking:
@@ -117,6 +120,18 @@ class MainScreen(PicturesScreen):
         """What changed in the meantime."""
         if self.is_mounted:
             self.pictures_changed()
+
+    def update_work(self) -> None:
+        """What goes on in the background: the pull of a model, or the search for some."""
+        if not self._is_covered:
+            pull, scan = self.t2i.pull, self.t2i.scan
+            line = self.query_one("#work", WorkLine)
+            if pull is not None:
+                line.show(f"pull {printable(pull.name)}", str(pull), pull.fraction)
+            elif scan is not None:
+                line.show("scan", str(scan))
+            else:
+                line.show("", "")
 
     def update_progress(self) -> None:
         """Timeline, gauges and live preview."""
@@ -167,6 +182,8 @@ class MainScreen(PicturesScreen):
         names = parameters.names()
         for name in sorted(names, key=lambda name: first.index(name) if name in first else len(first)):
             text = parameters.shown(name)
+            if parameters.value(name) is False:
+                continue  # nothing out of the ordinary
             if name == "size":
                 left.append(text)
             elif name == "seed":
@@ -554,6 +571,12 @@ class MainScreen(PicturesScreen):
         from tui.screens.gallery import Gallery
 
         self.app.push_screen(Gallery(self.t2i.output_folder))
+
+    def action_models(self) -> None:
+        """The models that there are."""
+        from tui.screens.models import ModelsScreen
+
+        self.app.push_screen(ModelsScreen())
 
     # Pictures.
 

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from rich.cells import cell_len
 from rich.segment import Segment
+from textual.scrollbar import ScrollBarRender
 from textual.strip import Strip
 from textual.widget import Widget
 
 from tui.text import shortened
+
+
+class AsciiScrollBar(ScrollBarRender):
+    """A scroll bar in whole cells: its ends are no block glyphs."""
+
+    VERTICAL_BARS = HORIZONTAL_BARS = [" "] * 8
 
 
 class HeaderLine(Widget):
@@ -79,3 +86,46 @@ class KeyBar(Widget):
             room -= len(key) + len(label) + 3
             segments += [Segment(key, style), Segment(f" {label}  ", base)]
         return Strip(segments).adjust_cell_length(width, base)
+
+
+class WorkLine(Widget):
+    """Something that goes on in the background: what it is, a bar where it has an end, and how far it is."""
+
+    COMPONENT_CLASSES = {"workline--done", "workline--rest"}
+    DEFAULT_CSS = """
+    WorkLine {
+        height: 1; padding: 0 1; display: none;
+        &.-on { display: block; }
+        & > .workline--done { color: $accent; }
+        & > .workline--rest { color: $muted; }
+    }
+    """
+
+    def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._bar = "#-" if ascii_only else "\u2501\u2500"
+        self._ellipsis = "..." if ascii_only else "\u2026"
+        self._shown: tuple[str, str, float | None] = ("", "", None)
+
+    def show(self, label: str, text: str, fraction: float | None = None) -> None:
+        """Take over the texts; without a label nothing goes on, and the line gives way."""
+        if (label, text, fraction) != self._shown:
+            self._shown = label, text, fraction
+            self.set_class(bool(label), "-on")
+            self.refresh()
+
+    def render_line(self, y: int) -> Strip:
+        """The line; the bar takes what room the texts leave."""
+        width, base = self.size.width, self.rich_style
+        label, text, fraction = self._shown
+        if fraction is not None:
+            text = f"{int(100 * fraction)} %  {text}"
+        text = shortened(f"  {text}", width - cell_len(label), self._ellipsis)
+        segments = [Segment(label, base)]
+        room = min(30, width - cell_len(label) - cell_len(text) - 1)
+        if fraction is not None and room >= 6:
+            done = min(room, int(room * fraction))
+            for cells, kind in ((self._bar[0] * done, "done"), (self._bar[1] * (room - done), "rest")):
+                style = base + self.get_component_rich_style(f"workline--{kind}", partial=True)
+                segments.append(Segment(f" {cells}" if kind == "done" else cells, style))
+        return Strip([*segments, Segment(text, base)]).adjust_cell_length(width, base)

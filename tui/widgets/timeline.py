@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection
 
 from rich.segment import Segment
@@ -18,6 +19,8 @@ MARKS = {"done": "\u25cf", "running": "\u25b6", "waiting": "\u25cb", "failed": "
 ASCII_MARKS = {"done": "*", "running": ">", "waiting": ".", "failed": "x", "skipped": "-"}
 BAR = ("\u2501", "\u2500")
 ASCII_BAR = ("#", "-")
+SPEED_SECONDS = 10.0  # the speed of reading is that of the last ten seconds
+MIN_SPEED_SECONDS = 1.0  # before that it says nothing
 
 
 class Timeline(Widget):
@@ -52,6 +55,7 @@ class Timeline(Widget):
         self.skipped = False  # encode and denoise were done by an earlier run
         self.failed: Phase | None = None
         self.estimated: Collection[Phase] = ()  # whose seconds nobody measured
+        self._speed = Speed()
         self._lines: list[Strip] = []
         self._shown: tuple[object, ...] = ()
 
@@ -67,6 +71,8 @@ class Timeline(Widget):
         """Take over the state; repaints only if anything that is seen changed."""
         self.progress, self.status, self.skipped, self.failed = progress, status, skipped, failed
         self.estimated = estimated
+        if progress.running == "load" and progress.loading is not None:
+            self._speed.take(progress.clock(), progress.loading)
         self._arrange()
 
     def on_resize(self) -> None:
@@ -199,7 +205,7 @@ class Timeline(Widget):
         progress = self.progress
         texts = []
         if progress.running == "load":
-            texts.append(_load(progress.loading))
+            texts.append(_load(progress.loading, self._speed))
         elif progress.running == "denoise" and progress.steps:
             texts.append(f"step {self._steps()}")
         elif progress.running is not None:
@@ -209,7 +215,36 @@ class Timeline(Widget):
         return shortened("  ".join(texts), width, self.ellipsis)
 
 
-def _load(loading: LoadProgress | None) -> str:
+class Speed:
+    """How fast a component is read, or converted, and how long the rest of it takes."""
+
+    def __init__(self) -> None:
+        self._of: tuple[str, int] = ("", 0)  # component and size: converting it and reading it are two things
+        self._samples: deque[tuple[float, int]] = deque()  # (when, bytes done)
+
+    def take(self, now: float, loading: LoadProgress) -> None:
+        """How far it is."""
+        of = loading.component, loading.total_bytes
+        if of != self._of or (self._samples and loading.done_bytes < self._samples[-1][1]):
+            self._of = of
+            self._samples.clear()
+        self._samples.append((now, loading.done_bytes))
+        while len(self._samples) > 2 and now - self._samples[1][0] >= SPEED_SECONDS:
+            self._samples.popleft()
+
+    @property
+    def bytes_per_second(self) -> float | None:
+        """None until it is known."""
+        if not self._samples:
+            return None
+        (began, before), (now, done) = self._samples[0], self._samples[-1]
+        return (done - before) / (now - began) if now - began >= MIN_SPEED_SECONDS and done > before else None
+
+
+def _load(loading: LoadProgress | None, speed: Speed) -> str:
     if loading is None:
         return "importing torch"
-    return f"reading {loading.component.replace('_', ' ')} {size(loading.done_bytes)} of {size(loading.total_bytes)}"
+    done, total = loading.done_bytes, loading.total_bytes
+    text = f"reading {loading.component.replace('_', ' ')} {size(done)} of {size(total)}"
+    rate = speed.bytes_per_second
+    return text if rate is None else f"{text}  {size(rate)}/s, {duration((total - done) / rate)} left"
