@@ -1,23 +1,27 @@
-"""`t2i generate` and `t2i`, run as a person runs them: in a process of their own, with the demo model."""
+"""`t2i generate` and `t2i` with the demo model: in a process of their own, as a person runs them, where the process
+counts (streams, signals, exit codes), otherwise by `engine.cli.main`, which is all that such a process does.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 import engine.cli
-from engine import events
+from engine import Engine, events
 from engine.images.metadata import encode_png, read_record
 from engine.interrupts import Interrupts
 from tests.commands import isolated_environment, json_lines, t2i
@@ -32,6 +36,24 @@ posix = pytest.mark.skipif(os.name == "nt", reason="signals and pseudo-terminals
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return isolated_environment(tmp_path_factory.mktemp("home"))
+
+
+Run = subprocess.CompletedProcess[str]
+Main = Callable[..., Run]
+
+
+@pytest.fixture
+def main(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Main:
+    """The command line in this process, where torch is imported once, with the folders of those that have their own."""
+    for name in environment:
+        if name.startswith("TEXTTOIMAGETOOL_"):
+            monkeypatch.setenv(name, environment[name])
+
+    def run(*arguments: str, stdin: bytes = b"") -> Run:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        return Run(arguments, engine.cli.main(arguments), *capsys.readouterr())
+
+    return run
 
 
 # Bad input
@@ -69,11 +91,11 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
-    arguments: str, field: str, words: str, tmp_path: Path, environment: dict[str, str]
+    arguments: str, field: str, words: str, tmp_path: Path, main: Main
 ) -> None:
     (tmp_path / "text.txt").write_text("a red circle\n")
     options = arguments.format(folder=tmp_path).split(" ")
-    run = t2i("generate", "--prompt", PROMPT, "--json", *options, env=environment)
+    run = main("generate", "--prompt", PROMPT, "--json", *options)
     (error,) = json_lines(run.stdout)
     assert (run.returncode, error["event"], error["field"]) == (BAD_INPUT, "error", field)
     assert words in error["message"]
@@ -84,8 +106,8 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 
 
 @pytest.mark.parametrize("prompt", ["", " \t", "x" * 10_001])
-def test_a_prompt_must_say_something_and_not_too_much(prompt: str, environment: dict[str, str]) -> None:
-    run = t2i("generate", "--prompt", prompt, env=environment)
+def test_a_prompt_must_say_something_and_not_too_much(prompt: str, main: Main) -> None:
+    run = main("generate", "--prompt", prompt)
     assert run.returncode == BAD_INPUT
     assert run.stderr.startswith("error: prompt ")
     assert run.stderr.count("\n") == 1
@@ -105,21 +127,19 @@ def test_a_prompt_must_say_something_and_not_too_much(prompt: str, environment: 
     ],
     ids=["missing", "empty", "blank", "binary", "nul", "long line", "huge"],
 )
-def test_every_prompt_of_a_file_is_checked_first(
-    content: bytes | None, words: str, tmp_path: Path, environment: dict[str, str]
-) -> None:
+def test_every_prompt_of_a_file_is_checked_first(content: bytes | None, words: str, tmp_path: Path, main: Main) -> None:
     if content is not None:
         (tmp_path / "prompts.txt").write_bytes(content)
-    run = t2i("generate", "--prompts-file", str(tmp_path / "prompts.txt"), env=environment)
+    run = main("generate", "--prompts-file", str(tmp_path / "prompts.txt"))
     assert run.returncode == BAD_INPUT
     assert words in run.stderr
     assert run.stderr.count("\n") == 1
 
 
-def test_standard_input_may_be_the_bad_one(environment: dict[str, str]) -> None:
-    run = t2i("generate", "--prompt", "-", env=environment)
+def test_standard_input_may_be_the_bad_one(main: Main) -> None:
+    run = main("generate", "--prompt", "-")
     assert (run.returncode, run.stderr) == (BAD_INPUT, "error: standard input holds no prompt; write one a line.\n")
-    run = t2i("generate", "--prompt", "-", env=environment, stdin=b"a red circle\n\xc3(\n")
+    run = main("generate", "--prompt", "-", stdin=b"a red circle\n\xc3(\n")
     assert (run.returncode, run.stderr) == (BAD_INPUT, "error: line 2 of standard input is not UTF-8 text.\n")
 
 
@@ -134,7 +154,7 @@ def test_bad_input_is_answered_before_torch_is_imported(environment: dict[str, s
     assert run.stdout.strip() == "[2, 2, 2, 2, 2]"
 
 
-def test_escape_sequences_are_never_printed_raw(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_escape_sequences_are_never_printed_raw(tmp_path: Path, main: Main) -> None:
     evil = "\x1b[2J\x07\u202e"
     for arguments in (
         ("generate", "--prompt", "x", f"--{evil}"),
@@ -144,7 +164,7 @@ def test_escape_sequences_are_never_printed_raw(tmp_path: Path, environment: dic
         ("generate", "--prompts-file", evil),
         (evil,),
     ):
-        run = t2i(*arguments, env=environment)
+        run = main(*arguments)
         assert run.returncode == BAD_INPUT
         assert not ESCAPE.search(run.stderr)
         assert "\u202e" not in run.stderr
@@ -159,12 +179,12 @@ def test_without_a_verb_and_a_terminal_t2i_says_what_works_instead(environment: 
     assert run.stderr == f"error: the app needs a terminal; without one this works: {engine.cli.EXAMPLE}\n"
 
 
-def test_verbs_and_version(environment: dict[str, str]) -> None:
+def test_verbs_and_version(environment: dict[str, str], main: Main) -> None:
     assert re.fullmatch(r"TextToImageTool \S+\n", t2i("--version", env=environment).stdout)
     run = t2i("genrate", env=environment)
     assert run.returncode == BAD_INPUT
     assert "Did you mean 'generate'?" in run.stderr
-    run = t2i("generate", env=environment)
+    run = main("generate")
     assert run.returncode == BAD_INPUT
     assert engine.cli.EXAMPLE in run.stderr
 
@@ -173,55 +193,50 @@ def test_verbs_and_version(environment: dict[str, str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def pair(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Run:
     """Two pictures of one prompt, without --json."""
     folder = tmp_path_factory.mktemp("pair")
     return t2i("generate", "-p", PROMPT, "--seed", "7", "--count", "2", "-o", str(folder), env=environment)
 
 
-@pytest.fixture(scope="module")
-def batch(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def batch(tmp_path: Path, main: Main) -> Run:
     """Two prompts from standard input, no seed, with --json."""
-    folder = str(tmp_path_factory.mktemp("batch"))
     prompts = f"{PROMPT}\r\n\n  a green star\n".encode()
-    return t2i("generate", "-p", "-", "--json", "--size", "64x80", "-o", folder, env=environment, stdin=prompts)
+    return main("generate", "-p", "-", "--json", "--size", "64x80", "-o", str(tmp_path), stdin=prompts)
 
 
-def test_stdout_is_the_paths_and_nothing_else(pair: subprocess.CompletedProcess[str]) -> None:
+def test_stdout_is_the_paths_and_nothing_else(pair: Run) -> None:
     assert pair.returncode == DONE, pair.stderr
     paths = [Path(line) for line in pair.stdout.splitlines()]
     assert [read_record(path).request.seed for path in paths] == [7, 8]
     assert all(read_record(path).request.prompt == PROMPT for path in paths)
 
 
-def test_stderr_is_plain_lines_of_ours_where_it_is_no_terminal(pair: subprocess.CompletedProcess[str]) -> None:
+def test_stderr_is_plain_lines_of_ours_where_it_is_no_terminal(pair: Run) -> None:
     assert not ESCAPE.search(pair.stderr)
     known = "a large red|plan: |load |encode |step |denoise |decode |save |hint: |picture [12] of 2: seed [78], "
     assert [line for line in pair.stderr.splitlines() if not re.match(known, line)] == []
 
 
-def test_a_picture_regenerates_itself(
-    pair: subprocess.CompletedProcess[str], tmp_path: Path, environment: dict[str, str]
-) -> None:
+def test_a_picture_regenerates_itself(pair: Run, tmp_path: Path, main: Main) -> None:
     original, again = pair.stdout.splitlines()[1], tmp_path / "again.png"
-    run = t2i("generate", "--from", original, "--output", str(again), "--quiet", env=environment)
+    run = main("generate", "--from", original, "--output", str(again), "--quiet")
     assert (run.returncode, run.stdout, run.stderr) == (DONE, f"{again}\n", "")
     with Image.open(original) as first, Image.open(again) as second:
         assert first.tobytes() == second.tobytes()
 
 
-def test_flags_change_what_a_picture_says(
-    pair: subprocess.CompletedProcess[str], tmp_path: Path, environment: dict[str, str]
-) -> None:
+def test_flags_change_what_a_picture_says(pair: Run, tmp_path: Path, main: Main) -> None:
     original, other = pair.stdout.splitlines()[0], tmp_path / "other.png"
-    run = t2i("generate", "--from", original, "--steps", "1", "--width", "64", "-o", str(other), env=environment)
+    run = main("generate", "--from", original, "--steps", "1", "--width", "64", "-o", str(other))
     assert run.returncode == DONE, run.stderr
     first, second = read_record(original).request, read_record(other).request
     assert (second.steps, second.width) == (1, 64)
     assert (second.prompt, second.seed, second.height) == (first.prompt, first.seed, first.height)
 
 
-def test_prompts_from_standard_input_come_in_order_with_one_seed(batch: subprocess.CompletedProcess[str]) -> None:
+def test_prompts_from_standard_input_come_in_order_with_one_seed(batch: Run) -> None:
     assert batch.returncode == DONE, batch.stderr
     saved = [line for line in json_lines(batch.stdout) if line["event"] == "image_saved"]
     assert [line["job"] for line in saved] == [0, 1]
@@ -253,7 +268,7 @@ def test_the_documented_schema_is_the_events_own() -> None:
         assert f"`{name}`" in (engine.cli.__doc__ or "")
 
 
-def test_json_lines_are_as_documented(batch: subprocess.CompletedProcess[str]) -> None:
+def test_json_lines_are_as_documented(batch: Run) -> None:
     lines = json_lines(batch.stdout)
     schema = documented_fields()
     common = {"event", "job", "image", "elapsed_seconds", "memory"}
@@ -416,44 +431,40 @@ def with_record(original: str, target: Path, **changes: Any) -> str:
     return str(target)
 
 
-def test_what_changed_since_a_picture_was_made_is_said(
-    pair: subprocess.CompletedProcess[str], tmp_path: Path, environment: dict[str, str]
-) -> None:
+def test_what_changed_since_a_picture_was_made_is_said(pair: Run, tmp_path: Path, main: Main) -> None:
     original = pair.stdout.splitlines()[0]
     versions = {**read_record(original).versions, "torch": "0.9"}
     older = with_record(original, tmp_path / "older.png", versions=versions, model_hash="00" * 32)
-    run = t2i("generate", "--from", older, "-o", str(tmp_path / "new.png"), env=environment)
+    run = main("generate", "--from", older, "-o", str(tmp_path / "new.png"))
     assert run.returncode == DONE
     assert "the model, torch changed since this picture was made" in run.stderr
 
 
-def test_the_number_of_threads_is_repeated(
-    pair: subprocess.CompletedProcess[str], tmp_path: Path, environment: dict[str, str]
-) -> None:
+def test_the_number_of_threads_is_repeated(pair: Run, tmp_path: Path, main: Main) -> None:
     original, copy, new = pair.stdout.splitlines()[0], tmp_path / "copy.png", tmp_path / "new.png"
     threads = 1 + read_record(original).reproduce["threads"]
     with_record(original, copy, reproduce={"batch": 1, "threads": threads})
-    assert t2i("generate", "--from", str(copy), "-o", str(new), env=environment).returncode == DONE
+    before = torch.get_num_threads()
+    try:
+        assert main("generate", "--from", str(copy), "-o", str(new)).returncode == DONE
+    finally:
+        torch.set_num_threads(before)
     assert read_record(new).reproduce["threads"] == threads
 
 
 @pytest.mark.parametrize("share", ["\\\\host\\share\\model", "//host/share/model"])
-def test_a_picture_cannot_open_a_network_share(
-    share: str, pair: subprocess.CompletedProcess[str], tmp_path: Path, environment: dict[str, str]
-) -> None:
+def test_a_picture_cannot_open_a_network_share(share: str, pair: Run, tmp_path: Path, main: Main) -> None:
     picture = with_record(pair.stdout.splitlines()[0], tmp_path / "share.png", model=share)
-    run = t2i("generate", "--from", picture, env=environment)
+    run = main("generate", "--from", picture)
     assert run.returncode == BAD_INPUT
     assert "say it with --model" in run.stderr
 
 
-def test_another_model_chooses_its_own_guidance(
-    pair: subprocess.CompletedProcess[str], tmp_path: Path, environment: dict[str, str]
-) -> None:
+def test_another_model_chooses_its_own_guidance(pair: Run, tmp_path: Path, main: Main) -> None:
     save_tiny(tmp_path / "schnell", guided=False)
     original, new = pair.stdout.splitlines()[0], tmp_path / "new.png"
     assert read_record(original).request.guidance is not None
-    run = t2i("generate", "--from", original, "--model", str(tmp_path / "schnell"), "-o", str(new), env=environment)
+    run = main("generate", "--from", original, "--model", str(tmp_path / "schnell"), "-o", str(new))
     assert run.returncode == DONE, run.stderr
     assert read_record(new).request.guidance is None
 
@@ -467,10 +478,8 @@ def test_another_model_chooses_its_own_guidance(
         (("--device", "mps"), "device must be auto, cpu, cuda or cuda:N"),
     ],
 )
-def test_names_that_mean_nothing_are_bad_input(
-    arguments: tuple[str, str], words: str, environment: dict[str, str]
-) -> None:
-    run = t2i("generate", "-p", PROMPT, *arguments, env=environment)
+def test_names_that_mean_nothing_are_bad_input(arguments: tuple[str, str], words: str, main: Main) -> None:
+    run = main("generate", "-p", PROMPT, *arguments)
     assert run.returncode == BAD_INPUT
     assert words in run.stderr
     assert run.stderr.count("\n") == 1
@@ -486,17 +495,23 @@ def test_output_that_cannot_be_written_is_the_machines_fault(environment: dict[s
     assert b"Traceback" not in run.stderr
 
 
-def test_a_picture_whose_folder_went_away_is_rescued_and_exits_1(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_a_picture_whose_folder_went_away_is_rescued_and_exits_1(
+    tmp_path: Path, environment: dict[str, str], main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "gone"
     folder.mkdir()
-    arguments = ("-p", PROMPT, "--steps", "300", "--json", "-o", str(folder / "a.png"))
-    with start("generate", *arguments, env=environment) as process:
-        assert process.stdout is not None
-        assert json.loads(process.stdout.readline())["event"] == "planned"
-        folder.rmdir()
-        printed, said = process.communicate(timeout=120)
-    saved = json_lines(printed)[-1]
-    assert (process.returncode, saved["event"]) == (FAILED, "image_saved")
+    generate = Engine.generate
+
+    def lose_the_folder(*arguments: Any) -> Iterator[events.Event]:
+        for event in generate(*arguments):
+            if isinstance(event, events.Planned):
+                folder.rmdir()
+            yield event
+
+    monkeypatch.setattr(Engine, "generate", lose_the_folder)
+    run = main("generate", "-p", PROMPT, "--json", "-o", str(folder / "a.png"))
+    saved = json_lines(run.stdout)[-1]
+    assert (run.returncode, saved["event"]) == (FAILED, "image_saved")
     assert Path(saved["path"]).parent == Path(environment["TEXTTOIMAGETOOL_STATE_DIR"]) / "rescued"
     assert read_record(saved["path"]).request.prompt == PROMPT
-    assert "so it is kept as" in said
+    assert "so it is kept as" in run.stderr

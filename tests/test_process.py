@@ -32,6 +32,7 @@ from engine.request import Request
 
 PATIENCE = 120  # seconds without a word: then something hangs
 PROMPT = "a red circle above a blue square"
+IMPORTING = pytest.param("load", marks=pytest.mark.spawned, id="import")
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def job_events(said: list[Message], job: str) -> list[Event]:
 
 
 def wait_for(engine: EngineProcess, phase: str) -> None:
-    """Until a job enters `phase`; for "load" until the model's folder is open and torch comes in."""
+    """Until a job enters `phase`; for "load" until the model's folder is open and torch, if it is spawned, comes in."""
     if phase == "load":
         heard(engine, ModelOpened)
         return
@@ -89,7 +90,7 @@ def test_a_model_is_opened_announced_and_loaded(process: EngineProcess) -> None:
     opened = heard(process, ModelOpened)[-1]
     assert isinstance(opened, ModelOpened)
     assert opened.defaults.steps == 4
-    assert [option.name for option in opened.options] == ["steps", "width", "height", "guidance", "precision"]
+    assert [option.name for option in opened.options] == "steps width height guidance precision distill".split()
     loaded = heard(process, ModelLoaded)[-1]
     assert isinstance(loaded, ModelLoaded)
     assert (loaded.device, loaded.device_name, loaded.device_uuid) == ("cpu", "CPU", None)
@@ -129,7 +130,7 @@ def test_bad_models_and_bad_folders_are_refused_with_a_sentence(process: EngineP
     assert refused.field == "width"
 
 
-@pytest.mark.parametrize("phase", ["load", "encode", "denoise", "decode"])
+@pytest.mark.parametrize("phase", [IMPORTING, "load", "encode", "denoise", "decode"])
 def test_cancelling_works_in_every_phase_and_keeps_the_weights(
     process: EngineProcess, tmp_path: Path, phase: str
 ) -> None:
@@ -175,7 +176,7 @@ def test_cancelling_after_the_step_ends_between_steps(process: EngineProcess, tm
     assert last.event.phase == "denoise"
 
 
-@pytest.mark.parametrize("phase", ["load", "encode", "denoise", "decode", "save"])
+@pytest.mark.parametrize("phase", [IMPORTING, "load", "encode", "denoise", "decode", "save"])
 def test_a_kill_leaves_no_half_picture_and_its_reason(process: EngineProcess, tmp_path: Path, phase: str) -> None:
     process.send(OpenModel("demo"))
     process.send(Paint("doomed", Request(PROMPT, seed=5, steps=1000 if phase == "denoise" else 1), str(tmp_path)))
