@@ -187,6 +187,16 @@ def test_every_model_is_listed_with_what_is_known_of_it(size: tuple[int, int], t
     run(test())
 
 
+def test_the_palette_has_the_models_and_among_them_what_can_be_done() -> None:
+    async def test() -> None:
+        async with models() as (app, _pilot, _screen):
+            assert "Models" in [command.title for command in app.get_system_commands(app.screen_stack[0])]
+            titles = [command.title for command in app.get_system_commands(app.screen)]
+            assert {"Open", "Add", "Scan", "Pull", "Remove", "Stop", "Back"} <= set(titles)
+
+    run(test())
+
+
 def test_the_details_scroll_and_the_list_stays() -> None:
     async def test() -> None:
         async with models((60, 16)) as (app, pilot, screen):
@@ -197,6 +207,22 @@ def test_the_details_scroll_and_the_list_stays() -> None:
             assert screen.selected.name == "demo"
             await press(app, pilot, "escape")
             assert isinstance(app.screen, MainScreen)
+
+    run(test())
+
+
+def test_a_long_place_is_folded_to_the_room_that_a_scroll_bar_leaves(tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / ("a-folder-with-a-long-name-" * 4)
+    shutil.copytree(tiny, folder)
+    inventory.add(folder, "mine")
+
+    async def test() -> None:
+        async with models() as (app, pilot, screen):
+            await choose(app, pilot, screen, "mine")
+            pane, text = screen.query_one("#about", VerticalScroll), screen.query_one("#text", Static)
+            assert pane.max_scroll_y > 0
+            assert max(map(len, details(app).splitlines())) == text.size.width
+            assert len(details(app).splitlines()) == text.size.height
 
     run(test())
 

@@ -275,6 +275,7 @@ class T2IApp(App[None]):
             return
         self.client.forget()
         self.say(self.session.engine_ended(ended.reason, self.remix_key), "error")
+        self.models_changed.publish(None)
         self.main.update(follow=True)
         self.go_on()
 
@@ -326,6 +327,7 @@ class T2IApp(App[None]):
     def _start_engine(self, opening: OpenModel) -> None:
         """A fresh process. Where none can be made, that is how it ended."""
         self.session.starts(opening.model)
+        self.models_changed.publish(None)
         try:
             self.client.start(opening)
         except OSError as error:

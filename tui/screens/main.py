@@ -27,7 +27,7 @@ from tui.jobs import Job
 from tui.profile import PreviewSize
 from tui.screens.dialogs import AskText, Confirm, ParametersWindow, SearchPrompts
 from tui.screens.pictures import PicturesScreen
-from tui.text import clean, counted, duration, printable
+from tui.text import clean, counted, duration
 from tui.variants import expand
 from tui.widgets.gauge import Gauge, Level
 from tui.widgets.joblist import JobList
@@ -127,7 +127,7 @@ class MainScreen(PicturesScreen):
             pull, scan = self.t2i.pull, self.t2i.scan
             line = self.query_one("#work", WorkLine)
             if pull is not None:
-                line.show(f"pull {printable(pull.name)}", str(pull), pull.fraction)
+                line.show(f"pull {pull.name}", str(pull), pull.fraction)
             elif scan is not None:
                 line.show("scan", str(scan))
             else:

@@ -51,7 +51,7 @@ class ModelsScreen(Screen[None]):
         #columns { height: 1; color: $muted; text-wrap: nowrap; }
         #list { height: auto; max-height: 100%; border: none; padding: 0; background: $background; text-wrap: nowrap; }
         #list > .option-list--option-highlighted { text-style: bold; }
-        #about { height: 1fr; padding: 0 1; scrollbar-size-vertical: 1; }
+        #about { height: 1fr; padding: 0 1; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
         &.-tiny-height #about, &.-tiny-height #header { display: none; }
         &.-tiny-height #models { max-height: 100%; height: 1fr; }
     }
@@ -188,12 +188,12 @@ class ModelsScreen(Screen[None]):
 
     @on(OptionList.OptionHighlighted, "#list")
     def _show_about(self) -> None:
-        listing = self.selected
+        listing, place = self.selected, self.list.highlighted
         pane = self.query_one("#about", VerticalScroll)
-        if listing is None:
-            name, advice, text = "", "", self._problem or self._busy
+        if listing is None or place is None:
+            name, advice, text = "", "", printable(self._problem or self._busy)
         else:
-            name, advice = title(listing, self._states[self._listings.index(listing)]), self._advice(listing)
+            name, advice = title(listing, self._states[place]), self._advice(listing)
             text = about(listing, max(20, pane.scrollable_content_region.width or self.size.width - 4))
             if text.count("\n") >= pane.size.height > 0:
                 advice = f"{advice}, Tab reads on".removeprefix(", ")
@@ -239,7 +239,7 @@ class ModelsScreen(Screen[None]):
         scan, pull, session = self.t2i.scan, self.t2i.pull, self.t2i.session
         self.query_one("#scan", WorkLine).show(*("scan", str(scan)) if scan is not None else (self._busy, ""))
         self.query_one("#pull", WorkLine).show(
-            *(f"pull {printable(pull.name)}", str(pull), pull.fraction) if pull is not None else ("", "")
+            *(f"pull {pull.name}", str(pull), pull.fraction) if pull is not None else ("", "")
         )
         here = sum(listing.here for listing in self._listings)
         left = (counted(len(self._listings), "model"), f"{here} here") if self._listings else ("models",)
@@ -288,7 +288,7 @@ class ModelsScreen(Screen[None]):
             try:
                 open_model(name)
                 self.post_message(self.Checked(name, ""))
-            except RequestError as error:
+            except (RequestError, OSError) as error:
                 self.post_message(self.Checked(name, str(error)))
 
         self._begin(f"opening {name} ...")
@@ -300,7 +300,8 @@ class ModelsScreen(Screen[None]):
         if event.problem:
             self.t2i.say(event.problem, "error")
         else:
-            self.dismiss()
+            if self.is_current:
+                self.dismiss()
             self.t2i.open_model(event.name)
 
     # To add and to find some.
@@ -321,7 +322,7 @@ class ModelsScreen(Screen[None]):
                     listing = inventory.add(Path(place).expanduser())
                     what = "it goes with every model that it fits" if listing.kind in PARTS_OF_MODELS else listing.kind
                     self.post_message(self.Done(f"{name_of(listing)} is in the list: {what}.", listing.name))
-                except RequestError as error:
+                except (RequestError, OSError) as error:
                     self.post_message(self.Refused(place, str(error)))
 
             self._begin(f"looking at {place} ...")
@@ -356,7 +357,7 @@ class ModelsScreen(Screen[None]):
     def _show_scan(self, ended: ScanEnded) -> None:
         """What was found, one by one, where there is more to say than the note has room for."""
         found = ended.scan.found
-        if found is None or not (found.loose or found.refused):
+        if found is None or ended.problem or ended.scan.stopping or not (found.loose or found.refused):
             return
         unreadable = f"; {found.unreadable} could not be read" if found.unreadable else ""
         looked = f"{counted(found.folders, 'folder')} and {counted(found.files, 'file')} were looked at{unreadable}."
@@ -414,7 +415,7 @@ class ModelsScreen(Screen[None]):
                 try:
                     sentence, freed = inventory.remove(listing.name, files=files)
                     self.post_message(self.Done(f"{sentence} {size(freed)} are free again." if freed else sentence))
-                except RequestError as error:
+                except (RequestError, OSError) as error:
                     self.post_message(self.Done(str(error), failed=True))
 
             has_forms = listing.kind not in PARTS_OF_MODELS

@@ -8,7 +8,7 @@ from textual.scrollbar import ScrollBarRender
 from textual.strip import Strip
 from textual.widget import Widget
 
-from tui.text import shortened
+from tui.text import printable, shortened
 
 
 class AsciiScrollBar(ScrollBarRender):
@@ -109,8 +109,8 @@ class WorkLine(Widget):
 
     def show(self, label: str, text: str, fraction: float | None = None) -> None:
         """Take over the texts; without a label nothing goes on, and the line gives way."""
-        if (label, text, fraction) != self._shown:
-            self._shown = label, text, fraction
+        if (printable(label), text, fraction) != self._shown:
+            self._shown = printable(label), text, fraction
             self.set_class(bool(label), "-on")
             self.refresh()
 
