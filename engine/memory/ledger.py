@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine.quantization.fp8 import widening_scratch
+
 
 class Ledger(TorchDispatchMode):
     """While open, counts the bytes of every storage on `device_type` that an operation of this thread makes.
@@ -103,7 +105,9 @@ def _attention_memory(query: Tensor, value: Tensor) -> Tensor:
 @contextmanager
 def counted(device_type: str, limit_bytes: int | None = None) -> Iterator[Ledger]:
     """A ledger that is open, with attention accounted as a fused kernel where the device is meta."""
+    scratch = widening_scratch()
     with FusedAttention(), Ledger(device_type, limit_bytes) as ledger:
+        ledger.ignore([scratch])
         yield ledger
 
 

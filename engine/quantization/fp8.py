@@ -78,16 +78,23 @@ def widen(values: Tensor, out: Tensor) -> Tensor:
     """
     bits, wide = values.view(-1).view(torch.int8), out.view(-1)
     e4m3 = values.dtype == FP8
-    if not hasattr(_scratch, "bits"):  # kept: a plan need not count it
-        _scratch.bits = torch.empty(WIDENED_ELEMENTS, dtype=torch.int16)
+    scratch = widening_scratch()
     for piece, target in zip(bits.split(WIDENED_ELEMENTS), wide.split(WIDENED_ELEMENTS), strict=True):
-        moved = _scratch.bits[: len(piece)].copy_(piece)
+        moved = scratch[: len(piece)].copy_(piece)
         if e4m3:  # sign, 4 of 5 bits of the exponent, 3 of 10 bits of the mantissa
             moved.bitwise_left_shift_(7).bitwise_and_(~0x4000)
         else:
             moved.bitwise_left_shift_(8)
         target.copy_(moved.view(torch.float16))
     return out.mul_(2.0**8) if e4m3 else out  # exponents count from 7 in E4M3, from 15 in float16
+
+
+def widening_scratch() -> Tensor:
+    """What `widen` works in, in this thread: kept, so that no plan need count it (512 KiB)."""
+    if not hasattr(_scratch, "bits"):
+        _scratch.bits = torch.empty(WIDENED_ELEMENTS, dtype=torch.int16)
+    bits: Tensor = _scratch.bits
+    return bits
 
 
 class Fp8Linear(nn.Module):
