@@ -727,6 +727,8 @@ def test_a_queue_of_another_model_is_painted_by_that_model(tmp_path: Path) -> No
             await generate_all(app, pilot)
             paths = [job.path for job in app.session.results]
             assert [read_record(path).model for path in paths if path] == [str(tmp_path / "other")]
+            await until(pilot, lambda: app.session.engine_state == "ready")  # with the model of the next picture again
+            assert app.session.opened == "demo"
 
     run(test())
 
