@@ -90,7 +90,7 @@ def run(name: str, *, as_json: bool = False) -> int:
 
 def _check(model: Model, component: str) -> dict[str, _Kind]:
     """Look at every tensor of a component. The kind of a layer is its path without the block's number."""
-    from engine.models.converted import fp8_errors
+    from engine.models.converted import rounding_errors
     from engine.models.loading import check_tensors, empty_component
     from engine.models.weights import WeightFiles
 
@@ -99,7 +99,7 @@ def _check(model: Model, component: str) -> dict[str, _Kind]:
     with WeightFiles.open(model.files[component], component, drop_pages=True) as files:
         check_tensors(wanted, files, model.place(component))
         layers = set()
-        for name, relative, largest in fp8_errors(files, component):
+        for name, relative, largest in rounding_errors(files, component):
             layers.add(name)
             path = re.sub(r"\.[0-9]+\.", ".", name.removesuffix(".weight"), count=1)
             kinds[path].add(name, relative, largest)

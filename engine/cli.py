@@ -59,7 +59,7 @@ from engine.interrupts import Interrupts
 from engine.libraries import collector_paused, hush_libraries
 from engine.progress import open_display
 from engine.prompts import read_prompts
-from engine.request import MAX_SIDE, MIN_SIDE, PRECISIONS, SIDE_MULTIPLE, Request, RequestError
+from engine.request import MAX_SIDE, MIN_SIDE, PRECISIONS, SALIENCES, SIDE_MULTIPLE, Request, RequestError
 from engine.runtime import CARD_NAMES, DEFAULT_CARD, Repeat
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "demo"
 MAX_PLAN_COLUMNS = 120
+KERNELS = ("dequantize", "scaled_mm", "triton", "int_mm", "float32")  # of 8-bit layers
 MAX_THREADS = 256  # that a picture's record may ask for
 EXAMPLE = 't2i generate --prompt "a large red circle above a small blue square on a white background"'
 
@@ -83,7 +84,13 @@ WidthOption = Annotated[int | None, typer.Option("--width", help="Instead of --s
 HeightOption = Annotated[int | None, typer.Option("--height", help="Instead of --size.")]
 PrecisionOption = Annotated[
     str | None,
-    typer.Option("--precision", metavar="|".join(PRECISIONS), help="Of the weights; fp8 halves them."),
+    typer.Option("--precision", metavar="|".join(PRECISIONS), help="fp8 halves the weights; int8 also computes in it."),
+]
+SalienceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--salience", metavar="|".join(SALIENCES), help="Of int8: balance channels that are hard to round (calibrated)."
+    ),
 ]
 ModelOption = Annotated[
     str | None, typer.Option("--model", help=f"A name, a folder or a file. Default: {DEFAULT_MODEL}.")
@@ -194,6 +201,7 @@ def generate(
     count: Annotated[int | None, typer.Option(help="Pictures of each prompt; picture k uses seed + k.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt.")] = None,
     precision: PrecisionOption = None,
+    salience: SalienceOption = None,
     distill: DistillOption = None,
     model: ModelOption = None,
     device: Annotated[
@@ -225,6 +233,7 @@ def generate(
         "count": count,
         "guidance": guidance,
         "precision": precision,
+        "salience": salience,
         "distill": distill,
     }
     changes: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
@@ -282,6 +291,7 @@ def plan(
     width: WidthOption = None,
     height: HeightOption = None,
     precision: PrecisionOption = None,
+    salience: SalienceOption = None,
     distill: DistillOption = None,
     model: ModelOption = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where it would run.")] = "auto",
@@ -294,6 +304,7 @@ def plan(
     """Say whether a picture fits into memory, and how, before anything is loaded. Needs no weights and no card."""
     width, height = _sides(size, width, height)
     flags = {"steps": steps, "width": width, "height": height, "precision": precision, "distill": distill}
+    flags["salience"] = salience
     request = Request("a plan", seed=0, **{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
     opening = {
         "device": device,
@@ -338,7 +349,8 @@ def _to_repeat(record: Record | None, request: Request, tile: tuple[int | None, 
     return Repeat(
         threads=recorded("threads", int, lambda count: 1 <= count <= MAX_THREADS),  # they decide the sums' last bits
         tile=chosen,
-        kernel=recorded("kernel", str, lambda name: name in ("dequantize", "scaled_mm")),
+        kernel=recorded("kernel", str, lambda name: name in KERNELS),
+        salience=recorded("salience", str, lambda digest: bool(re.fullmatch("[0-9a-f]{16}", digest))),
         # Of a picture made on the CPU that says nothing of a card.
         decoder=recorded("decoder_device", str, lambda name: name == "cpu" and record.device.startswith("cuda")),
     )

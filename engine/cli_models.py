@@ -12,6 +12,8 @@ Exit codes are those of `engine.cli`.
     pull_progress  pull           done_bytes, total_bytes, bytes_per_second, seconds_left, file
     pulled         pull           the fields of a model
     removed        remove         message, freed_bytes
+    calibrating    calibrate      prompt, prompts, step, steps
+    calibrated     calibrate      model, file, prompts, steps, precision, inputs, largest_factor
     model_checked  check          model, parts (by component: layout, precision, bytes), fp8 (by component)
     error          all            field, message
 
@@ -25,22 +27,27 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from engine.cancel import CancelledError
 from engine.console import CANCELLED, DONE, FAILED, StatusLine, is_terminal, say, write
+from engine.folders import shown_path
 from engine.interrupts import Interrupts
 from engine.libraries import hush_libraries
-from engine.request import RequestError
+from engine.prompts import read_prompts
+from engine.request import Request, RequestError
 from engine.text import duration, printable, size
 
 if TYPE_CHECKING:
+    from engine.engine import Engine
     from engine.models.hub import Prepared, PullProgress
     from engine.models.inventory import Listing, Part, Scanned
 
@@ -51,7 +58,7 @@ REFUSED = re.compile(r"(?P<file>'.*'|\".*\") is (?P<what>[^']+, which cannot be 
 TITLES = {"dev": "FLUX.1 [dev]", "schnell": "FLUX.1 [schnell]", "demo": "the demo model"}
 
 models_app = typer.Typer(
-    help="The models that there are: list, add, scan, show, check, pull, remove.", rich_markup_mode=None
+    help="The models that there are: list, add, scan, show, check, calibrate, pull, remove.", rich_markup_mode=None
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON objects on stdout; the fields: engine/cli_models.py.")]
@@ -179,6 +186,35 @@ def check_model(name: NameArgument, as_json: JsonOption = False) -> Work:
     return work
 
 
+@models_app.command("calibrate")
+def calibrate_model(
+    name: NameArgument,
+    prompts: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Prompts, one a line: 32 to 128, like those to be painted.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps, as pictures will have.")] = None,
+    precision: Annotated[str | None, typer.Option(metavar="fp32|bf16|fp8", help="To measure in.")] = None,
+    use: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Take a calibration of the same model that was made elsewhere.")
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")] = "auto",
+    vram: Annotated[str, typer.Option(metavar="SIZE|auto", help="Budget of the card: 12GiB.")] = "auto",
+    ram: Annotated[str, typer.Option(metavar="SIZE|auto", help="Budget of this process's memory: 16GiB.")] = "auto",
+    as_json: JsonOption = False,
+) -> Work:
+    """Find out which channels are hard to round, so that --precision int8 can balance them.
+
+    Paints prompts as far as latents; what is kept is small, and is used from the next picture on.
+    """
+    if (prompts is None) == (use is None):
+        raise RequestError("prompts", "give either --prompts FILE, with one prompt a line, or --use FILE.")
+    request = Request("to be read", steps=steps, seed=0, precision=precision)
+    opening = {"device": device, "vram": vram, "ram": ram}
+    if use is not None:
+        return lambda: _use_calibration(name, Path(use), as_json=as_json)
+    return lambda: _calibrate(name, prompts or "", request, opening, as_json=as_json)
+
+
 @models_app.command("pull")
 def pull_model(
     name: Annotated[str, typer.Argument(metavar="NAME", help="flux.1-schnell, flux.1-dev, distillt5 or tokenizers.")],
@@ -210,6 +246,76 @@ def remove_model(
         return DONE
 
     return work
+
+
+# Calibrating
+
+
+def _calibrate(name: str, file: str, request: Request, opening: dict[str, Any], *, as_json: bool) -> int:
+    from engine.engine import Engine
+    from engine.events import LoadProgress, StepFinished
+
+    prompts = [replace(request, prompt=text).prompt for _, text in read_prompts(file)]
+    hush_libraries()
+    begun = time.monotonic()
+    with closing(StatusLine()) as line, Interrupts() as interrupts, Engine.open(name, **opening) as engine:
+        events = engine.calibrate(prompts, request)
+        interrupts.ask(engine.cancel)
+        try:
+            while True:
+                event = next(events)
+                if isinstance(event, LoadProgress):
+                    line.show(f"load {event.component} {size(event.done_bytes)} of {size(event.total_bytes)}")
+                elif isinstance(event, StepFinished):
+                    done = event.image + event.step / event.steps
+                    left = (len(prompts) - done) * (time.monotonic() - begun) / done
+                    place = f"prompt {event.image + 1} of {len(prompts)}, step {event.step} of {event.steps}"
+                    line.show(f"{place}, {duration(left)} left")
+                    if as_json:
+                        counts = {"prompt": event.image + 1, "prompts": len(prompts)}
+                        steps = {"step": event.step, "steps": event.steps}
+                        write(json.dumps({"event": "calibrating", **counts, **steps}))
+        except StopIteration as end:
+            made: Path = end.value
+        except CancelledError:
+            return CANCELLED
+        line.close()
+        _say_calibration(engine, made, as_json=as_json)
+    return DONE
+
+
+def _use_calibration(name: str, file: Path, *, as_json: bool) -> int:
+    from engine.engine import Engine
+    from engine.models import calibrations
+
+    hush_libraries()
+    with Engine.open(name) as engine:
+        engine.require_weights()
+        if not file.is_file():
+            raise RequestError("use", f"there is no file {shown_path(file)}.")
+        known = calibrations.read(engine.model, engine.model_hash, engine.source.configs["transformer"], file)
+        _say_calibration(engine, calibrations.write(known), as_json=as_json)
+    return DONE
+
+
+def _say_calibration(engine: Engine, file: Path, *, as_json: bool) -> None:
+    from engine.models import calibrations
+
+    known = calibrations.read(engine.model, engine.model_hash, engine.source.configs["transformer"])
+    factors = known.factors["csb+ssc"]
+    largest = max(float(factor.max()) for factor in factors.values())
+    if as_json:
+        about = {"prompts": known.prompts, "steps": known.steps, "precision": known.precision}
+        found = {"inputs": len(factors), "largest_factor": largest}
+        write(json.dumps({"event": "calibrated", "model": engine.model, "file": str(file), **about, **found}))
+        return
+    write(
+        printable(
+            f"{engine.model} is calibrated with {known.prompts} prompts at {known.steps} steps: "
+            f"factors for {len(factors)} inputs, up to {largest:.1f}, in {shown_path(file)}. "
+            "--precision int8 uses them from now on (--salience off does not)."
+        )
+    )
 
 
 # Downloading

@@ -14,6 +14,7 @@ from torch import Tensor
 from engine import flow
 from engine.cancel import cancellable
 from engine.modulation import TableReader, Tables
+from engine.quantization.blocks import NotFiniteError, Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ def denoise(
 
     Timestep, guidance and pooled prompt are in the modulation `tables`, which `reader` hands to the blocks; `sequence`
     [1, S, joint_attention_dim] is the rest of the prompt. `check` is called before every transformer block; an
-    exception that it raises ends the loop.
+    exception that it raises ends the loop. Raises `NotFiniteError` where a step gives numbers that are not finite, with
+    the name of the first layers of that step that were given such numbers, if they are in int8.
     """
     latents = latents.to(device, torch.float32)
     sequence = sequence.to(device, dtype)
@@ -69,4 +71,17 @@ def denoise(
             latents = flow.euler_step(latents, velocity, sigma, sigma_next)
             if device.type == "cuda":
                 torch.cuda.current_stream(device).synchronize()  # an honest time a step; copies elsewhere go on
+            _check_finite(transformer, latents, index + 1)
             yield Step(index + 1, float(sigma), latents, clean, time.perf_counter() - start)
+
+
+def _check_finite(transformer: Any, latents: Tensor, step: int) -> None:
+    watch: Watch | None = getattr(transformer, "watch", None)
+    layers = watch.first_bad() if watch is not None else None
+    if layers is None and (latents.device.type == "meta" or bool(latents.isfinite().all())):
+        return
+    place = f"first in what goes into {layers}" if layers is not None else "in the predicted velocity"
+    raise NotFiniteError(
+        f"step {step} gave numbers that are not finite, {place}; the picture is not saved. Try another --precision, "
+        "and see whether the model is whole with t2i models check."
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -15,6 +15,7 @@ from engine.cancel import CancelFlag, CancelledError
 from engine.events import Cancelled, Event, Plan
 from engine.job import Job
 from engine.memory.budget import read_size
+from engine.models import calibrations
 from engine.models.catalog import open_model
 from engine.models.model import Model, model_hash
 from engine.request import (
@@ -22,6 +23,7 @@ from engine.request import (
     MAX_STEPS,
     MIN_SIDE,
     PRECISIONS,
+    SALIENCES,
     SIDE_MULTIPLE,
     Defaults,
     Option,
@@ -115,9 +117,16 @@ class Engine:
         if defaults.guidance is not None:
             options.append(Option("guidance", defaults.guidance, 0, MAX_GUIDANCE, 0.5))
         options.append(Option("precision", defaults.precision, choices=PRECISIONS))
+        if self.is_calibrated:
+            options.append(Option("salience", SALIENCES[-1], choices=SALIENCES))
         if self.source.distills:
             options.append(Option("distill", False, choices=(False, True)))
         return tuple(options)
+
+    @cached_property
+    def is_calibrated(self) -> bool:
+        """Whether there are balancing factors for this model."""
+        return self.source.has_weights and calibrations.file_of(self.model_hash).is_file()
 
     @cached_property
     def model_hash(self) -> str:
@@ -152,7 +161,16 @@ class Engine:
                 f"there is no DistillT5 that fits {self.model}: get it with t2i models pull distillt5, or name its "
                 "folder with t2i models add, or leave --distill out.",
             )
-        return request.resolved(self.defaults)
+        request = request.resolved(self.defaults)
+        if request.precision != "int8":
+            if request.salience not in (None, "off"):
+                raise RequestError("salience", "salience is about int8: add --precision int8, or leave --salience out.")
+            return replace(request, salience=None)
+        if request.salience is None:
+            return replace(request, salience=SALIENCES[-1] if self.is_calibrated else SALIENCES[0])
+        if request.salience != "off" and not (self.is_calibrated or self.settings.simulate):
+            raise calibrations.missing(self.model)
+        return request
 
     def generate(self, request: Request, destination: Destination | None = None) -> Generator[Event, None, None]:
         """Paint `request.count` pictures into `destination` (the default output folder if None).
@@ -207,6 +225,13 @@ class Engine:
             if not self.settings.simulate:
                 for component in job.layout.placements:
                     yield from job.keep(component)
+
+    def calibrate(self, prompts: Sequence[str], request: Request) -> Generator[Event, None, Path]:
+        """Find the factors that balance this model's channels in int8; see `engine.calibration.calibrate`."""
+        from engine.calibration import calibrate
+
+        self._cancel.clear()
+        return calibrate(self, prompts, request)
 
     def _run(self, request: Request, destination: Destination) -> Generator[Event, None, None]:
         started = time.perf_counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from engine.cancel import CancelledError
@@ -73,6 +73,10 @@ class Job:
         runtime.components.arrange(self.precision, self.layout.placements)
         runtime.begin_job()
         yield Planned(**self.stamp(), plan=self.layout.plan)
+        if runtime.repeat.salience not in (None, self._salience_digest):
+            yield Noticed(
+                **self.stamp(), message="the model was calibrated anew since this picture was made; it may differ."
+            )
 
     def paint(self) -> Generator[Event, None, None]:
         """Encode, denoise, decode, save. Finished latents stay on disk until their picture does."""
@@ -81,7 +85,8 @@ class Job:
         latents = kept.find(self._latents_shape)
         if latents is None:
             conditioning = yield from self._encode()
-            latents = yield from self._denoise(conditioning, kept)
+            latents = yield from self._denoise(conditioning)
+            kept.keep(latents)
         else:
             assert self.request.steps
             yield LatentsRestored(**self.stamp(), steps=self.request.steps)
@@ -108,7 +113,14 @@ class Job:
             device=self.runtime.target.device,
             threads=torch.get_num_threads(),
             kernel=self.runtime.choose_kernel(self.precision),
+            salience=self._salience_digest,
         )
+
+    @property
+    def _salience_digest(self) -> str:
+        """Of the balancing factors that decide this picture's bits."""
+        form = self.runtime.components.form("transformer", self.request.form)
+        return form.digest if form is not None else ""
 
     @property
     def _latents_shape(self) -> tuple[int, int, int]:
@@ -131,7 +143,7 @@ class Job:
         tokenizer, tokenizer_2 = runtime.tokenizers
         tokens = encode.tokenize(request.prompt, tokenizer, tokenizer_2, model.clip_limit, model.token_limit)
         reader = self.prompt_reader
-        key = (request.prompt, self.precision, reader)
+        key = (request.prompt, self.precision.partition("+")[0], reader)
         cached = key in runtime.conditionings
         began = None
         if not cached:
@@ -159,7 +171,7 @@ class Job:
         yield self._end("encode", began)
         return runtime.conditionings[key]
 
-    def _denoise(self, conditioning: Conditioning, kept: KeptLatents) -> Generator[Event, None, torch.Tensor]:
+    def _denoise(self, conditioning: Conditioning) -> Generator[Event, None, torch.Tensor]:
         from engine import flow
         from engine.denoise import denoise
         from engine.encode import on_host
@@ -188,7 +200,7 @@ class Job:
                 loan.device,
                 loan.dtype,
             )
-            with closing(steps):  # hooks and tensors go before the component does
+            with closing(steps), self._observing(loan.module):  # hooks and tensors go before the component does
                 for step in steps:
                     latents = step.latents
                     yield StepFinished(
@@ -201,9 +213,12 @@ class Job:
                     )
                     self.engine._cancel.check_between_steps()
             latents = on_host(latents)
-        kept.keep(latents)
         yield self._end("denoise", began)
         return latents
+
+    def _observing(self, transformer: Any) -> AbstractContextManager[None]:
+        """Open while the transformer runs its steps."""
+        return nullcontext()
 
     def _modulate(self, loan: Loan, pooled: torch.Tensor, sigmas: torch.Tensor) -> Generator[Event, None, Tables]:
         """The modulation tables of all steps: computed in one pass over their weights, or kept from the same prompt."""
@@ -215,9 +230,10 @@ class Job:
         key = (request.prompt, request.guidance, self.precision, tuple(sigmas.tolist()))
         if key not in known:
             yield from self._progress(loan.read())
-            known[key] = modulation.compute(
+            tables = modulation.compute(
                 reader, loan.visit, pooled, sigmas, request.guidance, loan.device, loan.dtype, self._check
             )
+            known[key] = loan.folded(tables)
             while sum(kept.rows.nbytes for kept in known.values()) > CACHED_TABLE_BYTES and len(known) > 1:
                 known.popitem(last=False)
         known.move_to_end(key)
@@ -311,6 +327,7 @@ class Job:
                 "threads": torch.get_num_threads(),
                 "kernel": runtime.choose_kernel(self.precision),
                 "encoder_device": "cpu" if self.layout.reads_on_host else runtime.target.device,
+                **({"salience": digest} if (digest := self._salience_digest) else {}),
                 **self.decoded,
             },
         )
@@ -356,14 +373,14 @@ class Job:
 
     @property
     def precision(self) -> str:
-        assert self.request.precision is not None
-        return self.request.precision
+        """What everything is stored and computed in."""
+        return self.request.form
 
     def _check(self) -> None:
         self.engine._cancel.check()
 
     def _lend(self, component: str, passes: int = 1, device: str | None = None) -> AbstractContextManager[Loan]:
-        """The device for this component; its FP8 layers multiply as was found best here."""
+        """The device for this component; its 8-bit layers multiply as was found best here."""
         self.phase = "load"
         return self.runtime.components.lend(
             component,

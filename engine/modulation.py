@@ -16,24 +16,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 EMBEDDER = "time_text_embed"
+HEAD = "norm_out."  # whose modulation is applied by diffusers, in the dtype that is computed in
 
 
 class Lookup(nn.Module):
     """In the place of an adaLN linear: its output [1, width] for the current step."""
 
-    def __init__(self, tables: TableReader, start: int, width: int) -> None:
+    def __init__(self, tables: TableReader, start: int, width: int, dtype: torch.dtype | None = None) -> None:
+        """`dtype`: of the output, where it is not the tables'."""
         super().__init__()
         self.tables, self.start, self.width = [tables], start, width  # a list, or it would be a submodule
+        self.dtype = dtype
 
     def forward(self, _: Tensor) -> Tensor:
-        return self.tables[0].row[:, self.start : self.start + self.width]
+        output = self.tables[0].row[:, self.start : self.start + self.width]
+        return output if self.dtype is None else output.to(self.dtype)
 
 
 class TableReader(nn.Module):
     """In the place of the timestep, guidance and text embedder; holds the row of the current step, [1, total]."""
 
-    def __init__(self, linears: dict[str, nn.Linear], embedder: nn.Module) -> None:
+    def __init__(self, linears: dict[str, nn.Linear], embedder: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
+        self.dtype = dtype  # of the tables
         self.linears = {name: [linear] for name, linear in linears.items()}  # by path; none of them a submodule
         self.embedder = [embedder]
         widths = [linear.out_features for linear in linears.values()]
@@ -50,13 +55,16 @@ class TableReader(nn.Module):
         return self.row[:, :1]  # goes into the lookups, which do not look at it
 
 
-def detach(transformer: Any) -> TableReader:
-    """Put lookups in the place of every adaLN linear and of the embedder before them; returns what feeds them."""
+def detach(transformer: Any, dtype: torch.dtype) -> TableReader:
+    """Put lookups in the place of every adaLN linear and of the embedder before them; returns what feeds them.
+
+    `dtype` is what the transformer computes in.
+    """
     names = [name for name, _ in transformer.named_modules() if is_modulation(name)]
     linears = {name: transformer.get_submodule(name) for name in names}
-    reader = TableReader(linears, transformer.get_submodule(EMBEDDER))
+    reader = TableReader(linears, transformer.get_submodule(EMBEDDER), dtype)
     for name, (start, width) in reader.places.items():
-        transformer.set_submodule(name, Lookup(reader, start, width))
+        transformer.set_submodule(name, Lookup(reader, start, width, dtype if name.startswith(HEAD) else None))
     transformer.set_submodule(EMBEDDER, reader)
     return reader
 
@@ -69,7 +77,7 @@ def is_modulation(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """One row a step, on the host: [steps, total] in the transformer's dtype."""
+    """One row a step, on the host: [steps, total]."""
 
     rows: Tensor
 

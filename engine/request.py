@@ -13,7 +13,8 @@ MAX_COUNT = 1000
 MAX_GUIDANCE = 30.0
 MAX_PROMPT_CHARACTERS = 10_000
 MIN_SIDE, MAX_SIDE, SIDE_MULTIPLE = 64, 2048, 16
-PRECISIONS = ("fp32", "bf16", "fp8")  # fp8: of the weights; everything is computed in bf16
+PRECISIONS = ("fp32", "bf16", "fp8", "int8")  # fp8: of the weights, computed in bf16; int8: of activations as well
+SALIENCES = ("off", "csb", "csb+ssc")  # how channels that are hard to round are balanced in int8
 
 
 class RequestError(ValueError):
@@ -73,6 +74,7 @@ class Request:
     count: int = 1
     guidance: float | None = None
     precision: str | None = None
+    salience: str | None = None  # of int8
     distill: bool = False  # a smaller text encoder (DistillT5) in T5's place
     template: str | None = None
 
@@ -103,11 +105,10 @@ class Request:
                 raise RequestError(
                     "guidance", f"guidance must be a number from 0 to {MAX_GUIDANCE:g}, got {_shown(self.guidance)}."
                 )
-        if self.precision is not None and self.precision not in PRECISIONS:
-            raise RequestError(
-                "precision", f"precision must be one of {', '.join(PRECISIONS)}, got {_shown(self.precision)}."
-            )
-
+        for name, choices in (("precision", PRECISIONS), ("salience", SALIENCES)):
+            choice = getattr(self, name)
+            if choice is not None and choice not in choices:
+                raise RequestError(name, f"{name} must be one of {', '.join(choices)}, got {_shown(choice)}.")
         if not isinstance(self.distill, bool):
             raise RequestError("distill", f"distill must be true or false, got {_shown(self.distill)}.")
 
@@ -119,6 +120,12 @@ class Request:
         }
         seed = self.seed if self.seed is not None else random.SystemRandom().randrange(2**32)
         return replace(self, seed=seed, **choices)
+
+    @property
+    def form(self) -> str:
+        """How the transformer's weights are stored: the precision, in int8 with the balancing: "int8+csb"."""
+        balanced = self.precision == "int8" and self.salience not in (None, "off")
+        return f"{self.precision}+{self.salience}" if balanced else str(self.precision)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,8 @@ class Repeat:
 
     threads: int | None = None  # of the CPU
     tile: int | None = None  # pixels a side that are decoded at a time; 0: whole
-    kernel: str | None = None  # of the FP8 layers
+    kernel: str | None = None  # of the 8-bit layers
+    salience: str | None = None  # digest of the balancing factors
     decoder: str | None = None  # "cpu" where a card had no room for it
 
 
@@ -75,7 +76,8 @@ class Runtime:
     tokenizers: tuple[Any, Any] | None = None
     conditionings: OrderedDict[tuple[str, str, str], Conditioning] = field(default_factory=OrderedDict)
     tables: OrderedDict[tuple[Any, ...], Tables] = field(default_factory=OrderedDict)
-    kernel: str | None = None  # of FP8 layers, once it was probed
+    kernels: dict[str, str] = field(default_factory=dict)  # of 8-bit layers by kind, once they were probed
+    kernel_note: str = ""  # a sentence about the int8 kernel
 
     @classmethod
     def open(cls, model: Model, digest: str, settings: Settings) -> Runtime:
@@ -107,7 +109,7 @@ class Runtime:
         channels = int(model.configs["vae"]["latent_channels"])
         shipped = model.path / "preview.json"
         preview_file = shipped if shipped.is_file() else cache_dir() / "previews" / f"{digest[:16]}.json"
-        components = Components(model, torch.device(target.device), simulated=target.simulated)
+        components = Components(model, torch.device(target.device), model_hash=digest, simulated=target.simulated)
         cap_allocator(target)
         return cls(
             target=target,
@@ -136,24 +138,44 @@ class Runtime:
 
     def plan(self, request: Request) -> Layout:
         """The layout of a complete request. Raises `RequestError` where the budget cannot work."""
-        assert request.precision is not None
-        return self.planner.plan(request, self.repeat.tile, self.choose_kernel(request.precision))
+        layout = self.planner.plan(request, self.repeat.tile, self.choose_kernel(request.form))
+        if request.precision != "int8" or not self.kernel_note:
+            return layout
+        return replace(layout, plan=replace(layout.plan, notes=(*layout.plan.notes, self.kernel_note)))
 
-    def choose_kernel(self, precision: str) -> str | None:
-        """How FP8 layers multiply here; None where there are none."""
-        if precision != "fp8" or self.target.simulated:
+    def choose_kernel(self, form: str) -> str | None:
+        """How 8-bit layers multiply here; None where there are none."""
+        kind = form.partition("+")[0]
+        if kind not in ("fp8", "int8"):
             return None
-        if self.kernel is None:
-            import torch
+        if self.target.simulated:  # a card that is there would have Triton
+            return None if kind == "fp8" else "triton"
+        if kind not in self.kernels:
+            self.kernels[kind] = self._fp8_kernel() if kind == "fp8" else self._int8_kernel()
+        return self.kernels[kind]
 
-            from engine.quantization.fp8 import has_fp8_arithmetic, probe_kernel
+    def _fp8_kernel(self) -> str:
+        import torch
 
-            device = self.components.device.device
-            if self.repeat.kernel is not None and (self.repeat.kernel == "dequantize" or has_fp8_arithmetic(device)):
-                self.kernel = self.repeat.kernel
-            else:
-                self.kernel = probe_kernel(device, torch.bfloat16)
-        return self.kernel
+        from engine.quantization.fp8 import has_fp8_arithmetic, probe_kernel
+
+        device, asked = self.components.device.device, self.repeat.kernel
+        if asked == "dequantize" or (asked == "scaled_mm" and has_fp8_arithmetic(device)):
+            return asked
+        return probe_kernel(device, torch.bfloat16)
+
+    def _int8_kernel(self) -> str:
+        from engine.quantization.int8 import candidates, choose
+
+        device, asked = self.components.device.device, self.repeat.kernel
+        if asked in candidates(device):
+            return asked
+        config = self.components.model.configs["transformer"]
+        choice = choose(str(device), config["num_attention_heads"] * config["attention_head_dim"])
+        self.kernel_note = choice.sentence()
+        if choice.is_bad_news:
+            self.components.notices.append(self.kernel_note)
+        return choice.kernel
 
     def memory_use(self) -> MemoryUse:
         """Bytes in use now."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from engine.folders import cache_dir
 from engine.models import converted, weights
-from engine.models.converted import converted_files, fp8_errors, quantize_into
+from engine.models.converted import converted_files, rounding_errors, quantize_into
 from engine.models.weights import WeightFiles
 from engine.quantization.fp8 import FP8, dequantize, quantize_rows
 from engine.request import RequestError
@@ -384,7 +384,7 @@ class TestConversion:
 
     def test_errors_are_told_by_layer(self, model):
         with WeightFiles.open([model.file], "transformer") as files:
-            errors = {name: (rms, largest) for name, rms, largest in fp8_errors(files, "transformer")}
+            errors = {name: (rms, largest) for name, rms, largest in rounding_errors(files, "transformer")}
         assert set(errors) == {LINEAR, OTHER_LINEAR}
         for rms, largest in errors.values():
             assert 0.02 < rms < 0.03
@@ -481,8 +481,8 @@ class TestCache:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 2**20))
         assert model.convert() is None
         assert model.notices == [
-            f"there is no room for FP8 weights in {str(cache_dir() / 'weights')!r} (0.3 GiB are needed, "
-            "0.0 GiB are free), so they are converted anew each time."
+            f"there is no room for FP8 weights in {str(cache_dir() / 'weights')!r}: 0.3 GiB are needed, "
+            "0.0 GiB are free. They are converted anew each time."
         ]
         assert model.progress == []
         assert left_in_cache() == []

@@ -12,7 +12,8 @@ from typing import Any
 from engine.request import MAX_COUNT, MAX_SEED, Option, Request, RequestError
 
 RATIOS = ((1, 1), (5, 4), (4, 3), (3, 2), (16, 9), (2, 1), (4, 5), (3, 4), (2, 3), (9, 16), (1, 2))
-CHOICES = ("steps", "width", "height", "guidance", "precision", "distill")  # fields of a request that a model may offer
+# Fields of a request that a model may offer.
+CHOICES = ("steps", "width", "height", "guidance", "precision", "salience", "distill")
 SIZE = re.compile(r"\s*([0-9]{1,6})\s*[xX\u00d7* ]\s*([0-9]{1,6})\s*")
 
 

@@ -7,10 +7,11 @@ of FLUX.1 on these cards (4 s a step at 1024x1024 on an RTX 3060, 1.7 s for its 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 GIB = 2**30
+INTEGER_SHARE = 0.60  # of the peak of int8, as on a sister card (RTX 3090)
 LINEAR_SHARE, ATTENTION_SHARE, BUS_SHARE = 0.80, 0.66, 0.80  # of the peaks
 ELEMENTWISE_PASSES = 34  # over a block's tokens x width, beside the matrix products
 DECODER_SECONDS_PER_PIXEL = 2.2e-6  # of FLUX.1's on an RTX 3060
@@ -27,14 +28,27 @@ class CardProfile:
     name: str
     total_bytes: int
     flops: float  # bf16 products, sums in fp32
+    integer_flops: float  # int8 products
     memory_bandwidth: float
     bus_bandwidth: float  # from pinned host memory
 
-    def step_seconds(self, config: Mapping[str, Any], tokens: int, weight_bytes: int, *, dequantized: bool) -> float:
-        """One denoise step over `tokens` image and text tokens, nothing streamed. `config` is the transformer's."""
+    def step_seconds(
+        self,
+        config: Mapping[str, Any],
+        tokens: int,
+        weight_bytes: int,
+        *,
+        dequantized: bool = False,
+        integers: bool = False,
+    ) -> float:
+        """One denoise step over `tokens` image and text tokens, nothing streamed. `config` is the transformer's.
+
+        `dequantized`: from FP8; `integers`: linear layers multiply in int8.
+        """
         width = config["num_attention_heads"] * config["attention_head_dim"]
         blocks = config["num_layers"] + config["num_single_layers"]
-        linear = 2 * tokens * blocks * 12 * width**2 / (self.flops * LINEAR_SHARE)
+        rate = self.integer_flops * INTEGER_SHARE if integers else self.flops * LINEAR_SHARE
+        linear = 2 * tokens * blocks * 12 * width**2 / rate
         attention = 4 * tokens**2 * width * blocks / (self.flops * ATTENTION_SHARE)
         traffic = ELEMENTWISE_PASSES * blocks * tokens * width * 2
         if dequantized:
@@ -62,9 +76,9 @@ class CardProfile:
         return max(moved_bytes / rate, disk_bytes / DISK_BYTES_PER_SECOND)
 
 
-RTX_3060 = CardProfile("RTX 3060", 12 * GIB, RTX_3060_FLOPS, 360e9, 31.5e9)
-RTX_3090 = CardProfile("RTX 3090", 24 * GIB, 71e12, 936e9, 31.5e9)
-RTX_4090 = CardProfile("RTX 4090", 24 * GIB, 165e12, 1008e9, 31.5e9)
+RTX_3060 = CardProfile("RTX 3060", 12 * GIB, RTX_3060_FLOPS, 102e12, 360e9, 31.5e9)
+RTX_3090 = CardProfile("RTX 3090", 24 * GIB, 71e12, 284e12, 936e9, 31.5e9)
+RTX_4090 = CardProfile("RTX 4090", 24 * GIB, 165e12, 661e12, 1008e9, 31.5e9)
 CARDS = {"rtx-3060": RTX_3060, "rtx-3090": RTX_3090, "rtx-4090": RTX_4090}
 
 
@@ -73,4 +87,4 @@ def profile_of(device_name: str, total_bytes: int) -> CardProfile:
     for card in CARDS.values():
         if card.name in device_name:
             return card
-    return CardProfile(device_name, total_bytes, RTX_3060.flops, RTX_3060.memory_bandwidth, RTX_3060.bus_bandwidth)
+    return replace(RTX_3060, name=device_name, total_bytes=total_bytes)

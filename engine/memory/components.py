@@ -17,13 +17,18 @@ from torch import Tensor
 
 from engine.memory.ring import Ring, copying, pin
 from engine.memory.units import Component, Unit, Weights, build, precision_of
-from engine.models.converted import converted_files, is_fp8_already
+from engine.models import calibrations
+from engine.models.converted import column_maxima, converted_files, is_converted_already
 from engine.models.loading import check_tensors
 from engine.models.model import Model
 from engine.models.weights import WeightFiles
+from engine.modulation import Tables
+from engine.quantization import blocks, forms
+from engine.quantization.forms import Form
 from engine.quantization.fp8 import Fp8Linear
+from engine.quantization.int8 import KERNELS
+from engine.quantization.salience import Calibration, Folds
 
-FP8_COMPONENTS = ("transformer", "text_encoder_2")
 PROGRESS_EVERY_BYTES = 32 * 2**20
 
 
@@ -77,9 +82,11 @@ class Traffic:
 class Components:
     """The modules of one model, and the rule that only one of them is on the device at a time."""
 
-    def __init__(self, model: Model, device: torch.device, *, simulated: bool = False) -> None:
-        """`simulated`: the device is torch's meta device, nothing is read, and only sizes move."""
+    def __init__(self, model: Model, device: torch.device, *, model_hash: str = "", simulated: bool = False) -> None:
+        """`simulated`: the device is torch's meta device, nothing is read, and only sizes move. `model_hash` is what
+        balancing factors are found by."""
         self.model = model
+        self.model_hash = model_hash
         self.simulated = simulated
         self.device = Device(device)
         self.resident: str | None = None  # the component on the device now
@@ -88,6 +95,26 @@ class Components:
         self.traffic = Traffic()
         self._open: dict[str, _Opened] = {}
         self._precision: dict[str, str] = {}
+        self._calibration: Calibration | None = None  # one for as long as this lives: tables and weights must agree
+
+    def calibration(self) -> Calibration:
+        """The model's balancing factors. Raises `RequestError` where there are none, or another model's."""
+        if self._calibration is None:
+            config = self.model.configs["transformer"]
+            self._calibration = calibrations.read(self.model.name, self.model_hash, config)
+        return self._calibration
+
+    def form(self, name: str, precision: str) -> Form | None:
+        """The 8-bit form of a component in this precision; None where there is none."""
+        precision = precision_of(name, precision)
+        kind, _, mode = precision.partition("+")
+        if name not in forms.COMPONENTS.get(kind, ()):
+            return None
+        if not mode:
+            return Form(precision)
+        calibration = self.calibration()
+        folds = Folds(self.model.configs[name], calibration.factors[mode])
+        return Form(precision, folds, calibration.digest(mode))
 
     def component(self, name: str, precision: str) -> Component:
         """The component without weights; another precision of it is forgotten."""
@@ -141,7 +168,7 @@ class Components:
     ) -> Iterator[Loan]:
         """The device, for this component alone; off it again afterwards.
 
-        `passes`: how often its blocks will run. `kernel`: of its FP8 layers. `device`: another one than planned.
+        `passes`: how often its blocks will run. `kernel`: of its 8-bit layers. `device`: another one than planned.
         """
         if self.resident is not None:
             raise RuntimeError(f"{name} was asked for while {self.resident} is on the device")
@@ -170,7 +197,7 @@ class Components:
             opened.close()
 
     def _opened(self, name: str, precision: str, check: Callable[[], None]) -> Generator[Progress, None, _Opened]:
-        """A component with its files open; the first use of FP8 makes them."""
+        """A component with its files open; the first use of 8 bits makes them."""
         component = self.component(name, precision)
         opened = self._open[name]
         if opened.weights is None and not self.simulated:
@@ -178,10 +205,10 @@ class Components:
             source = WeightFiles.open(files, name)
             try:
                 names = check_tensors(component.wanted, source, place)
-                wants_fp8 = precision == "fp8" and name in FP8_COMPONENTS
-                if wants_fp8 and not is_fp8_already(source, name):
+                form, is_converted = self.form(name, precision), False
+                if form is not None and not is_converted_already(source, name, form):
                     notices: list[str] = []
-                    conversion = converted_files(name, files, component.dtype, notices)
+                    conversion = converted_files(name, files, component.dtype, notices, form)
                     converted = None
                     try:
                         while True:
@@ -195,12 +222,12 @@ class Components:
                     self.notices.extend(notices)
                     if converted is not None:
                         source.close()
-                        source = converted
+                        source, is_converted = converted, True
                         names = check_tensors(component.wanted, source, place)
             except BaseException:
                 source.close()
                 raise
-            opened.weights = Weights(source, names)
+            opened.weights = Weights(source, names, form, converted=is_converted)
         return opened
 
     def _keep(self, opened: _Opened, placement: Placement, check: Callable[[], None]) -> Iterator[Progress]:
@@ -348,6 +375,25 @@ class Loan:
                 self._withdraw(unit)
                 ring.release()
 
+    def folded(self, tables: Tables) -> Tables:
+        """Modulation tables as the component's blocks take them."""
+        reader = self.component.reader
+        assert reader is not None
+        if not self.precision.startswith("int8"):
+            return tables
+        form = None if self._components.simulated else self._components.form(self.name, self.precision)
+        folds = form.folds if form is not None else None
+        folds = folds or Folds(self._components.model.configs[self.name], {})
+        return Tables(folds.tables(tables.rows, reader.places))
+
+    def column_maxima(self, names: Iterable[str]) -> Tensor:
+        """The largest numbers of some weights' columns, together: float32 [in]. They are read once more."""
+        if self._opened is None or self._opened.weights is None:
+            raise RuntimeError("read() comes first")
+        weights = self._opened.weights
+        maxima = [column_maxima(weights.files, weights.names[name]) for name in names]
+        return torch.stack(maxima).amax(dim=0)
+
     def embedded(self, ids: Tensor) -> Tensor:
         """The rows of the table that stays on the host for these ids: [1, S, width]."""
         if self._opened is None:
@@ -468,10 +514,12 @@ class Loan:
 
 
 def set_kernel(module: Any, kernel: str) -> None:
-    """How every FP8 layer of a module multiplies."""
+    """How every 8-bit layer of a module multiplies; FP8 layers that know no such kernel dequantize."""
     for layer in module.modules():
         if isinstance(layer, Fp8Linear):
-            layer.kernel = kernel
+            layer.kernel = kernel if kernel == "scaled_mm" else "dequantize"
+    if kernel in KERNELS:
+        blocks.set_kernel(module, kernel)
 
 
 class _Counting:

@@ -24,14 +24,15 @@ from engine.files import write_whole
 from engine.folders import cache_dir
 from engine.memory.components import Components, Loan, Placement
 from engine.memory.ledger import counted
-from engine.memory.units import LISTS_OF_LAYERS
+from engine.memory.units import LISTS_OF_LAYERS, precision_of
 from engine.models.model import Model
 
 META = torch.device("meta")
 STEPS = 2  # what a step leaves behind is there from the second on; more of them change nothing
 BLOCK_LISTS, BLOCKS = ("transformer_blocks", "single_transformer_blocks", *LISTS_OF_LAYERS.values()), 2
 MAX_FILES = 500
-FORMAT = 1  # to be raised when the same phases would be measured differently
+EIGHT_BITS = ("fp8", "int8")
+FORMAT = 2  # to be raised when the same phases would be measured differently
 
 
 class Activations:
@@ -46,7 +47,7 @@ class Activations:
     def encode(self, name: str, precision: str, kernel: str | None = None) -> int:
         """Of CLIP (text_encoder), T5 (text_encoder_2) or DistillT5, for a prompt's full length.
 
-        `kernel`: of FP8 layers.
+        `kernel`: of 8-bit layers.
         """
         limit = self.model.clip_limit if name == "text_encoder" else self.model.token_limit
         return self._get(name, precision, [limit], lambda loan: run_encoder(loan, limit), kernel)
@@ -66,7 +67,8 @@ class Activations:
     def _get(
         self, name: str, precision: str, sizes: list[int], run: Callable[[Loan], object], kernel: str | None = None
     ) -> int:
-        kernel = "dequantize" if kernel is None else kernel
+        precision = precision_of(name, precision)
+        kernel = kernel if kernel is not None and precision.startswith(EIGHT_BITS) else "dequantize"
         config = self.model.configs[name]
         key = hashlib.sha256(
             json.dumps([FORMAT, _versions(), name, config, precision, sizes, kernel]).encode()
@@ -135,7 +137,7 @@ def run_loop(loan: Loan, model: Model, width: int, height: int, steps: int = STE
     width_of_text = int(model.configs["transformer"]["joint_attention_dim"])
     latents = torch.empty(flow.tokens_shape(channels, width, height))
     sequence = torch.empty(1, model.token_limit, width_of_text, dtype=loan.dtype)
-    tables = modulation.Tables(torch.empty(steps, reader.total, dtype=loan.dtype))
+    tables = modulation.Tables(torch.empty(steps, reader.total, dtype=reader.dtype))
     sigmas = torch.linspace(1, 0, steps + 1)
     for _ in denoise(
         loan.module, reader, tables, sequence, latents, sigmas, width, height, lambda: None, loan.device, loan.dtype

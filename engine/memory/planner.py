@@ -92,11 +92,11 @@ class Planner:
     def plan(self, request: Request, tile: int | None = None, kernel: str | None = None) -> Layout:
         """The layout for a complete request; `tile` in pixels if it is not to be chosen (0: whole).
 
-        `kernel` is how FP8 layers will multiply.
+        `kernel` is how 8-bit layers will multiply.
 
         Raises `RequestError` for a budget that cannot work, with the smallest that would and what to change.
         """
-        key = (request.width, request.height, request.steps, request.precision, request.distill, tile, kernel)
+        key = (request.width, request.height, request.steps, request.form, request.distill, tile, kernel)
         if key not in self._layouts:
             self._kernel = kernel
             self._layouts[key] = self._plan(request, tile)
@@ -123,8 +123,8 @@ class Planner:
 
     def _needs(self, request: Request) -> list[_Need]:
         """Of the text encoders and the transformer."""
-        precision = request.precision
-        assert precision and request.width and request.height
+        precision = request.form
+        assert request.width and request.height
         readers = ("text_encoder", DISTILLED if request.distill else "text_encoder_2")
         needs = [
             self._need(name, "encode", precision, self.activations.encode(name, precision, self._kernel))
@@ -166,8 +166,8 @@ class Planner:
 
     def _decoding(self, request: Request, tile: int) -> _Need:
         assert request.precision and request.width and request.height
-        activation = self.activations.decode(request.precision, request.width, request.height, tile)
-        return self._need("vae", "decode", request.precision, activation)
+        activation = self.activations.decode(request.form, request.width, request.height, tile)
+        return self._need("vae", "decode", request.form, activation)
 
     # Where weights lie.
 
@@ -279,7 +279,7 @@ class Planner:
         parked = parked_bytes(vae.module, request.width, request.height, vae.dtype) if tile else 0
         (transformer,) = (need.component for need in needs if need.name == "transformer")
         assert transformer.reader is not None and request.steps
-        rows = request.steps * transformer.reader.total * transformer.dtype.itemsize  # the modulation tables
+        rows = request.steps * transformer.reader.total * transformer.reader.dtype.itemsize  # the modulation tables
         on_host = sum(_bytes(need.units) + need.work_bytes for need in needs if need.on_host)
         return process + self._staging_bytes(needs) + table + parked + rows + on_host
 
@@ -335,7 +335,7 @@ class Planner:
         how = "streamed" if fits[reader.name].streamed else "whole"
         text_encoder = (
             f"{'DistillT5' if request.distill else 'T5'}, {_parameters(reader.component)}, "
-            f"{precision_of(reader.name, request.precision)}, {'on the CPU' if reader.on_host else how}"
+            f"{precision_of(reader.name, request.form)}, {'on the CPU' if reader.on_host else how}"
         )
         return Plan(
             model=self.model.name,
@@ -414,7 +414,7 @@ class Planner:
             [unit for unit in transformer.units if unit.name in placement.streamed and unit.name not in placement.kept]
         )
         if unkept:
-            fp8 = "" if request.precision == "fp8" else ", or take --precision fp8"
+            fp8 = "" if request.precision in ("fp8", "int8") else ", or take --precision fp8"
             notes.append(
                 f"{size(unkept)} of weights are read from disk in every step, because RAM has no room for them; "
                 f"allow more with --ram{fp8}."
@@ -424,10 +424,14 @@ class Planner:
     def step_seconds(self, request: Request) -> float:
         """An estimate of the compute of one denoise step."""
         assert request.width and request.height
-        weights = _bytes(self._component("transformer", request.precision or "").of_role("block"))
+        weights = _bytes(self._component("transformer", request.form).of_role("block"))
         tokens = request.width * request.height // 256 + self.model.token_limit
         return self.target.profile.step_seconds(
-            self.model.configs["transformer"], tokens, weights, dequantized=request.precision == "fp8"
+            self.model.configs["transformer"],
+            tokens,
+            weights,
+            dequantized=request.precision == "fp8",
+            integers=request.precision == "int8",
         )
 
     # What cannot work.
@@ -447,7 +451,7 @@ class Planner:
         assert request.width and request.height
         smaller = [self._smaller(request, share) for share in (0.75, 0.5)]
         candidates = []
-        if request.precision != "fp8":
+        if request.precision not in ("fp8", "int8"):
             candidates.append(("--precision fp8", replace(request, precision="fp8")))
         candidates += [(f"--size {other.width}x{other.height}", other) for other in smaller if other != request]
         found, least = [], self._floor(request, None)

@@ -21,7 +21,7 @@ SYSTEM_SHARE, SYSTEM_BYTES = 0.10, GIB  # of RAM, left to others
 CONTEXT_BYTES = 450 * MIB  # of CUDA with its libraries, where it cannot be measured
 SIMULATED_RAM_BYTES = 13 * GIB  # what a PC with 16 GiB has left
 NOMINAL = 1.06  # a card that is sold as 12 GiB tells torch of a little less
-CPU_PROFILE = CardProfile("CPU", 0, 0.5e12, 30e9, 10e9)
+CPU_PROFILE = CardProfile("CPU", 0, 0.5e12, 0.5e12, 30e9, 10e9)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,17 @@ from engine.models.converted import quantize_into
 from engine.models.loading import empty_component
 from engine.models.model import DISTILLED, Model
 from engine.models.weights import WeightFiles
-from engine.quantization.fp8 import FP8, SCALE_SUFFIX, Fp8Linear, replace_linears
+from engine.quantization import blocks, fp8, int8
+from engine.quantization.forms import Form
+from engine.quantization.fp8 import SCALE_SUFFIX
+from engine.quantization.salience import balanced_at_run_time
 
 ALIGNMENT = 256
 HOST_ONLY = {  # rows are looked up on the host
     "text_encoder_2": ("shared.weight", "encoder.embed_tokens.weight"),
     DISTILLED: ("encoder.shared.weight", "encoder.encoder.embed_tokens.weight"),
 }
+INVERSE_SUFFIX = ".inverse"  # of balancing factors, which are in no file of weights
 LISTS_OF_LAYERS = {"text_encoder_2": "encoder.block", DISTILLED: "encoder.encoder.block"}
 NOT_NEEDED = {"vae": ("encoder.", "quant_conv.")}  # to decode
 
@@ -100,20 +104,28 @@ class Component:
 
 
 def precision_of(name: str, precision: str) -> str:
-    """What a component computes in where a picture is asked for in `precision`: DistillT5 is too small for less."""
-    return "fp32" if name == DISTILLED else precision
+    """What a component computes in where a picture is asked for in `precision`: DistillT5 is too small for less, and
+    only a transformer computes in int8."""
+    if name == DISTILLED:
+        return "fp32"
+    return "fp8" if precision.startswith("int8") and name != "transformer" else precision
 
 
 def build(model: Model, name: str, precision: str) -> Component:
-    """A component with its real configuration and no weights. `precision` is fp32, bf16 or fp8.
+    """A component with its real configuration and no weights.
 
-    Raises `RequestError` where its configuration cannot be used.
+    `precision` is fp32, bf16, fp8, or int8, with what balances its salient channels: int8+csb, int8+csb+ssc. Raises
+    `RequestError` where its configuration cannot be used.
     """
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     module = empty_component(model, name).eval()
     wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     if precision == "fp8":
-        replace_linears(module, name, dtype)
+        fp8.replace_linears(module, name, dtype)
+    elif precision.startswith("int8"):
+        balanced = balanced_at_run_time(model.configs[name]) if precision != "int8" else set()
+        int8.replace_linears(module, dtype, balanced)
+        blocks.install(module)
     paths = _unit_paths(name, module)
     owners = {path: module.get_submodule(path) for path in paths}
     grouped: dict[str, list[tuple[nn.Module, str, str, torch.dtype, tuple[int, ...]]]] = {path: [] for path in paths}
@@ -132,7 +144,9 @@ def build(model: Model, name: str, precision: str) -> Component:
     for owner in list(module.modules()):
         for leaf, parameter in owner._parameters.items():
             owner._parameters[leaf] = NOTHING if parameter is not None else None
-    reader = modulation.detach(module) if name == "transformer" else None
+    reader = modulation.detach(module, dtype) if name == "transformer" else None
+    if reader is not None and precision.startswith("int8"):
+        reader.dtype = torch.float32
     units = tuple(_unit(path, paths[path], owners[path], pieces) for path, pieces in grouped.items() if pieces)
     buffers = [
         (module.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], value)
@@ -144,8 +158,14 @@ def build(model: Model, name: str, precision: str) -> Component:
 
 def _stored(owner: nn.Module, path: str, leaf: str, name: str, dtype: torch.dtype) -> tuple[str, torch.dtype]:
     """A parameter's name in the files and its type in memory."""
-    if isinstance(owner, Fp8Linear) and leaf != "bias":
-        return (f"{path}.weight", FP8) if leaf == "quantized" else (f"{path}.weight{SCALE_SUFFIX}", torch.float32)
+    if isinstance(owner, (fp8.Fp8Linear, int8.Int8Linear)) and leaf != "bias":
+        kind = fp8.FP8 if isinstance(owner, fp8.Fp8Linear) else torch.int8
+        known = {
+            "quantized": (f"{path}.weight", kind),
+            "scale": (f"{path}.weight{SCALE_SUFFIX}", torch.float32),
+            "inverse": (f"{path}{INVERSE_SUFFIX}", torch.float32),
+        }
+        return known[leaf]
     return name, dtype
 
 
@@ -180,26 +200,34 @@ def _unit(
 
 
 class Weights:
-    """Where a component's weights come from: files of any layout, in which FP8 weights may have scales."""
+    """Where a component's weights come from: files of any layout, in which 8-bit weights may have scales."""
 
-    def __init__(self, files: WeightFiles, names: Mapping[str, str]) -> None:
-        """`names` gives the name in the files for each name that a unit uses."""
-        self.files, self.names = files, names
+    def __init__(self, files: WeightFiles, names: Mapping[str, str], form: Form | None, *, converted: bool) -> None:
+        """`names` gives the name in the files for each name that a unit uses. `form` is of what a unit has in 8 bits;
+        `converted`: the files have all in that form."""
+        self.files, self.names, self.form, self.converted = files, names, form, converted
 
     def fill(self, unit: Unit, memory: Tensor) -> None:
         """Read a unit into its memory (uint8 [nbytes], on the CPU), in the types that the unit has.
 
-        What is not FP8 in the files is converted to it now, where the unit has it so.
+        What is not in its form in the files is converted to it now.
         """
         scales = {piece.stored: piece for piece in unit.pieces if piece.stored.endswith(f".weight{SCALE_SUFFIX}")}
         for piece in unit.pieces:
             if piece.stored in scales:
                 continue  # filled with its weight
-            stored = self.names[piece.stored]
+            if piece.stored.endswith(INVERSE_SUFFIX):
+                assert self.form is not None and self.form.folds is not None
+                piece.view(memory).copy_(self.form.folds.inverse[piece.stored.removesuffix(INVERSE_SUFFIX)])
+                continue
+            stored, view = self.names[piece.stored], piece.view(memory)
             if (scale := scales.get(f"{piece.stored}{SCALE_SUFFIX}")) is not None:
-                quantize_into(self.files, stored, piece.view(memory), scale.view(memory))
+                assert self.form is not None
+                quantize_into(self.files, stored, view, scale.view(memory), self.form)
             else:
-                self.files.read(stored, piece.view(memory))
+                self.files.read(stored, view)
+                if self.form is not None and not self.converted:
+                    view.copy_(self.form.other(stored, view, 0))
 
     def stored_bytes(self, units: Iterable[Unit]) -> int:
         """What lies in the files for these units."""

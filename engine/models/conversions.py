@@ -1,4 +1,4 @@
-"""Where the FP8 form of which weights lies in the cache; `engine.models.converted` makes it. torch is not imported.
+"""Where the 8-bit form of which weights lies in the cache; `engine.models.converted` makes it. torch is not imported.
 
 What a set of files contains is known without reading them whole, from an index, by the files' names, sizes, times and
 samples of their content.
@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 from engine.folders import cache_dir
@@ -19,7 +20,8 @@ from engine.models.headers import unreadable
 from engine.models.model import SAMPLE_BYTES, SAMPLES, add_samples
 from engine.request import RequestError
 
-FORMAT = "2"  # to be raised when the same weights would give another file
+FORMAT = "3"  # to be raised when the same weights would give another file
+FORMS = ("fp8", "int8", "int8+csb", "int8+csb+ssc")
 DTYPES = ("torch.bfloat16", "torch.float32", "torch.float16")  # that the rest of a component may be stored in
 
 
@@ -28,46 +30,51 @@ def weights_folder() -> Path:
     return cache_dir() / "weights"
 
 
-def index_file(files: Sequence[Path], component: str, dtype: str) -> Path:
-    """Where the index tells the content of a component's files, converted with the rest in `dtype`.
+def index_file(files: Sequence[Path], component: str, dtype: str, form: str = FORMS[0]) -> Path:
+    """Where the index tells the content of a component's files, converted to `form` with the rest in `dtype`.
 
     Raises `RequestError` where a file cannot be read.
     """
-    return weights_folder() / "index" / f"{_quick_key(files, component, dtype)}.json"
+    return weights_folder() / "index" / f"{_quick_key(files, component, dtype, form)}.json"
 
 
-def indexed_content(index: Path) -> str | None:
-    """The content that an index file names; None where there is none that can be believed."""
+def indexed_content(index: Path) -> tuple[str, str] | None:
+    """The content that an index file names, and the digest of the balancing factors in it; None where there is none
+    that can be believed."""
     try:
-        content = json.loads(index.read_bytes())["content"]
+        found = json.loads(index.read_bytes())
+        content, salience = found["content"], found["salience"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return content if isinstance(content, str) and re.fullmatch("[0-9a-f]{32}", content) else None
+    if not isinstance(content, str) or not re.fullmatch("[0-9a-f]{32}", content) or not isinstance(salience, str):
+        return None
+    return content, salience
 
 
-def cache_file(content: str) -> Path:
-    """The FP8 form of this content."""
-    return weights_folder() / f"{content}-fp8.safetensors"
+def cache_file(content: str, kind: str = FORMS[0]) -> Path:
+    """This content in fp8 or int8."""
+    return weights_folder() / f"{content}-{kind}.safetensors"
 
 
 def forget(files: Sequence[Path], component: str) -> int:
-    """Delete the FP8 forms that were made of a component's files; the bytes that this freed."""
+    """Delete the 8-bit forms that were made of a component's files; the bytes that this freed."""
     freed = 0
-    for dtype in DTYPES:
+    for form, dtype in product(FORMS, DTYPES):
         with suppress(RequestError, OSError):
-            index = index_file(files, component, dtype)
-            content = indexed_content(index)
-            if content is not None:
-                size = cache_file(content).stat().st_size
-                cache_file(content).unlink()
+            index = index_file(files, component, dtype, form)
+            indexed = indexed_content(index)
+            if indexed is not None:
+                cache = cache_file(indexed[0], form.partition("+")[0])
+                size = cache.stat().st_size
+                cache.unlink()
                 freed += size
                 index.unlink()
     return freed
 
 
-def _quick_key(files: Sequence[Path], component: str, dtype: str) -> str:
+def _quick_key(files: Sequence[Path], component: str, dtype: str, form: str) -> str:
     """A hash that is as good as the content's: names, sizes, times and samples of the files."""
-    digest = hashlib.sha256(json.dumps([FORMAT, component, dtype]).encode())
+    digest = hashlib.sha256(json.dumps([FORMAT, component, dtype, form]).encode())
     for file in files:
         try:
             with file.open("rb") as stream:

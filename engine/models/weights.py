@@ -81,10 +81,9 @@ class StoredTensor:
         """What the file calls it, for messages."""
         return self.entry.stored.name if self.entry else self.name
 
-    @property
-    def is_e4m3(self) -> bool:
-        """Whether its bytes are FP8 weights as `Fp8Linear` has them, with or without scales."""
-        return self.entry is not None and self.entry.stored.kind == "F8_E4M3"
+    def is_stored_in(self, dtype: torch.dtype) -> bool:
+        """Whether its elements are these in the file, with or without scales."""
+        return self.entry is not None and DTYPES.get(self.entry.stored.kind) == dtype
 
 
 class WeightFiles:
@@ -171,12 +170,12 @@ class WeightFiles:
         self._fill(tensor, start, out)
         return out
 
-    def e4m3_rows(self, name: str, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Rows of an FP8 weight as they are: FP8 [stop - start, in], and float32 [stop - start] to multiply them by."""
+    def quantized_rows(self, name: str, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Rows of a weight in 8 bits as they are, [stop - start, in], and the scale of each, float32."""
         tensor = self.tensors[name]
-        assert tensor.entry is not None and tensor.is_e4m3 and len(tensor.shape) == 2
+        assert tensor.entry is not None and len(tensor.shape) == 2
         width = tensor.shape[1]
-        out = torch.empty((stop - start) * width, dtype=torch.float8_e4m3fn)
+        out = torch.empty((stop - start) * width, dtype=DTYPES[tensor.entry.stored.kind])
         for first, last, place in _stored_pieces(tensor.entry, start * width, stop * width):
             self._read_into(tensor.entry.stored, first, out[place : place + last - first].view(torch.uint8))
         if not is_finite(out):
@@ -212,7 +211,7 @@ class WeightFiles:
 
     def _convert(self, tensor: StoredTensor, elements: Tensor, out: Tensor) -> None:
         """Elements of a tensor into `out`, which has another float dtype."""
-        if elements.dtype.itemsize > 1 or out.dtype == torch.float64:
+        if elements.dtype.itemsize > 1 or elements.dtype == torch.int8 or out.dtype == torch.float64:
             out.copy_(elements)
             return
         if tensor.name not in self._finite and not is_finite(elements):
@@ -220,7 +219,7 @@ class WeightFiles:
         widen(elements, out)
 
     def _dequantize(self, entry: Entry, first: int, out: Tensor) -> None:
-        """FP8 elements from `first` on, times their scales, into `out` (float32)."""
+        """8-bit elements from `first` on, times their scales, into `out` (float32)."""
         width = max(1, entry.stored.count // entry.stored.shape[0])
         step = max(1, CONVERTED_BYTES // width) * width
         at = first

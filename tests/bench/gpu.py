@@ -269,7 +269,7 @@ def paint(spec: dict[str, Any]) -> dict[str, Any]:
                 }
         result["gauge"] = gauge.source
         result["samples"] = card.samples
-        result["chosen_kernel"] = engine.runtime().kernel
+        result["chosen_kernel"] = engine.runtime().kernels
     said = sum(OUT_OF_MEMORY in text for text in [*result["notices"], result.get("error", "")])
     faults = allocator_faults(device)
     result |= {**faults, "out_of_memory": max(said, faults["out_of_memory"])}

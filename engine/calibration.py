@@ -1,0 +1,82 @@
+"""Calibration: some prompts are painted as far as latents, and the largest activation of every channel is remembered.
+
+From these come the factors that balance salient channels in int8; see `engine.quantization.salience`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.events import Event
+from engine.job import Job
+from engine.models import calibrations
+from engine.request import Request, RequestError
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
+    from engine.images.save import Destination
+    from engine.quantization.salience import Calibration, Maxima
+
+
+class CalibrationJob(Job):
+    """One prompt through encode and denoise, under observation; nothing is decoded or saved."""
+
+    def __init__(self, engine: Engine, request: Request, destination: Destination, image: int, maxima: Maxima) -> None:
+        super().__init__(engine, request, destination, image, time.perf_counter())
+        self.maxima = maxima
+
+    def paint(self) -> Generator[Event, None, None]:
+        yield from self.open()
+        conditioning = yield from self._encode()
+        yield from self._denoise(conditioning)
+
+    def find_factors(self, model_hash: str, prompts: int) -> Generator[Event, None, Calibration]:
+        """The factors that follow from all prompts: one pass over the weights in their files."""
+        from engine.quantization.salience import MODES, Calibration, balancing
+
+        with self._lend("transformer") as loan:
+            yield from self._progress(loan.read())
+            factors: dict[str, dict[str, Any]] = {mode: {} for mode in MODES}
+            for each in self.maxima.inputs:
+                self._check()
+                weights = loan.column_maxima([f"{layer}.weight" for layer in each.layers])
+                weights = weights[each.channels[0] : each.channels[1]]
+                for mode in MODES:
+                    factors[mode][each.name] = balancing(self.maxima.of(each), weights, mode).float()
+        assert self.request.steps
+        return Calibration(model_hash, self.request.steps, prompts, self.precision, factors)
+
+    def _observing(self, transformer: Any) -> AbstractContextManager[None]:
+        return self.maxima.observing(transformer)
+
+
+def calibrate(engine: Engine, prompts: Sequence[str], request: Request) -> Generator[Event, None, Path]:
+    """Calibrate an open model on `prompts`, each painted as `request` says, with a seed of its own; returns the file.
+
+    Raises `RequestError` for what cannot be painted, `CancelledError` when the engine was told to cancel; whatever it
+    raises, an older calibration stays as it was.
+    """
+    from engine.images.save import Destination
+    from engine.quantization.salience import Maxima
+
+    engine.require_weights()
+    if engine.settings.simulate:
+        raise RequestError("simulate", "a simulated run has no activations to measure; leave --simulate out.")
+    request = engine.resolve(request)
+    if request.precision == "int8":
+        raise RequestError(
+            "precision", "activations are measured before they are rounded: take --precision bf16, fp32 or fp8."
+        )
+    assert request.steps and request.seed is not None
+    maxima = Maxima(engine.source.configs["transformer"], request.steps)
+    for number, prompt in enumerate(prompts):
+        single = replace(request, prompt=prompt, seed=request.seed + number)
+        job = CalibrationJob(engine, single, Destination(Path()), number, maxima)
+        yield from job.paint()
+    calibration = yield from job.find_factors(engine.model_hash, len(prompts))
+    return calibrations.write(calibration)

@@ -1,0 +1,59 @@
+"""The forms in which the linear layers of a component are stored in 8 bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.quantization import fp8, int8
+from engine.quantization.salience import Folds
+
+COMPONENTS = {"fp8": ("transformer", "text_encoder_2"), "int8": ("transformer",)}
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """8-bit floats, or whole numbers with salient channels balanced before they are rounded."""
+
+    name: str  # "fp8", "int8", "int8+csb", "int8+csb+ssc"
+    folds: Folds | None = None
+    digest: str = ""  # of the balancing factors
+
+    @property
+    def kind(self) -> str:
+        """ "fp8" or "int8"."""
+        return self.name.partition("+")[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of a stored weight."""
+        return fp8.FP8 if self.kind == "fp8" else torch.int8
+
+    def covers(self, component: str, name: str) -> bool:
+        """Whether the parameter `name` of a component is stored in 8 bits."""
+        return component in COMPONENTS[self.kind] and fp8.is_fp8(component, name)
+
+    def quantize(self, name: str, rows: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Rows of a weight from `start` on as (8 bits [n, in], scale float32 [n]). Raises `ValueError` where they are
+        not finite."""
+        if self.kind == "fp8":
+            return fp8.quantize_rows(rows)
+        if self.folds is not None:
+            rows = self.folds.weight(name.removesuffix(".weight"), rows.float(), start)
+        return int8.quantize_rows(rows)
+
+    def other(self, name: str, values: Tensor, start: int) -> Tensor:
+        """Elements from `start` on of what is not stored in 8 bits; some biases are balanced."""
+        layer, _, leaf = name.rpartition(".")
+        if self.folds is None or leaf != "bias":
+            return values
+        return self.folds.bias(layer, values, start)
+
+
+def dequantize(quantized: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """8 bits [out, in] of either kind times their scales [out], as `dtype`."""
+    if quantized.dtype == fp8.FP8:
+        return fp8.dequantize(quantized, scale, dtype)
+    return quantized.to(dtype).mul_(scale.to(dtype)[:, None])
