@@ -311,11 +311,15 @@ def _say_calibration(engine: Engine, file: Path, *, as_json: bool) -> None:
         return
     write(
         printable(
-            f"{engine.model} is calibrated with {known.prompts} prompts at {known.steps} steps: "
+            f"{engine.model} is calibrated with {_count(known.prompts, 'prompt')} at {_count(known.steps, 'step')}: "
             f"factors for {len(factors)} inputs, up to {largest:.1f}, in {shown_path(file)}. "
             "--precision int8 uses them from now on (--salience off does not)."
         )
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 # Downloading

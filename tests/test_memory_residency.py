@@ -101,7 +101,8 @@ def latents_of(folder: Path, streamed: bool, kept: bool, precision: str, guidanc
     sigmas = torch.linspace(1, 0, 4)
     generator = torch.Generator().manual_seed(0)
     pooled, sequence = (torch.randn(*shape, generator=generator) for shape in ((1, 32), (1, 24, 48)))
-    with components.lend("transformer", precision, placement, lambda: None, passes=3) as loan:
+    kernel = "float32" if precision == "int8" else None
+    with components.lend("transformer", precision, placement, lambda: None, passes=3, kernel=kernel) as loan:
         from engine.denoise import denoise
 
         for _ in loan.read():
@@ -109,6 +110,7 @@ def latents_of(folder: Path, streamed: bool, kept: bool, precision: str, guidanc
         reader = component.reader
         assert reader is not None
         tables = compute(reader, loan.visit, pooled, sigmas, guidance, loan.device, loan.dtype, lambda: None)
+        tables = loan.folded(tables)
         for _ in loan.load():
             pass
         noise = flow.noise(1, 4, 64, 64)
@@ -121,7 +123,7 @@ def latents_of(folder: Path, streamed: bool, kept: bool, precision: str, guidanc
     return latents
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8", "int8"])
 def test_latents_are_the_same_to_the_last_bit_whatever_the_residency(model: Path, precision: str) -> None:
     whole = latents_of(model, streamed=False, kept=True, precision=precision)
     assert whole.isfinite().all()
@@ -292,7 +294,12 @@ def test_activations_are_predicted_within_one_per_cent(model: Path) -> None:
     """The measure on meta against the ledger of real phases, and the decoder against the allocator itself."""
     from engine.memory.measure import run_encoder
 
-    for name_of_model, precision in (("demo", "fp32"), ("demo", "fp8"), (str(model), "bf16")):
+    for name_of_model, precision, kernel in (
+        ("demo", "fp32", None),
+        ("demo", "fp8", None),
+        (str(model), "bf16", None),
+        *(("demo", "int8", kernel) for kernel in ("float32", "int_mm", "dequantize")),
+    ):
         folder = Engine.open(name_of_model).source
         components = Components(folder, torch.device("cpu"))
         activations = Activations(Components(folder, META, simulated=True))
@@ -308,7 +315,9 @@ def test_activations_are_predicted_within_one_per_cent(model: Path) -> None:
                     run_encoder(loan, limit)
             predicted = activations.encode(name, precision)
             assert predicted == pytest.approx(ledger.peak_bytes, rel=0.01), (name_of_model, name)
-        with components.lend("transformer", precision, Placement(slots=2), lambda: None, passes=2) as loan:
+        with components.lend(
+            "transformer", precision, Placement(slots=2), lambda: None, passes=2, kernel=kernel
+        ) as loan:
             for _ in loan.load():
                 pass
             loop, inputs = real_loop(loan, folder, 128, 128)
@@ -316,7 +325,8 @@ def test_activations_are_predicted_within_one_per_cent(model: Path) -> None:
                 assert loan._arena is not None
                 ledger.ignore([loan._arena, *inputs])
                 loop()
-        assert activations.denoise(precision, 128, 128) == pytest.approx(ledger.peak_bytes, rel=0.01), name_of_model
+        predicted = activations.denoise(precision, 128, 128, kernel)
+        assert predicted == pytest.approx(ledger.peak_bytes, rel=0.01), (name_of_model, precision, kernel)
 
 
 def real_loop(loan: Any, folder: Any, width: int, height: int) -> tuple[Callable[[], None], list[torch.Tensor]]:
@@ -325,7 +335,7 @@ def real_loop(loan: Any, folder: Any, width: int, height: int) -> tuple[Callable
 
     latents = flow.noise(0, int(folder.configs["vae"]["latent_channels"]), width, height)
     text = torch.zeros(1, folder.token_limit, folder.configs["transformer"]["joint_attention_dim"], dtype=loan.dtype)
-    tables = Tables(torch.zeros(2, loan.component.reader.total, dtype=loan.dtype))
+    tables = Tables(torch.zeros(2, loan.component.reader.total, dtype=loan.component.reader.dtype))
     sigmas = torch.linspace(1, 0, 3)
     where = loan.device, loan.dtype
 

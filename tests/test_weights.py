@@ -21,7 +21,7 @@ from torch import Tensor
 
 from engine.folders import cache_dir
 from engine.models import converted, weights
-from engine.models.converted import converted_files, rounding_errors, quantize_into
+from engine.models.converted import converted_files, quantize_into, rounding_errors
 from engine.models.weights import WeightFiles
 from engine.quantization.fp8 import FP8, dequantize, quantize_rows
 from engine.request import RequestError

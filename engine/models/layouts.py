@@ -114,6 +114,13 @@ class _Group:
 def recognise(headers: Sequence[Header]) -> list[Found]:
     """The parts in these files, which belong together. Raises `RequestError` for what is recognised and cannot be used,
     and for what is not recognised."""
+    for header in headers:
+        if header.metadata.get("t2i_format") and header.metadata.get("form", "").startswith("int8"):
+            raise RequestError(
+                "model",
+                f"{str(header.path)!r} holds int8 weights from this program's own cache, which are no model: open the "
+                "model that they were made of, with --precision int8.",
+            )
     return [_found(group) for group in _groups(headers)]
 
 
