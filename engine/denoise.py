@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -54,7 +55,7 @@ def denoise(
     image_ids = flow.image_position_ids(width, height).to(device, dtype)
     text_ids = torch.zeros(sequence.shape[1], 3, device=device, dtype=dtype)
     not_used = torch.zeros(1, device=device, dtype=dtype)
-    with cancellable(transformer, check):
+    with cancellable(transformer, check), _watched(transformer) as watch:
         for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
             check()
             start = time.perf_counter()
@@ -71,12 +72,22 @@ def denoise(
             latents = flow.euler_step(latents, velocity, sigma, sigma_next)
             if device.type == "cuda":
                 torch.cuda.current_stream(device).synchronize()  # an honest time a step; copies elsewhere go on
-            _check_finite(transformer, latents, index + 1)
+            _check_finite(watch, latents, index + 1)
             yield Step(index + 1, float(sigma), latents, clean, time.perf_counter() - start)
 
 
-def _check_finite(transformer: Any, latents: Tensor, step: int) -> None:
+@contextmanager
+def _watched(transformer: Any) -> Iterator[Watch | None]:
+    """Who watches the transformer's activations, if anybody does; nothing of them is left on the device."""
     watch: Watch | None = getattr(transformer, "watch", None)
+    try:
+        yield watch
+    finally:
+        if watch is not None:
+            watch.forget()
+
+
+def _check_finite(watch: Watch | None, latents: Tensor, step: int) -> None:
     layers = watch.first_bad() if watch is not None else None
     if layers is None and (latents.device.type == "meta" or bool(latents.isfinite().all())):
         return

@@ -36,6 +36,10 @@ class Watch:
         self._totals.append((name, tokens.total()))
         return tokens
 
+    def forget(self) -> None:
+        """Begin a new step."""
+        self._totals = []
+
     def first_bad(self) -> str | None:
         """The first layers of this step whose input was not finite, or None; begins a new step."""
         totals, self._totals = self._totals, []

@@ -7,7 +7,7 @@
 
 Whole numbers are multiplied by the kernel "float32", whatever the probe would choose: the sums are those of every other
 kernel but "dequantize". In fp8 and int8 T5 is stored in fp8. Latents are the engine's; all are decoded in fp32, because
-bf16 takes a processor 50 times as long to decode as all else. Calibrations and caches are kept in a folder that is gone
+a processor without bf16 takes ten times as long to decode in it as for all else. Calibrations and caches are kept in a folder that is gone
 afterwards. `--device cuda` prints another table of speed alone. Quote times from an idle machine.
 """
 
@@ -26,6 +26,7 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from engine import Engine, Request, flow
+from engine import Engine, Request, flow, modulation
 from engine.decode import decode
 from engine.demo import scenes
 from engine.demo.checker import check
@@ -50,10 +51,10 @@ from engine.models import calibrations, flux1
 from engine.models.catalog import DEMO_FOLDER
 from engine.models.converted import rounding_errors
 from engine.models.weights import WeightFiles
-from engine.quantization import fp8
+from engine.quantization import blocks, fp8
 from engine.quantization.forms import Form, dequantize
-from engine.quantization.int8 import KERNELS, Int8Linear, candidates
-from engine.quantization.salience import MODES, Folds, Input, inputs
+from engine.quantization.int8 import KERNELS, Int8Linear, candidates, choose, quantize_rows, replace_linears
+from engine.quantization.salience import MODES, Input, inputs
 from engine.runtime import NOTHING_TO_REPEAT, Repeat
 from tests.bench.accuracy import Picture, draw_scenes, summary
 from tests.bench.models import Configs, flux_configs, write_model
@@ -63,6 +64,7 @@ STEPS, SIDE = 4, 128
 CALIBRATION_PROMPTS = 64
 WHOLE_NUMBERS, WEIGHTS_ONLY = Repeat(kernel="float32"), Repeat(kernel="dequantize")
 OUTLIERS, FACTOR = 12, 40.0  # channels of an input, and how much larger they become
+HOPELESS = 2.0  # times bf16's seconds: measured in the first round alone
 SAME_PSNR = 100.0  # dB, of pictures that do not differ
 KINDS = {
     "A   q, k, v of the image": r"transformer_blocks\.\d+\.attn\.to_[qkv]",
@@ -146,7 +148,7 @@ class Decoder:
     """The demo's, in fp32."""
 
     def __init__(self) -> None:
-        self.vae = AutoencoderKL.from_pretrained(DEMO_FOLDER / "vae").to(torch.float32).eval()
+        self.vae = AutoencoderKL.from_pretrained(DEMO_FOLDER / "vae", torch_dtype=torch.float32).eval()
 
     def __call__(self, latents: Tensor) -> NDArray[np.uint8]:
         pixels: NDArray[np.uint8] = decode(self.vae, latents, SIDE, SIDE, lambda: None).numpy()
@@ -424,6 +426,37 @@ class Passes:
         return args, named
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a way gave: pictures, and velocities along fp32's path."""
+
+    pictures: list[NDArray[np.uint8]]
+    velocities: list[Tensor]
+
+    def velocity_error(self, other: Outcome) -> float:
+        return relative_error(self.velocities, other.velocities)
+
+    def psnrs(self, other: Outcome) -> list[float]:
+        return [psnr(*pair) for pair in zip(self.pictures, other.pictures, strict=True)]
+
+    def pixel_error(self, other: Outcome) -> float:
+        """RMS, in levels of 255."""
+        return float(np.sqrt(np.mean((np.array(self.pictures, np.float64) - np.array(other.pictures)) ** 2)))
+
+
+def outcomes(model: str | Path, chosen: Sequence[Task]) -> dict[str, Outcome]:
+    """A model's pictures and velocities in every way."""
+    decoder, exact, result = Decoder(), Passes(), {}
+    with Engine.open(model, device="cpu", repeat=WHOLE_NUMBERS) as engine:
+        for name, way in {"fp32": Way("fp32"), "bf16": Way("bf16"), **FORMS}.items():
+            pictures = [decoder(latents_of(engine, task, way)) for task in chosen]
+            passes = exact if name == "fp32" else Passes(exact)
+            for task in chosen:
+                latents_of(engine, task, way, passes.observing)
+            result[name] = Outcome(pictures, passes.velocities)
+    return result
+
+
 def outliers(count: int, seed: int, calibration: Sequence[Task], folder: Path) -> None:
     config = json.loads((DEMO_FOLDER / "transformer" / "config.json").read_text("utf-8"))
     plain = {name: tensor.double() for name, tensor in load_file(DEMO_FOLDER / TRANSFORMER).items()}
@@ -433,45 +466,35 @@ def outliers(count: int, seed: int, calibration: Sequence[Task], folder: Path) -
     shutil.copytree(DEMO_FOLDER, model, ignore=shutil.ignore_patterns("distill_t5"))
     (model / TRANSFORMER).unlink()
     save_file({name: tensor.float() for name, tensor in injected.items()}, model / TRANSFORMER)
-    print(f"outliers: {OUTLIERS} channels of {len(channels)} inputs x {FACTOR:g}; {count} prompts against fp32. "
+    print(f"outliers: {OUTLIERS} channels of {len(channels)} inputs x {FACTOR:g}; {count} held-out prompts. "
           f"In fp64 the velocity differs from the demo's by {difference:.1e}.")  # fmt: skip
-    print(f"{'':<14}{'demo: velocity, %':>18}{'PSNR, dB':>10}{'worst':>7}"
-          f"{'outliers: velocity, %':>23}{'PSNR, dB':>10}{'worst':>7}", flush=True)  # fmt: skip
+    print("velocity: relative RMS error in per cent over all steps, along fp32's latents and prompts\n")
     chosen = tasks(count, seed, scenes.held_out)
-    found = {}
-    for each in ("demo", model):
+    for title, each, special in (("the demo", "demo", {}), ("with outliers", model, channels)):
         calibrated(each, calibration)
-        found[each] = compared(each, chosen)
-    for name in found[model]:
-        first, second = found["demo"][name], found[model][name]
-        print(f"{name:<14}{100 * first[0]:>18.2f}{first[1]:>10.1f}{first[2]:>7.1f}"
-              f"{100 * second[0]:>23.2f}{second[1]:>10.1f}{second[2]:>7.1f}")  # fmt: skip
+        tell_outcomes(title, outcomes(each, chosen))
+        tell_factors(each, config, special)
+        print(flush=True)
+
+
+def tell_outcomes(title: str, found: Mapping[str, Outcome]) -> None:
+    references = {"fp32": found["fp32"], "bf16": found["bf16"]}
+    print(f"{title:<16}{'velocity to fp32':>18}{'to bf16':>9}{'PSNR to fp32':>15}{'worst':>7}{'to bf16':>9}"
+          f"{'worst':>7}")  # fmt: skip
+    for name in ("bf16", *FORMS):
+        errors = [found[name].velocity_error(reference) for reference in references.values()]
+        levels = [found[name].psnrs(reference) for reference in references.values()]
+        to_bf16 = f"{statistics.mean(levels[1]):>9.1f}{min(levels[1]):>7.1f}" if name != "bf16" else ""
+        print(f"{name:<16}{100 * errors[0]:>18.2f}{100 * errors[1]:>9.2f}"
+              f"{statistics.mean(levels[0]):>15.1f}{min(levels[0]):>7.1f}{to_bf16}")  # fmt: skip
     for mode in MODES:
-        with_, without = found[model][f"int8 {mode}"], found[model]["int8"]
-        print(f"error with {mode} / without: velocity {with_[0] / without[0]:.3f}, "
-              f"pixels {with_[3] / without[3]:.3f}")  # fmt: skip
-    tell_factors("demo", config, {})
-    tell_factors(model, config, channels)
-
-
-def compared(model: str | Path, chosen: Sequence[Task]) -> dict[str, tuple[float, float, float, float]]:
-    """A model's ways against its fp32: error of the velocity along fp32's path, mean and worst PSNR, RMS of pixels."""
-    decoder, result = Decoder(), {}
-    with Engine.open(model, device="cpu", repeat=WHOLE_NUMBERS) as engine:
-        exact = Passes()
-        pictures = [decoder(latents_of(engine, task, Way("fp32"), exact.observing)) for task in chosen]
-        for name, way in {"bf16": Way("bf16"), **FORMS}.items():
-            passes = Passes(exact)
-            for task in chosen:
-                latents_of(engine, task, way, passes.observing)
-            images = [decoder(latents_of(engine, task, way)) for task in chosen]
-            levels = [psnr(*pair) for pair in zip(images, pictures, strict=True)]
-            pixels = math.sqrt(statistics.mean(
-                float(np.mean((a.astype(float) - b) ** 2)) for a, b in zip(images, pictures, strict=True)
-            ))  # fmt: skip
-            velocities = relative_error(passes.velocities, exact.velocities)
-            result[name] = velocities, statistics.mean(levels), min(levels), pixels
-    return result
+        with_, without = found[f"int8 {mode}"], found["int8"]
+        ratios = [
+            f"{what} to {name} {error(with_, reference) / error(without, reference):.3f}"
+            for what, error in (("velocity", Outcome.velocity_error), ("pixels", Outcome.pixel_error))
+            for name, reference in references.items()
+        ]
+        print(f"error with {mode} / without: {', '.join(ratios)}")
 
 
 def tell_factors(model: str | Path, config: Mapping[str, Any], channels: Mapping[str, Tensor]) -> None:
@@ -480,12 +503,12 @@ def tell_factors(model: str | Path, config: Mapping[str, Any], channels: Mapping
         calibration = calibrations.read(engine.model, engine.model_hash, config)
     for mode, factors in calibration.factors.items():
         largest = max(factors, key=lambda name: float(factors[name].max()))
-        text = f"{'outliers' if channels else 'demo'}, {mode}: the largest factor is {factors[largest].max():.1f} ({largest})"
+        text = f"{mode}: the largest factor is {factors[largest].max():.1f} ({largest})"
         if channels:
             right = [len(set(factors[name].topk(OUTLIERS).indices.tolist()) & set(these.tolist()))
                      for name, these in channels.items()]  # fmt: skip
-            text += (f"; all {OUTLIERS} channels have the largest factors in {right.count(OUTLIERS)} of {len(right)} "
-                     f"inputs, {100 * sum(right) / (OUTLIERS * len(right)):.0f} % of channels")  # fmt: skip
+            text += (f"; the {OUTLIERS} largest are the outliers' in {right.count(OUTLIERS)} of {len(right)} inputs, "
+                     f"{100 * sum(right) / (OUTLIERS * len(right)):.0f} % of the channels")  # fmt: skip
         print(text)
 
 
@@ -521,22 +544,115 @@ def speed_of(title: str, model: str | Path, side: int, rounds: int) -> None:
         with Engine.open(model, device="cpu") as engine:
             chosen = engine.runtime().choose_kernel("int8")
             note = engine.runtime().kernel_note
-        for _ in range(rounds):
+        for number in range(rounds):
             for name, (precision, _) in ways.items():
+                if number and seconds[name][0] > HOPELESS * seconds["bf16"][0]:
+                    continue  # it would take most of the time
                 seconds[name].append(statistics.median(step_seconds(engines[name], precision, side)))
     print(f"speed on the CPU, {torch.get_num_threads()} threads: {title}, median of {rounds} rounds in turn")
-    print(f"  the probe: {note}")
+    print(f"the probe: {note}")
+    tell_seconds(seconds, f"int8 {chosen}")
+
+
+def tell_seconds(seconds: Mapping[str, Sequence[float]], chosen: str) -> None:
     print(f"{'':<20}{'s/step':>10}{'to bf16':>10}")
-    for name in ways:
-        ratio = statistics.median(a / b for a, b in zip(seconds[name], seconds["bf16"], strict=True))
-        mark = "  chosen by the probe" if name == f"int8 {chosen}" else ""
-        print(f"{name:<20}{statistics.median(seconds[name]):>10.4f}{ratio:>10.2f}{mark}", flush=True)
+    for name, each in seconds.items():
+        ratio = statistics.median(a / b for a, b in zip(each, seconds["bf16"], strict=False))
+        mark = "  chosen by the probe" if name == chosen else "  (one round)" if len(each) == 1 else ""
+        print(f"{name:<20}{statistics.median(each):>10.4f}{ratio:>10.2f}{mark}", flush=True)
 
 
 def speed(rounds: int, wide_rounds: int, folder: Path) -> None:
     speed_of(f"the demo, {SIDE}x{SIDE}", "demo", SIDE, rounds)
     model = write_model(folder / "wide", wide_configs())
     speed_of("width 3072, 1 + 2 blocks, 1024 tokens of 512x512 and 256 of text", model, 512, wide_rounds)
+
+
+# Speed on a card: eager steps of FLUX.1 [dev]'s transformer with random weights that are made there.
+
+
+@torch.no_grad()
+def speed_on_card(device: torch.device, config: Mapping[str, Any], side: int, text: int, rounds: int) -> None:
+    """Seconds a step in turn; all transformers lie on the card together, which takes 64 GiB for FLUX.1's size."""
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    choice = choose(str(device), width)
+    plain, ours = detached(config, device), detached(config, device)
+    in_int8(ours)
+    steps = {"bf16": lambda: step(plain, config, side, text)}
+    for kernel in candidates(device):
+        steps[f"int8 {kernel}"] = partial(step, ours, config, side, text, kernel)
+    try:
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+    except ImportError:
+        print("torchao is not installed, so it is not compared")
+    else:
+        theirs = detached(config, device)
+        quantize_(theirs, Int8DynamicActivationInt8WeightConfig(), filter_fn=lambda layer, name: in_blocks(layer, name))
+        steps["torchao int8"] = partial(step, theirs, config, side, text)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds + 1):
+        for name, work in steps.items():
+            began = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if number:  # the first compiles
+                seconds[name].append(time.perf_counter() - began)
+    tell_seconds(seconds, f"int8 {choice.kernel}")
+    print(f"the probe: {choice.sentence()}")
+
+
+def in_blocks(layer: nn.Module, name: str) -> bool:
+    """Whether a layer is one of those that are quantized."""
+    return isinstance(layer, nn.Linear) and fp8.is_fp8("transformer", f"{name}.weight")
+
+
+def detached(config: Mapping[str, Any], device: torch.device) -> Any:
+    """A random transformer in bf16, its modulation in a table as in the engine."""
+    with torch.device("meta"):
+        transformer = FluxTransformer2DModel.from_config(dict(config)).bfloat16()
+    transformer = transformer.to_empty(device=device).eval().requires_grad_(False)
+    for parameter in transformer.parameters():
+        parameter.normal_(0, 0.02)
+    reader = modulation.detach(transformer, torch.bfloat16)
+    reader.embedder.clear()
+    reader.linears.clear()
+    reader.row = torch.randn(1, reader.total, device=device).mul_(0.1).bfloat16()
+    return transformer
+
+
+def in_int8(transformer: Any) -> None:
+    """The engine's int8 blocks over the transformer's weights."""
+    layers = {name: layer for name, layer in transformer.named_modules() if in_blocks(layer, name)}
+    replace_linears(transformer, torch.bfloat16, ())
+    for name, layer in layers.items():
+        quantized, scale = quantize_rows(layer.weight)
+        target = transformer.get_submodule(name)
+        for leaf, value in (("quantized", quantized), ("scale", scale), ("bias", layer.bias)):
+            target._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+        layer.weight = None
+    blocks.install(transformer)
+    transformer.time_text_embed.row = transformer.time_text_embed.row.float()
+
+
+def step(transformer: Any, config: Mapping[str, Any], side: int, text: int, kernel: str | None = None) -> Tensor:
+    """One step for a square picture of `side` pixels."""
+    if kernel is not None:
+        blocks.set_kernel(transformer, kernel)
+    places = flow.image_position_ids(side, side)
+    device = next(transformer.parameters()).device
+    options = {"device": device, "dtype": torch.bfloat16}
+    output: Tensor = transformer(
+        hidden_states=torch.randn(1, len(places), config["in_channels"], **options),
+        encoder_hidden_states=torch.randn(1, text, config["joint_attention_dim"], **options),
+        timestep=torch.zeros(1, **options),
+        img_ids=places.to(**options),
+        txt_ids=torch.zeros(text, 3, **options),
+        return_dict=False,
+    )[0]
+    if kernel is not None:
+        transformer.watch.first_bad()
+    return output
 
 
 @contextmanager
@@ -552,10 +668,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=100, help="that are judged; a third of them with outliers")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=7, help="of the demo's speed; the wide model has 3")
+    parser.add_argument("--rounds", type=int, default=7, help="of the demo's speed")
+    parser.add_argument("--wide-rounds", type=int, default=2, help="of the wide model's, whose step takes a minute")
     parser.add_argument("--only", choices=("quality", "errors", "outliers", "speed"))
     parser.add_argument("--sheet", type=Path, help="write the first pictures of each row of quality to this PNG")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: the speed of a card alone")
     options = parser.parse_args()
+    if options.device == "cuda":
+        config = flux_configs(flux1.DEV)["transformer"]
+        speed_on_card(torch.device("cuda"), config, 1024, 512, options.rounds)
+        return
     wanted = (options.only,) if options.only else ("quality", "errors", "outliers", "speed")
     calibration = tasks(CALIBRATION_PROMPTS, options.seed + 1_000_000, lambda scene: not scenes.held_out(scene))
     with own_folders() as folder:
@@ -566,7 +688,7 @@ def main() -> None:
         if "outliers" in wanted:
             outliers(max(1, -(-options.pictures // 3)), options.seed, calibration, folder)
         if "speed" in wanted:
-            speed(options.rounds, 3, folder)
+            speed(options.rounds, options.wide_rounds, folder)
 
 
 if __name__ == "__main__":
