@@ -32,8 +32,8 @@ class CalibrationJob(Job):
 
     def paint(self) -> Generator[Event, None, None]:
         yield from self.open()
-        conditioning = yield from self._encode()
-        yield from self._denoise(conditioning)
+        conditionings = yield from self._encode()
+        yield from self._denoise(conditionings)
 
     def find_factors(self, model_hash: str, prompts: int) -> Generator[Event, None, Calibration]:
         """The factors that follow from all prompts: one pass over the weights in their files."""

@@ -59,7 +59,17 @@ from engine.interrupts import Interrupts
 from engine.libraries import collector_paused, hush_libraries
 from engine.progress import open_display
 from engine.prompts import read_prompts
-from engine.request import MAX_SIDE, MIN_SIDE, PRECISIONS, SALIENCES, SIDE_MULTIPLE, Request, RequestError
+from engine.request import (
+    DEFAULT_CFG,
+    MAX_SIDE,
+    MIN_SIDE,
+    PRECISIONS,
+    SALIENCES,
+    SCHEDULES,
+    SIDE_MULTIPLE,
+    Request,
+    RequestError,
+)
 from engine.runtime import CARD_NAMES, DEFAULT_CARD, Repeat
 
 if TYPE_CHECKING:
@@ -103,6 +113,20 @@ TileOption = Annotated[
     str | None,
     typer.Option("--tile", metavar="PIXELS|off|auto", help="Decode in tiles, whole, or as the budget wants it."),
 ]
+GuidanceOption = Annotated[float | None, typer.Option("--guidance", help="How closely to follow the prompt.")]
+NegativeOption = Annotated[
+    str | None, typer.Option("--negative-prompt", help="What to keep away from; a second pass in each step.")
+]
+CfgOption = Annotated[
+    float | None,
+    typer.Option("--cfg", help=f"Scale of true guidance, 1 to 30. With a negative prompt: {DEFAULT_CFG:g}."),
+]
+ScheduleOption = Annotated[
+    str | None,
+    typer.Option("--guidance-schedule", metavar="KIND[:option=value,...]", help=f"{', '.join(SCHEDULES)}."),
+]
+CfgZeroOption = Annotated[bool | None, typer.Option("--cfg-zero/--no-cfg-zero", help="CFG-Zero*, of true guidance.")]
+ApgOption = Annotated[bool | None, typer.Option("--apg/--no-apg", help="Adaptive projected, of true guidance.")]
 DistillOption = Annotated[
     bool | None,
     typer.Option(
@@ -199,7 +223,12 @@ def generate(
     width: WidthOption = None,
     height: HeightOption = None,
     count: Annotated[int | None, typer.Option(help="Pictures of each prompt; picture k uses seed + k.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt.")] = None,
+    guidance: GuidanceOption = None,
+    negative_prompt: NegativeOption = None,
+    cfg: CfgOption = None,
+    guidance_schedule: ScheduleOption = None,
+    cfg_zero: CfgZeroOption = None,
+    apg: ApgOption = None,
     precision: PrecisionOption = None,
     salience: SalienceOption = None,
     distill: DistillOption = None,
@@ -232,6 +261,11 @@ def generate(
         "height": height,
         "count": count,
         "guidance": guidance,
+        "negative_prompt": negative_prompt,
+        "cfg": cfg,
+        "guidance_schedule": guidance_schedule,
+        "cfg_zero": cfg_zero,
+        "apg": apg,
         "precision": precision,
         "salience": salience,
         "distill": distill,
@@ -293,6 +327,9 @@ def plan(
     precision: PrecisionOption = None,
     salience: SalienceOption = None,
     distill: DistillOption = None,
+    negative_prompt: NegativeOption = None,
+    cfg: CfgOption = None,
+    guidance_schedule: ScheduleOption = None,
     model: ModelOption = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where it would run.")] = "auto",
     vram: VramOption = "auto",
@@ -303,9 +340,18 @@ def plan(
 ) -> Callable[[], int]:
     """Say whether a picture fits into memory, and how, before anything is loaded. Needs no weights and no card."""
     width, height = _sides(size, width, height)
-    flags = {"steps": steps, "width": width, "height": height, "precision": precision, "distill": distill}
-    flags["salience"] = salience
-    request = Request("a plan", seed=0, **{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
+    flags: dict[str, Any] = {
+        "steps": steps,
+        "width": width,
+        "height": height,
+        "precision": precision,
+        "salience": salience,
+        "distill": distill,
+        "negative_prompt": negative_prompt,
+        "cfg": cfg,
+        "guidance_schedule": guidance_schedule,
+    }
+    request = Request("a plan", seed=0, **{name: value for name, value in flags.items() if value is not None})
     opening = {
         "device": device,
         "vram": _checked_size(vram, "vram"),

@@ -16,6 +16,7 @@ from engine import flow
 from engine.cancel import cancellable
 from engine.modulation import TableReader, Tables
 from engine.quantization.blocks import NotFiniteError, Watch
+from engine.true_cfg import TrueGuidance
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,19 @@ class Step:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the transformer is given of a prompt."""
+
+    tables: Tables  # of its modulation
+    sequence: Tensor  # T5's, [1, S, joint_attention_dim]
+
+
 @torch.no_grad()
 def denoise(
     transformer: Any,
     reader: TableReader,
-    tables: Tables,
-    sequence: Tensor,
+    prompt: Prompt,
     latents: Tensor,
     sigmas: Tensor,
     width: int,
@@ -42,32 +50,47 @@ def denoise(
     check: Callable[[], None],
     device: torch.device,
     dtype: torch.dtype,
+    negative: Prompt | None = None,
+    guidance: TrueGuidance | None = None,
 ) -> Generator[Step, None, None]:
     """Integrate the flow from noise `latents` [1, L, C] along `sigmas` [N + 1]; yields after each of the N steps.
 
-    Timestep, guidance and pooled prompt are in the modulation `tables`, which `reader` hands to the blocks; `sequence`
-    [1, S, joint_attention_dim] is the rest of the prompt. `check` is called before every transformer block; an
-    exception that it raises ends the loop. Raises `NotFiniteError` where a step gives numbers that are not finite, with
-    the name of the first layers of that step that were given such numbers, if they are in int8.
+    Timestep, distilled guidance and pooled prompt are in the prompt's tables, which `reader` hands to the blocks. With
+    a `negative` prompt, true `guidance` says how both velocities become one; its passes come second. `check` is called
+    before every transformer block; an exception that it raises ends the loop. Raises `NotFiniteError` where a step
+    gives numbers that are not finite, with the name of the first layers that were given such numbers, if they are in
+    int8.
     """
     latents = latents.to(device, torch.float32)
-    sequence = sequence.to(device, dtype)
+    sequence = prompt.sequence.to(device, dtype)
+    negative_sequence = negative.sequence.to(device, dtype) if negative is not None else None
     image_ids = flow.image_position_ids(width, height).to(device, dtype)
     text_ids = torch.zeros(sequence.shape[1], 3, device=device, dtype=dtype)
     not_used = torch.zeros(1, device=device, dtype=dtype)
+
+    def predicted(latents: Tensor, sequence: Tensor) -> Tensor:
+        velocity: Tensor = transformer(
+            hidden_states=latents.to(dtype),
+            encoder_hidden_states=sequence,
+            timestep=not_used,
+            img_ids=image_ids,
+            txt_ids=text_ids,
+            return_dict=False,
+        )[0]
+        return velocity
+
     with cancellable(transformer, check), _watched(transformer) as watch:
         for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
             check()
             start = time.perf_counter()
-            tables.enter(reader, index, device)
-            velocity = transformer(
-                hidden_states=latents.to(dtype),
-                encoder_hidden_states=sequence,
-                timestep=not_used,
-                img_ids=image_ids,
-                txt_ids=text_ids,
-                return_dict=False,
-            )[0]
+            prompt.tables.enter(reader, index, device)
+            velocity = predicted(latents, sequence)
+            if negative is not None and guidance is not None and guidance.wants_negative(index):
+                assert negative_sequence is not None
+                negative.tables.enter(reader, index, device)
+                other = predicted(latents, negative_sequence)
+                velocity = guidance.velocity(index, latents, sigma, velocity, other)
+                del other
             clean = flow.predicted_clean(latents, velocity, sigma)
             latents = flow.euler_step(latents, velocity, sigma, sigma_next)
             if device.type == "cuda":

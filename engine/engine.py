@@ -155,6 +155,13 @@ class Engine:
             raise RequestError(
                 "guidance", f"{self.model} takes no guidance (it is not guidance-distilled); leave it out."
             )
+        kind, _ = request.schedule
+        if kind != "constant" and not request.is_true_cfg and self.defaults.guidance is None:
+            raise RequestError(
+                "guidance_schedule",
+                f"{self.model} takes no guidance, so that a schedule has nothing to vary: add --negative-prompt or "
+                "--cfg, or leave the schedule out.",
+            )
         if request.distill and not self.source.distills:
             raise RequestError(
                 "distill",

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+
+from engine.request import Request
 
 INTERVAL = (0.15, 0.78)  # flow times between which TV-CFG's authors guide in their comparison
 
@@ -39,6 +42,44 @@ def weights(kind: str, scale: float, sigmas: Sequence[float], **options: float) 
     if len(shares) == 1:
         return [scale]
     return KINDS[kind](scale, sigmas, shares, **options)
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """The guidance of every step of a picture."""
+
+    distilled: tuple[float, ...] | None  # what the transformer is told; None: it takes no guidance
+    cfg: tuple[float, ...] | None  # of true guidance; None: there is one pass
+    notice: str = ""  # a sentence for the person
+
+    @property
+    def negative_passes(self) -> int:
+        """How many steps need a pass with the negative prompt."""
+        return sum(weight != 1 for weight in self.cfg or ())
+
+
+def steering(request: Request, sigmas: Sequence[float], limits: tuple[float, float]) -> Steering:
+    """What a complete request wants of every step of `sigmas`; `limits` are the distilled guidance that was trained.
+
+    A schedule is of true guidance where that is on, else of the distilled one, which stays within its limits.
+    """
+    steps = len(sigmas) - 1
+    kind, options = request.schedule
+    distilled = None if request.guidance is None else (request.guidance,) * steps
+    if request.is_true_cfg:
+        assert request.cfg is not None
+        return Steering(distilled, tuple(weights(kind, request.cfg, sigmas, **options)))
+    if distilled is None or kind == "constant":
+        return Steering(distilled, None)
+    assert request.guidance is not None
+    wanted = weights(kind, request.guidance, sigmas, **options)
+    distilled = tuple(min(max(weight, limits[0]), limits[1]) for weight in wanted)
+    notice = "a schedule of distilled guidance is an experiment: the model was not trained to change it"
+    if (reached := mean(distilled, sigmas)) != mean(wanted, sigmas):
+        notice += (
+            f"; kept from {limits[0]:g} to {limits[1]:g}, its mean is {reached:.2f} in place of {request.guidance:g}"
+        )
+    return Steering(distilled, None, f"{notice}.")
 
 
 def mean(schedule: Sequence[float], sigmas: Sequence[float]) -> float:

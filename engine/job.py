@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from engine.encode import Conditioning
     from engine.engine import Engine
+    from engine.guidance import Steering
     from engine.images.save import Destination
     from engine.latents import KeptLatents
     from engine.memory.components import Loan, Progress
@@ -84,8 +85,8 @@ class Job:
         kept = self._kept_latents()
         latents = kept.find(self._latents_shape)
         if latents is None:
-            conditioning = yield from self._encode()
-            latents = yield from self._denoise(conditioning)
+            conditionings = yield from self._encode()
+            latents = yield from self._denoise(conditionings)
             kept.keep(latents)
         else:
             assert self.request.steps
@@ -130,7 +131,8 @@ class Job:
         channels = int(self.engine.source.configs["vae"]["latent_channels"])
         return flow.tokens_shape(channels, self.request.width, self.request.height)
 
-    def _encode(self) -> Generator[Event, None, Conditioning]:
+    def _encode(self) -> Generator[Event, None, list[Conditioning]]:
+        """What the transformer reads of the prompt, and of the negative prompt where that is needed."""
         from engine import encode
         from engine.models.loading import load_tokenizer
 
@@ -140,49 +142,81 @@ class Job:
                 load_tokenizer(model.tokenizers["tokenizer"]),
                 load_tokenizer(model.tokenizers["tokenizer_2"]),
             )
-        tokenizer, tokenizer_2 = runtime.tokenizers
-        tokens = encode.tokenize(request.prompt, tokenizer, tokenizer_2, model.clip_limit, model.token_limit)
-        reader = self.prompt_reader
-        key = (request.prompt, self.precision.partition("+")[0], reader)
-        cached = key in runtime.conditionings
+        prompts = self._prompts
+        tokens = {
+            text: encode.tokenize(text, *runtime.tokenizers, model.clip_limit, model.token_limit) for text in prompts
+        }
+        reader, known = self.prompt_reader, runtime.conditionings
+        keys = {text: (text, self.precision.partition("+")[0], reader) for text in prompts}
+        missing = [text for text in tokens if keys[text] not in known]
         began = None
-        if not cached:
-            with self._lend("text_encoder") as loan:
+        if missing:
+            with self._lend("text_encoder", passes=len(missing)) as loan:
                 yield from self._progress(loan.load())
                 began = yield from self._begin("encode")
-                pooled = encode.pooled_embedding(loan.module, tokens.clip, self._check, loan.device)
-            with self._lend(reader, device="cpu" if self.layout.reads_on_host else None) as loan:
+                pooled = {
+                    text: encode.pooled_embedding(loan.module, tokens[text].clip, self._check, loan.device)
+                    for text in missing
+                }
+            on_host = "cpu" if self.layout.reads_on_host else None
+            with self._lend(reader, passes=len(missing), device=on_host) as loan:
                 yield from self._progress(loan.load())
-                embedded = loan.embedded(tokens.t5)
-                sequence = encode.sequence_embedding(loan.module, embedded, self._check, loan.device)
-            runtime.conditionings[key] = encode.Conditioning(sequence, pooled)
-            while len(runtime.conditionings) > CACHED_PROMPTS:
-                runtime.conditionings.popitem(last=False)
+                for text in missing:
+                    embedded = loan.embedded(tokens[text].t5)
+                    sequence = encode.sequence_embedding(loan.module, embedded, self._check, loan.device)
+                    known[keys[text]] = encode.Conditioning(sequence, pooled[text])
+            while len(known) > CACHED_PROMPTS:
+                known.popitem(last=False)
         if began is None:
             began = yield from self._begin("encode")
-        runtime.conditionings.move_to_end(key)
+        for text in prompts:
+            known.move_to_end(keys[text])
+        main = tokens[request.prompt]
         hints = [prompt_hint(model, request.prompt)]
-        if tokens.count > tokens.limit:
-            hints.append(f"the prompt has {tokens.count} tokens; the first {tokens.limit} are used.")
-        hint = " ".join(text for text in hints if text) or None
+        for what, text in zip(("prompt", "negative prompt"), prompts, strict=False):
+            if tokens[text].count > tokens[text].limit:
+                hints.append(f"the {what} has {tokens[text].count} tokens; the first {tokens[text].limit} are used.")
         yield Encoded(
-            **self.stamp(), tokens=min(tokens.count, tokens.limit), token_limit=tokens.limit, cached=cached, hint=hint
+            **self.stamp(),
+            tokens=min(main.count, main.limit),
+            token_limit=main.limit,
+            cached=request.prompt not in missing,
+            hint=" ".join(text for text in hints if text) or None,
         )
         yield self._end("encode", began)
-        return runtime.conditionings[key]
+        return [known[keys[text]] for text in prompts]
 
-    def _denoise(self, conditioning: Conditioning) -> Generator[Event, None, torch.Tensor]:
+    @property
+    def _prompts(self) -> list[str]:
+        """The prompt, and the negative prompt where a step needs it."""
+        negative = self.request.negative_prompt
+        if negative is None or not self.steering.negative_passes:
+            return [self.request.prompt]
+        return [self.request.prompt, negative]
+
+    @property
+    def steering(self) -> Steering:
+        """The guidance of every step."""
+        return self.runtime.steering(self.request)
+
+    def _denoise(self, conditionings: Sequence[Conditioning]) -> Generator[Event, None, torch.Tensor]:
         from engine import flow
-        from engine.denoise import denoise
+        from engine.denoise import Prompt, denoise
         from engine.encode import on_host
+        from engine.true_cfg import TrueGuidance
 
-        request, runtime, model = self.request, self.runtime, self.engine.source
+        request, runtime, model, steering = self.request, self.runtime, self.engine.source, self.steering
         assert request.seed is not None and request.steps and request.width and request.height
         channels = int(model.configs["vae"]["latent_channels"])
         latents = flow.noise(request.seed, channels, request.width, request.height)
-        sigmas = runtime.schedule.sigmas(request.steps, latents.shape[1])
-        with self._lend("transformer", passes=request.steps) as loan:
-            tables = yield from self._modulate(loan, conditioning.pooled, sigmas)
+        sigmas = runtime.sigmas(request)
+        if steering.notice:
+            yield Noticed(**self.stamp(), message=steering.notice)
+        with self._lend("transformer", passes=request.steps + steering.negative_passes) as loan:
+            tables = yield from self._modulate(loan, conditionings, sigmas)
+            prompt, *negative = [
+                Prompt(table, each.sequence) for table, each in zip(tables, conditionings, strict=True)
+            ]
             yield from self._progress(loan.load())
             began = yield from self._begin("denoise")
             reader = loan.component.reader
@@ -190,8 +224,7 @@ class Job:
             steps = denoise(
                 loan.module,
                 reader,
-                tables,
-                conditioning.sequence,
+                prompt,
                 latents,
                 sigmas,
                 request.width,
@@ -199,6 +232,8 @@ class Job:
                 self._check,
                 loan.device,
                 loan.dtype,
+                negative[0] if negative else None,
+                TrueGuidance(steering.cfg, request.cfg_method) if negative and steering.cfg else None,
             )
             with closing(steps), self._observing(loan.module):  # hooks and tensors go before the component does
                 for step in steps:
@@ -220,24 +255,27 @@ class Job:
         """Open while the transformer runs its steps."""
         return nullcontext()
 
-    def _modulate(self, loan: Loan, pooled: torch.Tensor, sigmas: torch.Tensor) -> Generator[Event, None, Tables]:
-        """The modulation tables of all steps: computed in one pass over their weights, or kept from the same prompt."""
+    def _modulate(
+        self, loan: Loan, conditionings: Sequence[Conditioning], sigmas: torch.Tensor
+    ) -> Generator[Event, None, list[Tables]]:
+        """The modulation tables of all steps, for each prompt: computed in one pass over their weights, or kept."""
         from engine import modulation
 
         reader, known = loan.component.reader, self.runtime.tables
         assert reader is not None
-        request = self.request
-        key = (request.prompt, request.guidance, self.precision, tuple(sigmas.tolist()))
-        if key not in known:
+        told = self.steering.distilled
+        keys = [(text, told, self.precision, tuple(sigmas.tolist())) for text in self._prompts]
+        missing = {key: each for key, each in zip(keys, conditionings, strict=True) if key not in known}
+        if missing:
             yield from self._progress(loan.read())
-            tables = modulation.compute(
-                reader, loan.visit, pooled, sigmas, request.guidance, loan.device, loan.dtype, self._check
-            )
-            known[key] = loan.folded(tables)
-            while sum(kept.rows.nbytes for kept in known.values()) > CACHED_TABLE_BYTES and len(known) > 1:
-                known.popitem(last=False)
-        known.move_to_end(key)
-        return known[key]
+            pooled = [each.pooled for each in missing.values()]
+            made = modulation.compute(reader, loan.visit, pooled, sigmas, told, loan.device, loan.dtype, self._check)
+            known.update(zip(missing, map(loan.folded, made), strict=True))
+        for key in keys:
+            known.move_to_end(key)
+        while sum(kept.rows.nbytes for kept in known.values()) > CACHED_TABLE_BYTES and len(known) > len(keys):
+            known.popitem(last=False)
+        return [known[key] for key in keys]
 
     def _decode(self, latents: torch.Tensor) -> Generator[Event, None, torch.Tensor]:
         """Pixels, whole or in the tiles that the plan chose. Out of memory: smaller tiles, at last the CPU."""

@@ -7,7 +7,7 @@ while the loop runs. Exact: every row is computed as the loop would compute it, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,7 @@ class Tables:
 
     def enter(self, reader: TableReader, step: int, device: torch.device) -> None:
         """Make `step` (from 0) the current one."""
-        if not step:
+        if "row" not in reader.__dict__:
             reader.row = torch.empty(1, self.rows.shape[1], device=device, dtype=self.rows.dtype)
         reader.row.copy_(self.rows[step : step + 1], non_blocking=True)
 
@@ -92,30 +92,38 @@ class Tables:
 def compute(
     reader: TableReader,
     visit: Callable[[Iterable[str]], Iterator[str]],
-    pooled: Tensor,
+    pooled: Sequence[Tensor],
     sigmas: Tensor,
-    guidance: float | None,
+    guidance: Sequence[float] | None,
     device: torch.device,
     dtype: torch.dtype,
     check: Callable[[], None],
-) -> Tables:
-    """The tables of all steps, in one pass over the weights; `check` is called before every linear.
+) -> list[Tables]:
+    """The tables of all steps for each prompt, in one pass over the weights; `check` is called before every linear.
 
-    `visit` brings the named parts to the device one after the other. `pooled` is [1, pooled_projection_dim], `sigmas`
-    [N + 1] are the flow times.
+    `visit` brings the named parts to the device one after the other. Of each prompt `pooled` is
+    [1, pooled_projection_dim]; `sigmas` [N + 1] are the flow times, `guidance` is what the transformer is told in each
+    step.
     """
     steps = len(sigmas) - 1
-    tables = Tables(torch.empty(steps, reader.total, dtype=dtype, device="meta" if device.type == "meta" else "cpu"))
+    told = guidance if guidance is not None else [None] * steps
+    where = "meta" if device.type == "meta" else "cpu"
+    tables = [Tables(torch.empty(steps, reader.total, dtype=dtype, device=where)) for _ in pooled]
     inputs: list[Tensor] = []
     for name in visit([EMBEDDER, *reader.places]):
         check()
         if name == EMBEDDER:
-            inputs = [F.silu(_embedding(reader, sigma, guidance, pooled, device, dtype)) for sigma in sigmas[:-1]]
+            inputs = [
+                F.silu(_embedding(reader, sigma, scale, each, device, dtype))
+                for each in pooled
+                for sigma, scale in zip(sigmas[:-1], told, strict=True)
+            ]
         else:
             start, width = reader.places[name]
             linear = reader.linears[name][0]
-            outputs = torch.cat([linear(activated) for activated in inputs])  # [steps, width], a step at a time
-            tables.rows[:, start : start + width] = outputs  # one copy to the host for all steps
+            outputs = torch.cat([linear(activated) for activated in inputs])  # [prompts * steps, width], one at a time
+            for table, rows in zip(tables, outputs.split(steps), strict=True):
+                table.rows[:, start : start + width] = rows  # one copy to the host for all steps
     return tables
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import random
+import re
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -11,6 +13,18 @@ MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
 MAX_COUNT = 1000
 MAX_GUIDANCE = 30.0
+MIN_CFG = 1.0  # of true classifier-free guidance: the model without it
+DEFAULT_CFG = 3.0  # where only a negative prompt is given
+# Schedules of guidance, and for each of their options the range and what it is otherwise.
+SCHEDULES: dict[str, dict[str, tuple[float, float, float]]] = {
+    "constant": {},
+    "interval": {"low": (0.0, 1.0, 0.15), "high": (0.0, 1.0, 0.78)},  # flow times
+    "tv": {},
+    "tv-anchored": {},
+    "linear": {},
+    "cosine": {},
+    "beta": {},
+}
 MAX_PROMPT_CHARACTERS = 10_000
 MIN_SIDE, MAX_SIDE, SIDE_MULTIPLE = 64, 2048, 16
 PRECISIONS = ("fp32", "bf16", "fp8", "int8")  # fp8: of the weights, computed in bf16; int8: of activations as well
@@ -76,6 +90,11 @@ class Request:
     precision: str | None = None
     salience: str | None = None  # of int8
     distill: bool = False  # a smaller text encoder (DistillT5) in T5's place
+    negative_prompt: str | None = None  # true classifier-free guidance: away from this; may be empty
+    cfg: float | None = None  # its scale
+    guidance_schedule: str | None = None  # of the true guidance, else of the distilled one: "interval:low=0.2"
+    cfg_zero: bool = False  # CFG-Zero*
+    apg: bool = False  # adaptive projected guidance
     template: str | None = None
 
     def __post_init__(self) -> None:
@@ -99,18 +118,51 @@ class Request:
                     f"{name} {side} is not a multiple of {SIDE_MULTIPLE}; "
                     f"the nearest are {lower} and {lower + SIDE_MULTIPLE}.",
                 )
-        if self.guidance is not None:
-            number = isinstance(self.guidance, (int, float)) and not isinstance(self.guidance, bool)
-            if not number or not math.isfinite(self.guidance) or not 0 <= self.guidance <= MAX_GUIDANCE:
-                raise RequestError(
-                    "guidance", f"guidance must be a number from 0 to {MAX_GUIDANCE:g}, got {_shown(self.guidance)}."
-                )
+        _check_number("guidance", self.guidance, 0, MAX_GUIDANCE)
+        _check_number("cfg", self.cfg, MIN_CFG, MAX_GUIDANCE)
         for name, choices in (("precision", PRECISIONS), ("salience", SALIENCES)):
             choice = getattr(self, name)
             if choice is not None and choice not in choices:
                 raise RequestError(name, f"{name} must be one of {', '.join(choices)}, got {_shown(choice)}.")
-        if not isinstance(self.distill, bool):
-            raise RequestError("distill", f"distill must be true or false, got {_shown(self.distill)}.")
+        for name in ("distill", "cfg_zero", "apg"):
+            if not isinstance(getattr(self, name), bool):
+                raise RequestError(name, f"{name} must be true or false, got {_shown(getattr(self, name))}.")
+        self._check_guidance()
+
+    @property
+    def is_true_cfg(self) -> bool:
+        """Whether every step is guided by a second pass with the negative prompt."""
+        return self.cfg is not None or self.negative_prompt is not None
+
+    @property
+    def cfg_method(self) -> str:
+        """How true guidance is computed."""
+        return "zero" if self.cfg_zero else "apg" if self.apg else "plain"
+
+    @property
+    def schedule(self) -> tuple[str, dict[str, float]]:
+        """The guidance schedule's kind and its options."""
+        return read_schedule(self.guidance_schedule or "constant")
+
+    def _check_guidance(self) -> None:
+        if self.negative_prompt is not None:
+            _check_text("negative_prompt", self.negative_prompt, empty=True)
+        if self.guidance_schedule is not None:
+            if not isinstance(self.guidance_schedule, str):
+                raise RequestError("guidance_schedule", "a guidance schedule must be text.")
+            kind, _ = read_schedule(self.guidance_schedule)
+            if kind != "constant" and not self.is_true_cfg and self.guidance is not None and self.guidance < 1:
+                raise RequestError(
+                    "guidance",
+                    f"a guidance schedule needs a guidance from 1 to {MAX_GUIDANCE:g}, got {self.guidance:g}.",
+                )
+        for name, title in (("cfg_zero", "CFG-Zero*"), ("apg", "APG")):
+            if getattr(self, name) and not self.is_true_cfg:
+                raise RequestError(
+                    name, f"{title} changes true guidance: add a negative prompt or a cfg scale, or leave it out."
+                )
+        if self.cfg_zero and self.apg:
+            raise RequestError("apg", "CFG-Zero* and APG exclude each other; choose one.")
 
     def resolved(self, defaults: Defaults) -> Request:
         """This request with every open choice filled in: what the metadata record and a picture repeats."""
@@ -118,6 +170,9 @@ class Request:
             name: value if (value := getattr(self, name)) is not None else getattr(defaults, name)
             for name in ("steps", "width", "height", "guidance", "precision")
         }
+        if self.is_true_cfg:
+            choices["cfg"] = self.cfg if self.cfg is not None else DEFAULT_CFG
+            choices["negative_prompt"] = self.negative_prompt or ""
         seed = self.seed if self.seed is not None else random.SystemRandom().randrange(2**32)
         return replace(self, seed=seed, **choices)
 
@@ -143,10 +198,48 @@ class Request:
         return cls(**values)
 
 
-def _check_text(name: str, text: object) -> None:
+def read_schedule(text: str) -> tuple[str, dict[str, float]]:
+    """A schedule's kind and all its options, of "interval:low=0.2,high=0.8". Raises `RequestError`."""
+    name = "guidance_schedule"
+    kind, colon, rest = text.strip().partition(":")
+    kind = kind.strip().lower()
+    if kind not in SCHEDULES:
+        near = difflib.get_close_matches(kind, SCHEDULES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(SCHEDULES)}."
+        raise RequestError(name, f"there is no guidance schedule {_shown(kind)}; {hint}")
+    known = SCHEDULES[kind]
+    options = {option: default for option, (_, _, default) in known.items()}
+    for part in rest.split(",") if colon else ():
+        option, equals, value = (piece.strip() for piece in part.partition("="))
+        if option not in known:
+            allowed = f"it takes {' and '.join(known)}" if known else "it takes none"
+            raise RequestError(name, f"the schedule {kind} has no option {_shown(option)}; {allowed}.")
+        low, high, _ = known[option]
+        number = float(value) if re.fullmatch(r"[0-9]{0,6}\.?[0-9]{1,6}", value) else math.nan
+        if not equals or not low <= number <= high:
+            raise RequestError(
+                name, f"{option} of the schedule {kind} must be a number from {low:g} to {high:g}, got {_shown(value)}."
+            )
+        options[option] = number
+    if kind == "interval" and options["low"] >= options["high"]:
+        raise RequestError(
+            name, f"of the schedule interval low must be below high, got {options['low']:g} and {options['high']:g}."
+        )
+    return kind, options
+
+
+def _check_number(name: str, value: object, low: float, high: float) -> None:
+    if value is None:
+        return
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type, operator]
+        raise RequestError(name, f"{name} must be a number from {low:g} to {high:g}, got {_shown(value)}.")
+
+
+def _check_text(name: str, text: object, *, empty: bool = False) -> None:
     if not isinstance(text, str):
         raise RequestError(name, f"{name} must be text, got {type(text).__name__}.")
-    if not text.strip():
+    if not empty and not text.strip():
         raise RequestError(name, f"{name} is empty; say what the picture should show.")
     if len(text) > MAX_PROMPT_CHARACTERS:
         raise RequestError(name, f"{name} has {len(text)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed.")

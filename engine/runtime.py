@@ -13,10 +13,14 @@ import psutil
 import engine
 from engine.events import MemoryUse
 from engine.folders import cache_dir
+from engine.guidance import Steering, steering
+from engine.models.catalog import guidance_limits
 from engine.models.model import Model
 from engine.request import Request, RequestError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from engine.encode import Conditioning
     from engine.flow import Schedule
     from engine.memory.components import Components
@@ -136,9 +140,24 @@ class Runtime:
         self.components.begin_job()
         restart_measuring(self.target)
 
+    def sigmas(self, request: Request) -> Tensor:
+        """The flow times of a complete request: [N + 1]."""
+        from engine import flow
+
+        assert request.steps and request.width and request.height
+        model = self.components.model
+        channels = int(model.configs["vae"]["latent_channels"])
+        _, tokens, _ = flow.tokens_shape(channels, request.width, request.height)
+        return self.schedule.sigmas(request.steps, tokens)
+
+    def steering(self, request: Request) -> Steering:
+        """The guidance of every step of a complete request."""
+        return steering(request, self.sigmas(request).tolist(), guidance_limits(self.components.model))
+
     def plan(self, request: Request) -> Layout:
         """The layout of a complete request. Raises `RequestError` where the budget cannot work."""
-        layout = self.planner.plan(request, self.repeat.tile, self.choose_kernel(request.form))
+        negative = self.steering(request).negative_passes
+        layout = self.planner.plan(request, self.repeat.tile, self.choose_kernel(request.form), negative)
         if request.precision != "int8" or not self.kernel_note:
             return layout
         return replace(layout, plan=replace(layout.plan, notes=(*layout.plan.notes, self.kernel_note)))

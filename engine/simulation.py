@@ -69,15 +69,14 @@ class SimulatedJob(Job):
         yield self._finished("encode", seconds)
 
     def _simulate_denoise(self) -> Generator[Event, None, None]:
-        from engine import flow, modulation
+        from engine import modulation
         from engine.memory.measure import STEPS, run_loop
 
         request, runtime, model = self.request, self.runtime, self.engine.source
         assert request.width and request.height and request.steps
         width, height, steps = request.width, request.height, request.steps
-        channels = int(model.configs["vae"]["latent_channels"])
-        _, tokens, _ = flow.tokens_shape(channels, width, height)
-        sigmas = runtime.schedule.sigmas(steps, tokens)
+        sigmas, steering = runtime.sigmas(request), self.steering
+        guided = steering.negative_passes > 0
         run = min(steps, STEPS)  # the others would leave nothing more behind
 
         def modulate(loan: Loan) -> None:
@@ -87,19 +86,22 @@ class SimulatedJob(Job):
             assert reader is not None
             pooled = torch.empty(1, model.configs["transformer"]["pooled_projection_dim"])
             some = sigmas[: run + 1]
-            modulation.compute(reader, loan.visit, pooled, some, request.guidance, loan.device, loan.dtype, self._check)
+            told = steering.distilled[:run] if steering.distilled is not None else None
+            both = [pooled] * (2 if guided else 1)
+            modulation.compute(reader, loan.visit, both, some, told, loan.device, loan.dtype, self._check)
 
         yield from self._run(
             "denoise",
             "transformer",
-            lambda loan: run_loop(loan, model, width, height, run),
+            lambda loan: run_loop(loan, model, width, height, run, guided=guided),
             before=modulate,
-            passes=run,
+            passes=2 * run if guided else run,
         )
         phase = self.layout.plan.phases[1]
         self.seconds["load"] = runtime.target.profile.move_seconds(phase.loaded_bytes)
         compute = runtime.planner.step_seconds(request)
         each = max(compute, runtime.target.profile.move_seconds(phase.streamed_bytes_per_step, pinned=True))
+        passes = [1 if weight == 1 else 2 for weight in steering.cfg or [1] * steps]
         yield PhaseStarted(**self.stamp(), phase="denoise")
         for number in range(1, steps + 1):
             yield StepFinished(
@@ -107,12 +109,12 @@ class SimulatedJob(Job):
                 step=number,
                 steps=steps,
                 sigma=float(sigmas[number - 1]),
-                seconds=each,
+                seconds=each * passes[number - 1],
                 preview=None,
                 estimated=True,
             )
             self.engine._cancel.check_between_steps()
-        yield self._finished("denoise", each * steps)
+        yield self._finished("denoise", each * sum(passes))
 
     def _simulate_decode(self) -> Generator[Event, None, None]:
         from engine.memory.measure import run_decoder

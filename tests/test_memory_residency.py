@@ -18,6 +18,7 @@ from diffusers import FluxPipeline
 
 from engine import Engine, Request, RequestError, flow
 from engine.cli import main
+from engine.denoise import Prompt, denoise
 from engine.events import Cancelled, Encoded, Event, Failed, ImageSaved, LoadProgress, Noticed, Planned, StepFinished
 from engine.images.metadata import read_record
 from engine.images.save import plan_output
@@ -103,20 +104,17 @@ def latents_of(folder: Path, streamed: bool, kept: bool, precision: str, guidanc
     pooled, sequence = (torch.randn(*shape, generator=generator) for shape in ((1, 32), (1, 24, 48)))
     kernel = "float32" if precision == "int8" else None
     with components.lend("transformer", precision, placement, lambda: None, passes=3, kernel=kernel) as loan:
-        from engine.denoise import denoise
-
         for _ in loan.read():
             pass
         reader = component.reader
         assert reader is not None
-        tables = compute(reader, loan.visit, pooled, sigmas, guidance, loan.device, loan.dtype, lambda: None)
-        tables = loan.folded(tables)
+        told = None if guidance is None else [guidance] * 3
+        (tables,) = compute(reader, loan.visit, [pooled], sigmas, told, loan.device, loan.dtype, lambda: None)
+        prompt = Prompt(loan.folded(tables), sequence)
         for _ in loan.load():
             pass
         noise = flow.noise(1, 4, 64, 64)
-        for step in denoise(
-            loan.module, reader, tables, sequence, noise, sigmas, 64, 64, lambda: None, loan.device, loan.dtype
-        ):
+        for step in denoise(loan.module, reader, prompt, noise, sigmas, 64, 64, lambda: None, loan.device, loan.dtype):
             latents = step.latents
     assert components.device.placed_bytes == 0
     assert all(unit.pieces[0].owner._parameters[unit.pieces[0].leaf].numel() == 0 for unit in component.units)  # type: ignore[union-attr]
@@ -331,8 +329,6 @@ def test_activations_are_predicted_within_one_per_cent(model: Path) -> None:
 
 def real_loop(loan: Any, folder: Any, width: int, height: int) -> tuple[Callable[[], None], list[torch.Tensor]]:
     """Two steps with real tensors, to be run, and what on a card would lie on the host."""
-    from engine.denoise import denoise
-
     latents = flow.noise(0, int(folder.configs["vae"]["latent_channels"]), width, height)
     text = torch.zeros(1, folder.token_limit, folder.configs["transformer"]["joint_attention_dim"], dtype=loan.dtype)
     tables = Tables(torch.zeros(2, loan.component.reader.total, dtype=loan.component.reader.dtype))
@@ -341,7 +337,9 @@ def real_loop(loan: Any, folder: Any, width: int, height: int) -> tuple[Callable
 
     def run() -> None:
         reader = loan.component.reader
-        for _ in denoise(loan.module, reader, tables, text, latents, sigmas, width, height, lambda: None, *where):
+        for _ in denoise(
+            loan.module, reader, Prompt(tables, text), latents, sigmas, width, height, lambda: None, *where
+        ):
             pass
 
     return run, [tables.rows, sigmas]

@@ -119,7 +119,7 @@ def parameters_text(record: Record) -> str:
         "Steps": request.steps,
         "Sampler": "Euler",
         "Schedule type": "Simple",
-        "CFG scale": 1,
+        "CFG scale": 1 if request.cfg is None else _short_number(request.cfg),
         "Distilled CFG Scale": None if request.guidance is None else _short_number(request.guidance),
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}",
@@ -129,7 +129,8 @@ def parameters_text(record: Record) -> str:
         "Version": f"{SOFTWARE} v{record.versions.get('engine', '?')}",
     }
     line = ", ".join(f"{key}: {_quoted(str(value))}" for key, value in details.items() if value is not None)
-    return f"{request.prompt}\n{line}"
+    negative = f"Negative prompt: {request.negative_prompt}\n" if request.negative_prompt else ""
+    return f"{request.prompt}\n{negative}{line}"
 
 
 def encode_png(image: Image, record: Record) -> bytes:

@@ -19,13 +19,14 @@ import torch
 import engine
 from engine import encode, flow, modulation
 from engine.decode import decode
-from engine.denoise import denoise
+from engine.denoise import Prompt, denoise
 from engine.files import write_whole
 from engine.folders import cache_dir
 from engine.memory.components import Components, Loan, Placement
 from engine.memory.ledger import counted
 from engine.memory.units import LISTS_OF_LAYERS, precision_of
 from engine.models.model import Model
+from engine.true_cfg import TrueGuidance
 
 META = torch.device("meta")
 STEPS = 2  # what a step leaves behind is there from the second on; more of them change nothing
@@ -52,11 +53,17 @@ class Activations:
         limit = self.model.clip_limit if name == "text_encoder" else self.model.token_limit
         return self._get(name, precision, [limit], lambda loan: run_encoder(loan, limit), kernel)
 
-    def denoise(self, precision: str, width: int, height: int, kernel: str | None = None) -> int:
-        """Of the step loop."""
-        sizes = [self.model.token_limit, width, height]
+    def denoise(
+        self, precision: str, width: int, height: int, kernel: str | None = None, *, guided: bool = False
+    ) -> int:
+        """Of the step loop; `guided`: with a pass for a negative prompt."""
+        sizes = [self.model.token_limit, width, height, int(guided)]
         return self._get(
-            "transformer", precision, sizes, lambda loan: run_loop(loan, self.model, width, height), kernel
+            "transformer",
+            precision,
+            sizes,
+            lambda loan: run_loop(loan, self.model, width, height, guided=guided),
+            kernel,
         )
 
     def decode(self, precision: str, width: int, height: int, tile: int) -> int:
@@ -129,18 +136,29 @@ def run_encoder(loan: Loan, tokens: int) -> torch.Tensor:
     return encode.sequence_embedding(loan.module, loan.embedded(ids), lambda: None, loan.device)
 
 
-def run_loop(loan: Loan, model: Model, width: int, height: int, steps: int = STEPS) -> None:
-    """The sampler loop on the meta device."""
+def run_loop(loan: Loan, model: Model, width: int, height: int, steps: int = STEPS, *, guided: bool = False) -> None:
+    """The sampler loop on the meta device; `guided`: with a pass for a negative prompt."""
     reader = loan.component.reader
     assert reader is not None
     channels = int(model.configs["vae"]["latent_channels"])
     width_of_text = int(model.configs["transformer"]["joint_attention_dim"])
     latents = torch.empty(flow.tokens_shape(channels, width, height))
     sequence = torch.empty(1, model.token_limit, width_of_text, dtype=loan.dtype)
-    tables = modulation.Tables(torch.empty(steps, reader.total, dtype=reader.dtype))
+    prompt = Prompt(modulation.Tables(torch.empty(steps, reader.total, dtype=reader.dtype)), sequence)
     sigmas = torch.linspace(1, 0, steps + 1)
     for _ in denoise(
-        loan.module, reader, tables, sequence, latents, sigmas, width, height, lambda: None, loan.device, loan.dtype
+        loan.module,
+        reader,
+        prompt,
+        latents,
+        sigmas,
+        width,
+        height,
+        lambda: None,
+        loan.device,
+        loan.dtype,
+        prompt if guided else None,
+        TrueGuidance([2.0] * steps, "apg") if guided else None,
     ):
         pass
 

@@ -87,18 +87,22 @@ class Planner:
         self._double = components if components.simulated else Components(self.model, META, simulated=True)
         self.activations = Activations(self._double)
         self._kernel: str | None = None
+        self._negative_passes = 0
         self._layouts: dict[tuple[object, ...], Layout] = {}
 
-    def plan(self, request: Request, tile: int | None = None, kernel: str | None = None) -> Layout:
+    def plan(
+        self, request: Request, tile: int | None = None, kernel: str | None = None, negative_passes: int = 0
+    ) -> Layout:
         """The layout for a complete request; `tile` in pixels if it is not to be chosen (0: whole).
 
-        `kernel` is how 8-bit layers will multiply.
+        `kernel` is how 8-bit layers will multiply; `negative_passes` are steps with a second pass of the transformer.
 
         Raises `RequestError` for a budget that cannot work, with the smallest that would and what to change.
         """
-        key = (request.width, request.height, request.steps, request.form, request.distill, tile, kernel)
+        size = request.width, request.height, request.steps
+        key = (*size, request.form, request.distill, tile, kernel, negative_passes)
         if key not in self._layouts:
-            self._kernel = kernel
+            self._kernel, self._negative_passes = kernel, negative_passes
             self._layouts[key] = self._plan(request, tile)
         return self._layouts[key]
 
@@ -130,7 +134,9 @@ class Planner:
             self._need(name, "encode", precision, self.activations.encode(name, precision, self._kernel))
             for name in readers
         ]
-        activation = self.activations.denoise(precision, request.width, request.height, self._kernel)
+        activation = self.activations.denoise(
+            precision, request.width, request.height, self._kernel, guided=self._negative_passes > 0
+        )
         return [*needs, self._need("transformer", "denoise", precision, activation)]
 
     def _need(self, name: str, phase: Phase, precision: str, activation: int) -> _Need:
@@ -279,7 +285,10 @@ class Planner:
         parked = parked_bytes(vae.module, request.width, request.height, vae.dtype) if tile else 0
         (transformer,) = (need.component for need in needs if need.name == "transformer")
         assert transformer.reader is not None and request.steps
-        rows = request.steps * transformer.reader.total * transformer.reader.dtype.itemsize  # the modulation tables
+        tables = 2 if self._negative_passes else 1
+        rows = (
+            tables * request.steps * transformer.reader.total * transformer.reader.dtype.itemsize
+        )  # the modulation tables
         on_host = sum(_bytes(need.units) + need.work_bytes for need in needs if need.on_host)
         return process + self._staging_bytes(needs) + table + parked + rows + on_host
 
@@ -385,12 +394,13 @@ class Planner:
             if need.phase == "denoise":
                 crossing = _bytes(_named(need.units, placement.streamed))
                 waited = _bytes(_named(missing, placement.streamed))
-        disk += (request.steps - 1) * waited
+        passes = request.steps + self._negative_passes
+        disk += (passes - 1) * waited
         profile = self.target.profile
-        a_step = max(profile.move_seconds(crossing, pinned=True), profile.move_seconds(waited, waited))
-        late = max(0.0, a_step - self.step_seconds(request)) if crossing else 0.0
-        seconds = profile.move_seconds(once, disk - request.steps * waited) + request.steps * late
-        return Turnaround(once + request.steps * crossing, disk, seconds)
+        a_pass = max(profile.move_seconds(crossing, pinned=True), profile.move_seconds(waited, waited))
+        late = max(0.0, a_pass - self.step_seconds(request)) if crossing else 0.0
+        seconds = profile.move_seconds(once, disk - passes * waited) + passes * late
+        return Turnaround(once + passes * crossing, disk, seconds)
 
     def _notes(
         self,

@@ -112,6 +112,11 @@ def published(name: str) -> Model:
     return described(name, Path(name), configs, {}, sizes=sizes)
 
 
+def guidance_limits(model: Model) -> tuple[float, float]:
+    """The distilled guidance that a model was trained with; of FLUX.1 [dev] what is in use."""
+    return (1.0, 4.0) if model.name == DEMO else (1.0, 10.0)
+
+
 def prompt_hint(model: Model, prompt: str) -> str | None:
     """A sentence about words that the demo model was never shown, if there are any."""
     if model.name != DEMO:

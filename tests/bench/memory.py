@@ -35,7 +35,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from engine import Engine, PhaseFinished, Request, RequestError, encode, flow, modulation
 from engine.decode import decode, parked_bytes
-from engine.denoise import denoise
+from engine.denoise import Prompt, denoise
 from engine.events import Plan, Simulated
 from engine.images.save import plan_output
 from engine.memory.components import Components, Loan
@@ -217,14 +217,13 @@ def held_by_loop(loan: Loan, model: Model, side: int, sigmas: torch.Tensor) -> i
     pooled = torch.randn(1, config["pooled_projection_dim"])
     for _ in loan.read():
         pass
-    tables = modulation.compute(
-        reader, loan.visit, pooled, sigmas, model.defaults.guidance, loan.device, loan.dtype, nothing
-    )
+    told = None if model.defaults.guidance is None else [model.defaults.guidance] * (len(sigmas) - 1)
+    (tables,) = modulation.compute(reader, loan.visit, [pooled], sigmas, told, loan.device, loan.dtype, nothing)
     module = loaded(loan)
     with counted("cpu") as ledger:
         ledger.ignore([*module.parameters(), tables.rows])
         for step in denoise(
-            module, reader, tables, sequence, latents, sigmas, side, side, nothing, loan.device, loan.dtype
+            module, reader, Prompt(tables, sequence), latents, sigmas, side, side, nothing, loan.device, loan.dtype
         ):
             assert bool(step.latents.isfinite().all())
         return ledger.peak_bytes
@@ -492,11 +491,11 @@ def difference_of_latents(precision: str, steps: int = 4) -> float:
         assert reader is not None
         for _ in loan.read():
             pass
-        tables = modulation.compute(reader, loan.visit, pooled, sigmas, guidance, CPU, dtype, nothing)
+        told = None if guidance is None else [guidance] * steps
+        (tables,) = modulation.compute(reader, loan.visit, [pooled], sigmas, told, CPU, dtype, nothing)
+        prompt = Prompt(tables, embeds.to(dtype))
         module = loaded(loan)
-        for step in denoise(
-            module, reader, tables, embeds.to(dtype), latents, sigmas, width, height, nothing, CPU, dtype
-        ):
+        for step in denoise(module, reader, prompt, latents, sigmas, width, height, nothing, CPU, dtype):
             ours = step.latents
     components.clear()
     transformer = FluxTransformer2DModel.from_pretrained(DEMO_FOLDER / "transformer").to(dtype).eval()
