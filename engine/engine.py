@@ -19,11 +19,14 @@ from engine.models import calibrations
 from engine.models.catalog import open_model
 from engine.models.model import Model, model_hash
 from engine.request import (
+    DEFAULT_CFG,
     MAX_GUIDANCE,
     MAX_STEPS,
+    MIN_CFG,
     MIN_SIDE,
     PRECISIONS,
     SALIENCES,
+    SCHEDULES,
     SIDE_MULTIPLE,
     Defaults,
     Option,
@@ -116,7 +119,14 @@ class Engine:
         ]
         if defaults.guidance is not None:
             options.append(Option("guidance", defaults.guidance, 0, MAX_GUIDANCE, 0.5))
-        options.append(Option("precision", defaults.precision, choices=PRECISIONS))
+        options += [
+            Option("cfg", None, MIN_CFG, MAX_GUIDANCE, 0.5, first=DEFAULT_CFG),
+            Option("negative_prompt", None),
+            Option("guidance_schedule", next(iter(SCHEDULES)), choices=tuple(SCHEDULES)),
+            Option("cfg_zero", False, choices=(False, True)),
+            Option("apg", False, choices=(False, True)),
+            Option("precision", defaults.precision, choices=PRECISIONS),
+        ]
         if self.is_calibrated:
             options.append(Option("salience", SALIENCES[-1], choices=SALIENCES))
         if self.source.distills:

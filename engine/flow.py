@@ -7,55 +7,24 @@ predicts the velocity noise - data. Sources: Liu et al., "Flow Straight and Fast
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor
+
+from engine.times import FlowTimes
 
 VAE_SCALE = 8  # pixels a side of one latent
 PATCH_SIZE = 2  # latents a side of one image token
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """Where the steps lie: `shift` moves them towards noise, by a constant or by the number of image tokens."""
+class Schedule(FlowTimes):
+    """Flow times as the sampler takes them."""
 
-    dynamic: bool = False
-    shift: float = 1.0
-    base_shift: float = 0.5
-    max_shift: float = 1.15
-    base_tokens: int = 256
-    max_tokens: int = 4096
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Schedule:
-        """Read diffusers' scheduler_config.json. Raises ValueError for variants that FLUX.1 does not use."""
-        variants = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas", "shift_terminal")
-        unsupported = [name for name in (*variants, "stochastic_sampling") if config.get(name)]
-        if config.get("time_shift_type", "exponential") != "exponential":
-            unsupported.append("time_shift_type")
-        if unsupported:
-            raise ValueError(f"the scheduler asks for {', '.join(unsupported)}, which FLUX.1 does not use")
-        return cls(
-            dynamic=bool(config.get("use_dynamic_shifting", False)),
-            shift=float(config.get("shift", 1.0)),
-            base_shift=float(config.get("base_shift", 0.5)),
-            max_shift=float(config.get("max_shift", 1.15)),
-            base_tokens=int(config.get("base_image_seq_len", 256)),
-            max_tokens=int(config.get("max_image_seq_len", 4096)),
-        )
+    __slots__ = ()
 
     def sigmas(self, steps: int, image_tokens: int) -> Tensor:
         """The flow times of `steps` steps, from 1 down to 0: float32 [steps + 1]."""
         even = torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64).float()
-        if self.dynamic:
-            slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
-            factor = math.exp(self.base_shift + slope * (image_tokens - self.base_tokens))
-        else:
-            factor = self.shift
+        factor = self.factor(image_tokens)
         shifted = factor / (factor + (1 / even - 1))  # the same as factor * s / (1 + (factor - 1) * s)
         return torch.cat([shifted, torch.zeros(1)])
 

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING
 from engine.events import Event
 from engine.folders import state_dir
 from engine.libraries import hush_libraries
-from engine.request import Defaults, Option, Request, RequestError
+from engine.request import MAX_GUIDANCE, Defaults, Option, Request, RequestError
+from engine.times import DEFAULT_TIMES, FlowTimes
 
 if TYPE_CHECKING:
     from engine.engine import Engine
@@ -79,6 +80,8 @@ class ModelOpened:
     model: str
     defaults: Defaults
     options: tuple[Option, ...]
+    times: FlowTimes = DEFAULT_TIMES  # where its steps lie
+    guidance_limits: tuple[float, float] = (1.0, MAX_GUIDANCE)  # of the distilled guidance that it was trained with
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +247,7 @@ class _Server:
 
     def _open(self, command: OpenModel) -> None:
         from engine.engine import Engine
+        from engine.models.catalog import guidance_limits
 
         began = time.perf_counter()
         try:
@@ -253,7 +257,12 @@ class _Server:
             self._engine = engine = Engine.open(
                 command.model, device=command.device, vram=command.vram, ram=command.ram, simulate=command.simulate
             )
-            self._send(ModelOpened(engine.model, engine.defaults, engine.options))
+            times = FlowTimes()
+            with suppress(ValueError, TypeError):  # refused when it is loaded
+                times = FlowTimes.from_config(engine.source.configs["scheduler"])
+            self._send(
+                ModelOpened(engine.model, engine.defaults, engine.options, times, guidance_limits(engine.source))
+            )
             with closing(engine.load()) as events:
                 for event in events:
                     self._send(LoadEvent(event))

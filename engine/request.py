@@ -61,15 +61,22 @@ class Defaults:
 class Option:
     """A field of `Request` that an open model lets the person choose, and what it may be.
 
-    Numbers run from `low` to `high` in multiples of `multiple`; a text is one of `choices`, a bool is on or off.
+    Numbers run from `low` to `high` in multiples of `multiple`; a text is one of `choices`, a bool is on or off. A
+    default of None is off; a number then begins at `first`, and without one it is any text.
     """
 
     name: str
-    default: int | float | str | bool
+    default: int | float | str | bool | None
     low: float | None = None
     high: float | None = None
     multiple: float | None = None
     choices: tuple[str | bool, ...] = ()
+    first: float | None = None
+
+    @property
+    def is_text(self) -> bool:
+        """Whether anything may be written."""
+        return self.default is None and self.first is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +134,12 @@ class Request:
         for name in ("distill", "cfg_zero", "apg"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(name, f"{name} must be true or false, got {_shown(getattr(self, name))}.")
-        self._check_guidance()
+        if self.negative_prompt is not None:
+            _check_text("negative_prompt", self.negative_prompt, empty=True)
+        if self.guidance_schedule is not None:
+            if not isinstance(self.guidance_schedule, str):
+                raise RequestError("guidance_schedule", "a guidance schedule must be text.")
+            read_schedule(self.guidance_schedule)
 
     @property
     def is_true_cfg(self) -> bool:
@@ -144,18 +156,13 @@ class Request:
         """The guidance schedule's kind and its options."""
         return read_schedule(self.guidance_schedule or "constant")
 
-    def _check_guidance(self) -> None:
-        if self.negative_prompt is not None:
-            _check_text("negative_prompt", self.negative_prompt, empty=True)
-        if self.guidance_schedule is not None:
-            if not isinstance(self.guidance_schedule, str):
-                raise RequestError("guidance_schedule", "a guidance schedule must be text.")
-            kind, _ = read_schedule(self.guidance_schedule)
-            if kind != "constant" and not self.is_true_cfg and self.guidance is not None and self.guidance < 1:
-                raise RequestError(
-                    "guidance",
-                    f"a guidance schedule needs a guidance from 1 to {MAX_GUIDANCE:g}, got {self.guidance:g}.",
-                )
+    def _check_together(self) -> None:
+        """Raises `RequestError` for choices that do not go together."""
+        if self.schedule[0] != "constant" and not self.is_true_cfg and self.guidance is not None and self.guidance < 1:
+            raise RequestError(
+                "guidance",
+                f"a guidance schedule needs a guidance from 1 to {MAX_GUIDANCE:g}, got {self.guidance:g}.",
+            )
         for name, title in (("cfg_zero", "CFG-Zero*"), ("apg", "APG")):
             if getattr(self, name) and not self.is_true_cfg:
                 raise RequestError(
@@ -165,7 +172,11 @@ class Request:
             raise RequestError("apg", "CFG-Zero* and APG exclude each other; choose one.")
 
     def resolved(self, defaults: Defaults) -> Request:
-        """This request with every open choice filled in: what the metadata record and a picture repeats."""
+        """This request with every open choice filled in: what the metadata record and a picture repeats.
+
+        Raises `RequestError` for choices that do not go together.
+        """
+        self._check_together()
         choices = {
             name: value if (value := getattr(self, name)) is not None else getattr(defaults, name)
             for name in ("steps", "width", "height", "guidance", "precision")

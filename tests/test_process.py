@@ -90,7 +90,9 @@ def test_a_model_is_opened_announced_and_loaded(process: EngineProcess) -> None:
     opened = heard(process, ModelOpened)[-1]
     assert isinstance(opened, ModelOpened)
     assert opened.defaults.steps == 4
-    assert [option.name for option in opened.options] == "steps width height guidance precision distill".split()
+    assert [option.name for option in opened.options] == (
+        "steps width height guidance cfg negative_prompt guidance_schedule cfg_zero apg precision distill".split()
+    )
     loaded = heard(process, ModelLoaded)[-1]
     assert isinstance(loaded, ModelLoaded)
     assert (loaded.device, loaded.device_name, loaded.device_uuid) == ("cpu", "CPU", None)

@@ -122,7 +122,7 @@ class TestSteering:
     SIGMAS = (1.0, 0.75, 0.5, 0.25, 0.0)
 
     def steer(self, **values: Any) -> Steering:
-        complete = {"guidance": 3.0, "steps": 4, "seed": 0, "width": 64, "height": 64, "precision": "fp32"}
+        complete: dict[str, Any] = {"guidance": 3.0, "steps": 4, "seed": 0, "width": 64, "height": 64, "precision": "fp32"}
         return steering(Request(PROMPT, **complete | values), self.SIGMAS, LIMITS)
 
     def test_the_schedule_is_of_true_guidance_where_that_is_on(self):
@@ -216,8 +216,8 @@ class TestPictures:
         request = Request(PROMPT, steps=4, width=512, height=512, precision="fp8")
         seconds, peaks = [], []
         with Engine.open("flux.1-dev", simulate=True) as engine:
-            for change in ({}, {"negative_prompt": "", "guidance_schedule": "tv-anchored"}):
-                asked = replace(request, **change)
+            guided = replace(request, negative_prompt="", guidance_schedule="tv-anchored")
+            for asked in (request, guided):
                 events = list(engine.generate(asked))
                 seconds.append([event.seconds for event in events if isinstance(event, StepFinished)])
                 peaks.append(engine.plan(asked).phases[1].peak_bytes)

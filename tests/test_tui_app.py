@@ -77,7 +77,10 @@ def test_the_parameters_are_those_that_the_model_announces(tmp_path: Path) -> No
             assert app.session.model == str(tmp_path / "schnell")  # the last used one
         async with running(model="demo") as (app, pilot):
             names = app.session.parameters.names()
-            assert names == ["steps", "size", "guidance", "precision", "distill", "seed", "count"]
+            assert names == [
+                *("steps", "size", "guidance", "cfg", "negative_prompt", "guidance_schedule", "cfg_zero", "apg"),
+                *("precision", "distill", "seed", "count"),
+            ]
 
     run(test())
 

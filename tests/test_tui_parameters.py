@@ -11,12 +11,15 @@ import pytest
 from textual import events
 from textual.pilot import Pilot
 
-from engine.request import MAX_COUNT, MAX_GUIDANCE, MAX_SEED, PRECISIONS, Option, Request, RequestError
+from engine.flow import Schedule
+from engine.guidance import weights
+from engine.request import MAX_COUNT, MAX_GUIDANCE, MAX_SEED, PRECISIONS, SCHEDULES, Option, Request, RequestError
+from engine.times import FlowTimes
 from tests.apps import run, running, screen_text
 from tui.app import T2IApp
 from tui.parameters import Parameters
 from tui.screens.dialogs import ParametersWindow
-from tui.widgets.parameters import MAX_TYPED, ParametersPanel
+from tui.widgets.parameters import ASCII_BARS, BARS, MAX_BARS, MAX_TYPED, ParametersPanel, plot
 
 
 def options(*, side: int = 1024, top: int = 2048, steps: int = 28, guided: bool = True) -> tuple[Option, ...]:
@@ -665,3 +668,92 @@ def test_the_window_shows_every_row_in_a_small_terminal() -> None:
             assert "arrows change, digits or Enter type" in text
 
     run(test())
+
+
+# Guidance.
+
+GUIDED = (
+    *DEV,
+    Option("cfg", None, 1, 30, 0.5, first=3.0),
+    Option("negative_prompt", None),
+    Option("guidance_schedule", "constant", choices=tuple(SCHEDULES)),
+)
+UNIFORM = FlowTimes()
+
+
+def test_true_guidance_is_off_until_it_is_chosen() -> None:
+    parameters = Parameters(GUIDED)
+    assert (parameters.shown("cfg"), parameters.allowed("cfg")) == ("off", "off, or 1 to 30")
+    parameters.step("cfg", -1)
+    assert parameters.chosen == {}
+    parameters.step("cfg", 1)
+    assert parameters.chosen == {"cfg": 3.0}
+    parameters.step("cfg", 1)
+    assert parameters.shown("cfg") == "3.5"
+    parameters.write("cfg", "1")
+    parameters.step("cfg", -1)
+    assert parameters.chosen == {}
+    parameters.write("cfg", "7.5")
+    assert parameters.shown("cfg") == "7.5"
+    parameters.write("cfg", "off")
+    assert parameters.is_default("cfg")
+    with pytest.raises(RequestError, match="cfg must be a number from 1 to 30"):
+        parameters.write("cfg", "31")
+
+
+def test_a_negative_prompt_is_any_text_and_brings_guidance_with_it() -> None:
+    parameters = Parameters(GUIDED)
+    parameters.step("negative_prompt", 1)
+    assert parameters.chosen == {}
+    parameters.write("negative_prompt", "[b]blurry[/b], 50%")
+    assert parameters.shown("negative_prompt") == "[b]blurry[/b], 50%"
+    assert parameters.shown("cfg") == "3"
+    parameters.write("negative_prompt", "")
+    assert parameters.shown("negative_prompt") == parameters.shown("cfg") == "off"
+    parameters.take(Request("p", negative_prompt="", cfg=2.0, guidance_schedule="interval:low=0.3"), seed=False)
+    assert parameters.shown("negative_prompt") == "empty"
+    assert parameters.chosen == {"negative_prompt": "", "cfg": 2.0, "guidance_schedule": "interval:low=0.3"}
+    again = Parameters()
+    again.restore(parameters.to_dict())
+    again.announce(GUIDED)
+    assert again.chosen == parameters.chosen
+    assert Parameters(DEV).take(Request("p", negative_prompt="x", guidance_schedule="constant"), seed=False) == [
+        "negative_prompt"
+    ]
+
+
+def test_a_schedule_is_chosen_by_its_name_or_written_with_options() -> None:
+    parameters = Parameters(GUIDED)
+    assert parameters.weights() is None
+    parameters.write("guidance_schedule", "tv")
+    assert parameters.chosen == {"guidance_schedule": "tv"}
+    parameters.write("guidance_schedule", "tv-")
+    assert parameters.value("guidance_schedule") == "tv-anchored"
+    parameters.write("guidance_schedule", "Interval:low=0.2,high=0.6")
+    assert parameters.value("guidance_schedule") == "interval:low=0.2,high=0.6"
+    parameters.step("guidance_schedule", 1)
+    assert parameters.value("guidance_schedule") in SCHEDULES
+    for text, said in (("zigzag", "must be constant, interval"), ("interval:low=3", "low of the schedule interval")):
+        with pytest.raises(RequestError, match=said):
+            parameters.write("guidance_schedule", text)
+
+
+def test_the_plot_has_the_weights_that_the_engine_will_use() -> None:
+    parameters = Parameters(GUIDED, times=UNIFORM)
+    parameters.write("steps", "4")
+    parameters.write("guidance_schedule", "tv")
+    assert parameters.weights() == pytest.approx(weights("tv", 3.5, [1, 0.75, 0.5, 0.25, 0]))
+    parameters.limits = (1.0, 4.0)
+    assert max(parameters.weights() or [0]) == 4
+    parameters.write("cfg", "5")
+    assert max(parameters.weights() or [0]) == pytest.approx(max(weights("tv", 5, [1, 0.75, 0.5, 0.25, 0])))
+    assert plot([1.0, 4.0, 8.0, 1.0], BARS) == "▁▄█▁ 1 to 8"
+    assert plot([1.0, 4.0, 8.0, 1.0], ASCII_BARS) == "_=#_ 1 to 8"
+    assert len(plot([float(step) for step in range(200)], BARS).split()[0]) == MAX_BARS
+
+
+def test_times_in_plain_numbers_are_the_samplers() -> None:
+    for config in ({"shift": 3.0}, {"use_dynamic_shifting": True}):
+        for steps in (1, 4, 28):
+            sampler = Schedule.from_config(config)
+            assert sampler.numbers(steps, 4096) == pytest.approx(sampler.sigmas(steps, 4096).tolist(), abs=1e-6)

@@ -9,11 +9,28 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.request import MAX_COUNT, MAX_SEED, Option, Request, RequestError
+from engine.guidance import steering
+from engine.request import (
+    DEFAULT_CFG,
+    MAX_COUNT,
+    MAX_GUIDANCE,
+    MAX_SEED,
+    Defaults,
+    Option,
+    Request,
+    RequestError,
+    read_schedule,
+)
+from engine.times import DEFAULT_TIMES, PIXELS_PER_TOKEN, FlowTimes
 
 RATIOS = ((1, 1), (5, 4), (4, 3), (3, 2), (16, 9), (2, 1), (4, 5), (3, 4), (2, 3), (9, 16), (1, 2))
 # Fields of a request that a model may offer.
-CHOICES = ("steps", "width", "height", "guidance", "precision", "salience", "distill")
+CHOICES = (
+    *("steps", "width", "height", "guidance", "cfg", "negative_prompt", "guidance_schedule", "cfg_zero", "apg"),
+    *("precision", "salience", "distill"),
+)
+LABELS = {"negative_prompt": "negative", "guidance_schedule": "schedule", "cfg_zero": "cfg zero*"}
+OFF = (None, False, "off", "constant")  # what a model does that does not have an option
 SIZE = re.compile(r"\s*([0-9]{1,6})\s*[xX\u00d7* ]\s*([0-9]{1,6})\s*")
 
 
@@ -25,6 +42,8 @@ class Parameters:
     chosen: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
     count: int = 1
+    times: FlowTimes = DEFAULT_TIMES  # of the model's steps
+    limits: tuple[float, float] = (1.0, MAX_GUIDANCE)  # of its distilled guidance
 
     def names(self) -> list[str]:
         """The rows of the panel, in order; width and height are one, called size."""
@@ -49,7 +68,26 @@ class Parameters:
             return f"{value[0]}x{value[1]}"
         if name == "seed":
             return "random" if value is None else str(value)
+        if value == "":
+            return "empty"
+        if name == "cfg" and value is None and self.chosen.get("negative_prompt") is not None:
+            value = DEFAULT_CFG
         return f"{value:g}" if isinstance(value, float) else _choice(value)
+
+    def weights(self) -> list[float] | None:
+        """The guidance of every step, where a schedule varies it."""
+        offered = {option.name: self.value(option.name) for option in self.options}
+        if offered.get("guidance_schedule") in OFF or offered.get("steps") is None:
+            return None
+        known = {name: offered[name] for name in CHOICES if name in offered and name not in ("precision", "salience")}
+        try:
+            request = Request("a plot", seed=0, **known).resolved(Defaults(1, 64, 64, None, "fp32"))
+            tokens = (request.width or 0) * (request.height or 0) // PIXELS_PER_TOKEN
+            found = steering(request, self.times.numbers(request.steps or 1, tokens), self.limits)
+        except (RequestError, ValueError):
+            return None
+        weights = found.cfg if found.cfg is not None else found.distilled
+        return list(weights) if weights is not None else None
 
     def is_default(self, name: str) -> bool:
         """Whether the model, not the person, decided."""
@@ -67,6 +105,10 @@ class Parameters:
         if option.choices:
             *others, last = map(_choice, option.choices)
             return " or ".join(filter(None, (", ".join(others), last)))
+        if option.is_text:
+            return "Enter, then any text; nothing: off"
+        if option.default is None:
+            return f"off, or {option.low:g} to {option.high:g}"
         step = f", multiples of {option.multiple:g}" if name == "size" else ""
         return f"{option.low:g} to {option.high:g}{step}"
 
@@ -87,6 +129,13 @@ class Parameters:
             if option.choices:
                 place = option.choices.index(now) if now in option.choices else 0
                 self._choose(name, option.choices[(place + direction) % len(option.choices)])
+            elif option.is_text:
+                pass
+            elif now is None:
+                if direction > 0:
+                    self._choose(name, option.first)
+            elif option.default is None and direction < 0 and now <= (option.low or 0):
+                self.reset(name)
             else:
                 by = option.multiple or 1
                 number = (math.floor if direction > 0 else math.ceil)(now / by) * by + direction * by
@@ -114,11 +163,19 @@ class Parameters:
             setattr(self, name, number)
         else:
             option = self._option(name)
-            if option.choices:
+            if option.is_text:
+                value: Any = text
+            elif option.default is None and text.lower() == "off":
+                self.reset(name)
+                return
+            elif name == "guidance_schedule" and ":" in text:
+                value = text.lower()
+            elif option.choices:
                 matching = [choice for choice in option.choices if _choice(choice).startswith(text.lower())]
-                if len(matching) != 1:
+                exact = [choice for choice in matching if _choice(choice) == text.lower()]
+                if len(exact or matching) != 1:
                     raise RequestError(name, f"{name} must be {self.allowed(name)}, got {text[:40]!r}.")
-                value: Any = matching[0]
+                value = (exact or matching)[0]
             else:
                 value = _number(text, self.allowed(name), name, whole=isinstance(option.default, int))
             self._check(**{name: value})
@@ -152,7 +209,7 @@ class Parameters:
             else:
                 self._choose(option.name, value)
         # Off is what a model does that does not have it.
-        extra = [name for name in CHOICES if values.get(name) is not None and values[name] is not False]
+        extra = [name for name in CHOICES if values.get(name) not in OFF]
         if seed:
             self.seed = request.seed
         return left_out + extra
@@ -160,7 +217,7 @@ class Parameters:
     def sizes(self) -> list[tuple[int, int]]:
         """Sizes of the usual proportions with about as many pixels as the model prefers; the present one as well."""
         width, height = self._option("width"), self._option("height")
-        area = float(width.default) * float(height.default)
+        area = float(width.default or 0) * float(height.default or 0)
         found: dict[tuple[int, int], None] = {}
         for across, down in RATIOS:
             pair = (
@@ -218,8 +275,11 @@ class Parameters:
         Request("check", **values)
         for name, value in values.items():
             option = self._option(name)
-            if option.choices:
-                wrong = value not in option.choices
+            if option.is_text:
+                wrong = False
+            elif option.choices:
+                kind = read_schedule(value)[0] if name == "guidance_schedule" else value
+                wrong = kind not in option.choices
             else:
                 wrong = (option.low is not None and value < option.low) or (
                     option.high is not None and value > option.high
@@ -236,7 +296,7 @@ def _rounded(value: float, option: Option) -> int:
 
 def _choice(value: object) -> str:
     """One of an option's choices, for people."""
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+    return {True: "on", False: "off", None: "off"}[value] if isinstance(value, bool | None) else str(value)
 
 
 def _as(option: Option, value: float) -> int | float:

@@ -253,11 +253,12 @@ class Session:
     def receive(self, message: Message) -> str:
         """Take a message over; returns a sentence for the person, or "" where the screen says enough."""
         match message:
-            case ModelOpened(model=model, options=options):
+            case ModelOpened(model=model, options=options) as opened:
                 self.engine_state, self.opened = "loading", model
                 if self.opening == self.model:
                     self.opening = self.model = model  # by its full name
                     self.parameters.announce(options)
+                    self.parameters.times, self.parameters.limits = opened.times, opened.guidance_limits
                     if not self.simulate:  # which needs no files of the model
                         self.history.save("model", model)
                 if self.running is None:

@@ -194,17 +194,17 @@ class ParametersWindow(ModalScreen[None]):
 
     BINDINGS = [Binding("escape,q", "close", "Close", show=False)]
 
-    def __init__(self, parameters: Parameters, close_keys: Sequence[str]) -> None:
+    def __init__(self, parameters: Parameters, close_keys: Sequence[str], *, ascii_only: bool = False) -> None:
         """The keys that opened it close it as well."""
         super().__init__()
-        self._parameters, self._close_keys = parameters, close_keys
+        self._parameters, self._close_keys, self._ascii_only = parameters, close_keys, ascii_only
 
     def compose(self) -> ComposeResult:
         """The panel in a window."""
         with Vertical(classes="window small") as window:
             window.border_title = Content("parameters")
             window.border_subtitle = Content("Esc closes")
-            yield ParametersPanel(self._parameters)
+            yield ParametersPanel(self._parameters, ascii_only=self._ascii_only)
 
     def on_key(self, event: events.Key) -> None:
         """The keys that opened it."""

@@ -24,6 +24,7 @@ from engine.plan_text import plan_summary
 from engine.request import MAX_PROMPT_CHARACTERS, RequestError
 from tui.bindings import LIST_BAR, PROMPT_BAR, bindings_of
 from tui.jobs import Job
+from tui.parameters import LABELS
 from tui.profile import PreviewSize
 from tui.screens.dialogs import AskText, Confirm, ParametersWindow, SearchPrompts
 from tui.screens.pictures import PicturesScreen
@@ -39,6 +40,9 @@ from tui.widgets.timeline import Timeline
 
 PREVIEWS: tuple[PreviewSize, ...] = ("off", "low", "high")
 DRAFT_SECONDS = 0.5  # of quiet before the draft is written
+
+# Parameters that the header names only where the person chose them.
+UNUSUAL = ("cfg", "negative_prompt", "guidance_schedule", "cfg_zero", "apg", "salience", "distill")
 
 
 class MainScreen(PicturesScreen):
@@ -61,7 +65,7 @@ class MainScreen(PicturesScreen):
         with Horizontal(id="body"):
             yield JobList(ascii_only=profile.ascii, is_favourite=self._is_favourite, id="jobs")
             yield PictureView(rendering=t2i.rendering, id="picture")
-            yield ParametersPanel(t2i.session.parameters, id="parameters")
+            yield ParametersPanel(t2i.session.parameters, ascii_only=profile.ascii, id="parameters")
         yield KeyBar(id="keys")
 
     def on_mount(self) -> None:
@@ -182,8 +186,8 @@ class MainScreen(PicturesScreen):
         names = parameters.names()
         for name in sorted(names, key=lambda name: first.index(name) if name in first else len(first)):
             text = parameters.shown(name)
-            if parameters.value(name) is False:
-                continue  # nothing out of the ordinary
+            if name in UNUSUAL and parameters.is_default(name):
+                continue
             if name == "size":
                 left.append(text)
             elif name == "seed":
@@ -191,7 +195,7 @@ class MainScreen(PicturesScreen):
             elif name == "count":
                 left.append(f"x{text}")
             else:
-                left.append(f"{name} {text}")
+                left.append(f"{LABELS.get(name, name)} {text}")
         right = []
         if session.queue:
             seconds = session.waiting_seconds()
@@ -526,7 +530,11 @@ class MainScreen(PicturesScreen):
             (self.prompt if panel.has_focus else panel).focus()
         else:
             self.app.push_screen(
-                ParametersWindow(self.t2i.session.parameters, self.t2i.keys.pressed("view.parameters"))
+                ParametersWindow(
+                    self.t2i.session.parameters,
+                    self.t2i.keys.pressed("view.parameters"),
+                    ascii_only=self.t2i.profile.ascii,
+                )
             )
 
     def parameters_changed(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.segment import Segment
@@ -14,10 +15,12 @@ from textual.widget import Widget
 
 from engine.request import RequestError
 from tui.bindings import types
-from tui.parameters import Parameters
+from tui.parameters import LABELS, Parameters
 from tui.text import shortened
 
-MAX_TYPED = 24
+MAX_TYPED, MAX_TYPED_TEXT = 24, 1000
+BARS, ASCII_BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588", "_.-=+*%#"
+MAX_BARS = 28  # steps that a plot has room for; of more, some
 
 
 class ParametersPanel(Widget, can_focus=True):
@@ -38,9 +41,10 @@ class ParametersPanel(Widget, can_focus=True):
     class Changed(Message):
         """The person changed a value."""
 
-    def __init__(self, parameters: Parameters, *, id: str | None = None) -> None:
+    def __init__(self, parameters: Parameters, *, ascii_only: bool = False, id: str | None = None) -> None:
         super().__init__(id=id)
         self.parameters = parameters
+        self._bars = ASCII_BARS if ascii_only else BARS
         self._row = 0
         self._typed: str | None = None  # while a value is typed
         self._problem = ""
@@ -82,7 +86,8 @@ class ParametersPanel(Widget, can_focus=True):
         elif event.key == "enter" and self._typed is None:
             self._typed = ""
         elif event.character and types(event) and self._may_type(event):
-            self._typed = ((self._typed or "") + event.character)[:MAX_TYPED]
+            most = MAX_TYPED_TEXT if name in ("negative_prompt", "guidance_schedule") else MAX_TYPED
+            self._typed = ((self._typed or "") + event.character)[:most]
         else:
             handled = False
         if handled:
@@ -139,16 +144,20 @@ class ParametersPanel(Widget, can_focus=True):
                 style = base + self._style("changed")
             value = self.parameters.shown(name)
             if chosen and self._typed is not None:
-                value = self._typed + "_"
-            text = shortened(f" {name:<10} {value}", width)
+                value = (self._typed + "_")[-max(1, width - 13) :]
+            elif name == "guidance_schedule" and (weights := self.parameters.weights()) is not None:
+                value = f"{value} {plot(weights, self._bars)}"
+            text = shortened(f" {LABELS.get(name, name):<10} {value}", width)
             return Strip([Segment(text, style)]).adjust_cell_length(width, style)
         if self._problem and y < len(names) + 2:
             lines = textwrap.wrap(self._problem, max(1, width - 2), max_lines=2, placeholder="...")
             return self._line("".join(lines[y - len(names) :][:1]), base + self._style("error"))
-        if y == len(names):
-            return self._line(f"{names[row]}: {self.parameters.allowed(names[row])}", base + self._style("muted"))
-        if y == len(names) + 1 and self.has_focus:
-            return self._line("arrows change, digits or Enter type", base + self._style("muted"))
+        if y < len(names) + 2:
+            allowed = f"{LABELS.get(names[row], names[row])}: {self.parameters.allowed(names[row])}"
+            lines = textwrap.wrap(allowed, max(1, width - 2), max_lines=2, placeholder="...")
+            if len(lines) == 1 and self.has_focus:
+                lines.append("arrows change, digits or Enter type")
+            return self._line("".join(lines[y - len(names) :][:1]), base + self._style("muted"))
         return Strip.blank(width, base)
 
     def _line(self, text: str, style: Style) -> Strip:
@@ -157,3 +166,13 @@ class ParametersPanel(Widget, can_focus=True):
 
     def _style(self, kind: str) -> Style:
         return self.get_component_rich_style(f"parameters--{kind}", partial=True)
+
+
+def plot(weights: Sequence[float], bars: str) -> str:
+    """Weights over steps, a bar each, and their range."""
+    some = [weights[index * len(weights) // MAX_BARS] for index in range(MAX_BARS)]
+    shown = weights if len(weights) <= MAX_BARS else some
+    low, high = min(weights), max(weights)
+    span = max(high - min(low, 1.0), 1e-9)
+    heights = (round((weight - min(low, 1.0)) / span * (len(bars) - 1)) for weight in shown)
+    return f"{''.join(bars[height] for height in heights)} {low:.3g} to {high:.3g}"
