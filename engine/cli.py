@@ -396,6 +396,7 @@ def _to_repeat(record: Record | None, request: Request, tile: tuple[int | None, 
         threads=recorded("threads", int, lambda count: 1 <= count <= MAX_THREADS),  # they decide the sums' last bits
         tile=chosen,
         kernel=recorded("kernel", str, lambda name: name in KERNELS),
+        batch=recorded("batch", int, lambda count: count in (1, 2)),
         salience=recorded("salience", str, lambda digest: bool(re.fullmatch("[0-9a-f]{16}", digest))),
         # Of a picture made on the CPU that says nothing of a card.
         decoder=recorded("decoder_device", str, lambda name: name == "cpu" and record.device.startswith("cuda")),

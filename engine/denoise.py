@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine import flow
 from engine.cancel import cancellable
-from engine.modulation import TableReader, Tables
+from engine.modulation import TableReader, Tables, enter
 from engine.quantization.blocks import NotFiniteError, Watch
 from engine.true_cfg import TrueGuidance
 
@@ -52,45 +52,50 @@ def denoise(
     dtype: torch.dtype,
     negative: Prompt | None = None,
     guidance: TrueGuidance | None = None,
+    *,
+    batched: bool = False,
 ) -> Generator[Step, None, None]:
     """Integrate the flow from noise `latents` [1, L, C] along `sigmas` [N + 1]; yields after each of the N steps.
 
     Timestep, distilled guidance and pooled prompt are in the prompt's tables, which `reader` hands to the blocks. With
-    a `negative` prompt, true `guidance` says how both velocities become one; its passes come second. `check` is called
-    before every transformer block; an exception that it raises ends the loop. Raises `NotFiniteError` where a step
-    gives numbers that are not finite, with the name of the first layers that were given such numbers, if they are in
-    int8.
+    a `negative` prompt, true `guidance` says how both velocities become one; its passes come second, or in one batch
+    with the others (`batched`). `check` is called before every transformer block; an exception that it raises ends the
+    loop. Raises `NotFiniteError` where a step gives numbers that are not finite, with the name of the first layers that
+    were given such numbers, if they are in int8.
     """
     latents = latents.to(device, torch.float32)
-    sequence = prompt.sequence.to(device, dtype)
-    negative_sequence = negative.sequence.to(device, dtype) if negative is not None else None
+    prompts = [prompt] if negative is None else [prompt, negative]
+    sequences = torch.cat([each.sequence.to(device, dtype) for each in prompts])
     image_ids = flow.image_position_ids(width, height).to(device, dtype)
-    text_ids = torch.zeros(sequence.shape[1], 3, device=device, dtype=dtype)
+    text_ids = torch.zeros(sequences.shape[1], 3, device=device, dtype=dtype)
     not_used = torch.zeros(1, device=device, dtype=dtype)
 
-    def predicted(latents: Tensor, sequence: Tensor) -> Tensor:
-        velocity: Tensor = transformer(
-            hidden_states=latents.to(dtype),
-            encoder_hidden_states=sequence,
+    def predicted(latents: Tensor, step: int, first: int, last: int) -> Tensor:
+        """The velocities with some of the prompts, as one batch."""
+        enter(reader, [each.tables for each in prompts[first:last]], step, device)
+        velocities: Tensor = transformer(
+            hidden_states=latents.to(dtype).expand(last - first, -1, -1),
+            encoder_hidden_states=sequences[first:last],
             timestep=not_used,
             img_ids=image_ids,
             txt_ids=text_ids,
             return_dict=False,
         )[0]
-        return velocity
+        return velocities
 
     with cancellable(transformer, check), _watched(transformer) as watch:
         for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
             check()
             start = time.perf_counter()
-            prompt.tables.enter(reader, index, device)
-            velocity = predicted(latents, sequence)
-            if negative is not None and guidance is not None and guidance.wants_negative(index):
-                assert negative_sequence is not None
-                negative.tables.enter(reader, index, device)
-                other = predicted(latents, negative_sequence)
-                velocity = guidance.velocity(index, latents, sigma, velocity, other)
-                del other
+            if guidance is None or not guidance.wants_negative(index):
+                velocity = predicted(latents, index, 0, 1)
+            else:
+                if batched:
+                    both = predicted(latents, index, 0, 2).split(1)
+                else:
+                    both = predicted(latents, index, 0, 1), predicted(latents, index, 1, 2)
+                velocity = guidance.velocity(index, latents, sigma, *both)
+                del both
             clean = flow.predicted_clean(latents, velocity, sigma)
             latents = flow.euler_step(latents, velocity, sigma, sigma_next)
             if device.type == "cuda":

@@ -115,6 +115,7 @@ class Job:
             threads=torch.get_num_threads(),
             kernel=self.runtime.choose_kernel(self.precision),
             salience=self._salience_digest,
+            batch=self.layout.batch,
         )
 
     @property
@@ -212,7 +213,8 @@ class Job:
         sigmas = runtime.sigmas(request)
         if steering.notice:
             yield Noticed(**self.stamp(), message=steering.notice)
-        with self._lend("transformer", passes=request.steps + steering.negative_passes) as loan:
+        passes = request.steps + (steering.negative_passes if self.layout.batch == 1 else 0)
+        with self._lend("transformer", passes=passes) as loan:
             tables = yield from self._modulate(loan, conditionings, sigmas)
             prompt, *negative = [
                 Prompt(table, each.sequence) for table, each in zip(tables, conditionings, strict=True)
@@ -234,6 +236,7 @@ class Job:
                 loan.dtype,
                 negative[0] if negative else None,
                 TrueGuidance(steering.cfg, request.cfg_method) if negative and steering.cfg else None,
+                batched=self.layout.batch > 1,
             )
             with closing(steps), self._observing(loan.module):  # hooks and tensors go before the component does
                 for step in steps:
@@ -361,7 +364,7 @@ class Job:
             seconds_by_phase=dict(self.seconds),
             device=runtime.target.device,
             reproduce={
-                "batch": 1,
+                "batch": self.layout.batch,
                 "threads": torch.get_num_threads(),
                 "kernel": runtime.choose_kernel(self.precision),
                 "encoder_device": "cpu" if self.layout.reads_on_host else runtime.target.device,

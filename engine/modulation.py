@@ -20,7 +20,7 @@ HEAD = "norm_out."  # whose modulation is applied by diffusers, in the dtype tha
 
 
 class Lookup(nn.Module):
-    """In the place of an adaLN linear: its output [1, width] for the current step."""
+    """In the place of an adaLN linear: its output [B, width] for the current step."""
 
     def __init__(self, tables: TableReader, start: int, width: int, dtype: torch.dtype | None = None) -> None:
         """`dtype`: of the output, where it is not the tables'."""
@@ -34,7 +34,9 @@ class Lookup(nn.Module):
 
 
 class TableReader(nn.Module):
-    """In the place of the timestep, guidance and text embedder; holds the row of the current step, [1, total]."""
+    """In the place of the timestep, guidance and text embedder; holds the rows of the current step, [B, total]."""
+
+    row: Tensor
 
     def __init__(self, linears: dict[str, nn.Linear], embedder: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -45,10 +47,11 @@ class TableReader(nn.Module):
         starts = [sum(widths[:index]) for index in range(len(widths))]
         self.places = {name: (start, width) for name, start, width in zip(linears, starts, widths, strict=True)}
         self.total = sum(widths)
-        self.row: Tensor
+        self.leave()
 
     def leave(self) -> None:
         """Hold nothing on the device any more."""
+        self.memory: Tensor | None = None
         self.__dict__.pop("row", None)
 
     def forward(self, *_: object) -> Tensor:
@@ -81,11 +84,15 @@ class Tables:
 
     rows: Tensor
 
-    def enter(self, reader: TableReader, step: int, device: torch.device) -> None:
-        """Make `step` (from 0) the current one."""
-        if "row" not in reader.__dict__:
-            reader.row = torch.empty(1, self.rows.shape[1], device=device, dtype=self.rows.dtype)
-        reader.row.copy_(self.rows[step : step + 1], non_blocking=True)
+
+def enter(reader: TableReader, tables: Sequence[Tables], step: int, device: torch.device) -> None:
+    """Make `step` (from 0) the current one, for a batch of as many prompts as there are tables."""
+    if reader.memory is None or len(reader.memory) < len(tables):
+        rows = tables[0].rows
+        reader.memory = torch.empty(len(tables), rows.shape[1], device=device, dtype=rows.dtype)
+    reader.row = reader.memory[: len(tables)]
+    for row, table in zip(reader.row, tables, strict=True):
+        row.copy_(table.rows[step], non_blocking=True)
 
 
 @torch.no_grad()

@@ -41,6 +41,7 @@ class Repeat:
     tile: int | None = None  # pixels a side that are decoded at a time; 0: whole
     kernel: str | None = None  # of the 8-bit layers
     salience: str | None = None  # digest of the balancing factors
+    batch: int | None = None  # prompts that the transformer is given at a time
     decoder: str | None = None  # "cpu" where a card had no room for it
 
 
@@ -157,7 +158,9 @@ class Runtime:
     def plan(self, request: Request) -> Layout:
         """The layout of a complete request. Raises `RequestError` where the budget cannot work."""
         negative = self.steering(request).negative_passes
-        layout = self.planner.plan(request, self.repeat.tile, self.choose_kernel(request.form), negative)
+        layout = self.planner.plan(
+            request, self.repeat.tile, self.choose_kernel(request.form), negative, self.repeat.batch
+        )
         if request.precision != "int8" or not self.kernel_note:
             return layout
         return replace(layout, plan=replace(layout.plan, notes=(*layout.plan.notes, self.kernel_note)))

@@ -76,7 +76,7 @@ class SimulatedJob(Job):
         assert request.width and request.height and request.steps
         width, height, steps = request.width, request.height, request.steps
         sigmas, steering = runtime.sigmas(request), self.steering
-        guided = steering.negative_passes > 0
+        prompts, batch = (2 if steering.negative_passes else 1), self.layout.batch
         run = min(steps, STEPS)  # the others would leave nothing more behind
 
         def modulate(loan: Loan) -> None:
@@ -87,21 +87,20 @@ class SimulatedJob(Job):
             pooled = torch.empty(1, model.configs["transformer"]["pooled_projection_dim"])
             some = sigmas[: run + 1]
             told = steering.distilled[:run] if steering.distilled is not None else None
-            both = [pooled] * (2 if guided else 1)
+            both = [pooled] * prompts
             modulation.compute(reader, loan.visit, both, some, told, loan.device, loan.dtype, self._check)
 
         yield from self._run(
             "denoise",
             "transformer",
-            lambda loan: run_loop(loan, model, width, height, run, guided=guided),
+            lambda loan: run_loop(loan, model, width, height, run, prompts=prompts, batch=batch),
             before=modulate,
-            passes=2 * run if guided else run,
+            passes=prompts // batch * run,
         )
         phase = self.layout.plan.phases[1]
         self.seconds["load"] = runtime.target.profile.move_seconds(phase.loaded_bytes)
-        compute = runtime.planner.step_seconds(request)
-        each = max(compute, runtime.target.profile.move_seconds(phase.streamed_bytes_per_step, pinned=True))
-        passes = [1 if weight == 1 else 2 for weight in steering.cfg or [1] * steps]
+        needed = [1 if weight == 1 else 2 for weight in steering.cfg or [1] * steps]
+        seconds = [runtime.planner.seconds_of_step(request, self.layout, count) for count in needed]
         yield PhaseStarted(**self.stamp(), phase="denoise")
         for number in range(1, steps + 1):
             yield StepFinished(
@@ -109,12 +108,12 @@ class SimulatedJob(Job):
                 step=number,
                 steps=steps,
                 sigma=float(sigmas[number - 1]),
-                seconds=each * passes[number - 1],
+                seconds=seconds[number - 1],
                 preview=None,
                 estimated=True,
             )
             self.engine._cancel.check_between_steps()
-        yield self._finished("denoise", each * sum(passes))
+        yield self._finished("denoise", sum(seconds))
 
     def _simulate_decode(self) -> Generator[Event, None, None]:
         from engine.memory.measure import run_decoder

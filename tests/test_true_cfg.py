@@ -18,6 +18,7 @@ from engine.guidance import Steering, mean, steering, weights
 from engine.images.metadata import parameters_text, read_record
 from engine.images.save import plan_output
 from engine.memory.planner import CPU_PROCESS_BYTES
+from engine.runtime import Repeat
 from engine.true_cfg import TrueGuidance
 from tests.painting import largest_difference, painted, painted_by_diffusers
 from tests.test_int8 import normal
@@ -122,7 +123,14 @@ class TestSteering:
     SIGMAS = (1.0, 0.75, 0.5, 0.25, 0.0)
 
     def steer(self, **values: Any) -> Steering:
-        complete: dict[str, Any] = {"guidance": 3.0, "steps": 4, "seed": 0, "width": 64, "height": 64, "precision": "fp32"}
+        complete: dict[str, Any] = {
+            "guidance": 3.0,
+            "steps": 4,
+            "seed": 0,
+            "width": 64,
+            "height": 64,
+            "precision": "fp32",
+        }
         return steering(Request(PROMPT, **complete | values), self.SIGMAS, LIMITS)
 
     def test_the_schedule_is_of_true_guidance_where_that_is_on(self):
@@ -173,6 +181,46 @@ class TestPictures:
         saved = events[-1]
         assert isinstance(saved, ImageSaved)
         assert np.array_equal(pixels(events), pixels(whole))
+
+    def test_both_prompts_as_one_batch_give_the_same_picture(self, tmp_path):
+        request = replace(SMALL, negative_prompt=NEGATIVE, guidance_schedule="tv-anchored")
+        with Engine.open("demo", device="cpu") as engine:
+            apart = pixels(events_of(engine, request, tmp_path)).astype(int)
+            assert engine.runtime().plan(engine.resolve(request)).batch == 1  # nothing is waited for on a CPU
+        with Engine.open("demo", device="cpu", repeat=Repeat(batch=2)) as engine:
+            assert passes_of(engine, request, tmp_path) == 3
+            events = events_of(engine, request, tmp_path)
+        together = pixels(events).astype(int)
+        assert abs(together - apart).max() <= 2
+        saved = events[-1]
+        assert isinstance(saved, ImageSaved)
+        assert read_record(saved.path).reproduce["batch"] == 2
+        again = tmp_path / "again.png"
+        assert main(["generate", "--from", str(saved.path), "-q", "-o", str(again)]) == 0
+        assert read_record(again).reproduce["batch"] == 2
+        assert np.array_equal(np.asarray(Image.open(again)), pixels(events))
+
+    def test_int8_takes_a_batch_too(self, tmp_path):
+        request = replace(SMALL, negative_prompt=NEGATIVE, precision="int8")
+        pictures = []
+        for batch in (1, 2):
+            with Engine.open("demo", device="cpu", repeat=Repeat(batch=batch, kernel="float32")) as engine:
+                pictures.append(pixels(events_of(engine, request, tmp_path)).astype(float))
+        assert ((pictures[0] - pictures[1]) ** 2).mean() < 255**2 / 10**3.5
+
+    def test_where_weights_are_waited_for_they_cross_once_for_both(self):
+        """A fast card with a small budget computes faster than the bus brings weights, unless there is much to do."""
+        request = Request(PROMPT, steps=4, width=256, height=256, precision="bf16", negative_prompt="")
+        large = replace(request, width=1024, height=1024, precision="fp8")
+        with Engine.open("flux.1-dev", simulate=True, card="rtx-4090", vram="8GiB") as engine:
+            batches = [engine.runtime().plan(engine.resolve(each)).batch for each in (request, large)]
+            assert batches == [2, 1]
+            together = engine.plan(request)
+        with Engine.open("flux.1-dev", simulate=True, card="rtx-4090", vram="8GiB", repeat=Repeat(batch=1)) as engine:
+            apart = engine.plan(request)
+        assert together.phases[1].activation_bytes > apart.phases[1].activation_bytes
+        assert together.same_prompt.moved_bytes < 0.6 * apart.same_prompt.moved_bytes
+        assert together.same_prompt.seconds < apart.same_prompt.seconds
 
     def test_the_file_says_it_all_and_repeats_itself(self, tmp_path):
         request = replace(

@@ -54,15 +54,15 @@ class Activations:
         return self._get(name, precision, [limit], lambda loan: run_encoder(loan, limit), kernel)
 
     def denoise(
-        self, precision: str, width: int, height: int, kernel: str | None = None, *, guided: bool = False
+        self, precision: str, width: int, height: int, kernel: str | None = None, *, prompts: int = 1, batch: int = 1
     ) -> int:
-        """Of the step loop; `guided`: with a pass for a negative prompt."""
-        sizes = [self.model.token_limit, width, height, int(guided)]
+        """Of the step loop; with a negative prompt there are two `prompts`, which may be one `batch`."""
+        sizes = [self.model.token_limit, width, height, prompts, batch]
         return self._get(
             "transformer",
             precision,
             sizes,
-            lambda loan: run_loop(loan, self.model, width, height, guided=guided),
+            lambda loan: run_loop(loan, self.model, width, height, prompts=prompts, batch=batch),
             kernel,
         )
 
@@ -136,8 +136,10 @@ def run_encoder(loan: Loan, tokens: int) -> torch.Tensor:
     return encode.sequence_embedding(loan.module, loan.embedded(ids), lambda: None, loan.device)
 
 
-def run_loop(loan: Loan, model: Model, width: int, height: int, steps: int = STEPS, *, guided: bool = False) -> None:
-    """The sampler loop on the meta device; `guided`: with a pass for a negative prompt."""
+def run_loop(
+    loan: Loan, model: Model, width: int, height: int, steps: int = STEPS, *, prompts: int = 1, batch: int = 1
+) -> None:
+    """The sampler loop on the meta device; with a negative prompt there are two `prompts`."""
     reader = loan.component.reader
     assert reader is not None
     channels = int(model.configs["vae"]["latent_channels"])
@@ -157,8 +159,9 @@ def run_loop(loan: Loan, model: Model, width: int, height: int, steps: int = STE
         lambda: None,
         loan.device,
         loan.dtype,
-        prompt if guided else None,
-        TrueGuidance([2.0] * steps, "apg") if guided else None,
+        prompt if prompts > 1 else None,
+        TrueGuidance([2.0] * steps, "apg") if prompts > 1 else None,
+        batched=batch > 1,
     ):
         pass
 

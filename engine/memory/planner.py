@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,6 +29,7 @@ CARD_WORKSPACE_BYTES = 64 * MIB  # cuBLAS's and other libraries' own
 CARD_ROUNDING, CPU_ROUNDING = 0.10, 0.03  # of the activations: an allocator's pieces, scratch of matrix products
 # Of the decoder's activations: scratch inside one operation. Processors without bf16 arithmetic unfold it.
 CARD_CONVOLUTION, CPU_CONVOLUTION, CPU_BF16_CONVOLUTION = 0.50, 1.50, 4.00
+NOTICEABLE = 0.05  # of a loop's time, that is worth more memory
 CPU_ROUNDING_BYTES = MIB // 4
 CARD_PROCESS_BYTES, CPU_PROCESS_BYTES = 900 * MIB, 450 * MIB  # Python, torch and the libraries, in RAM
 
@@ -40,6 +42,8 @@ class Layout:
     placements: dict[str, Placement]
     tile: int  # pixels a side; 0: whole
     reads_on_host: bool = False  # the prompt is read on the CPU beside the card
+    batch: int = 1  # prompts that the transformer is given at a time
+    pass_bytes: int = 0  # that cross to the card whenever it runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,24 +91,58 @@ class Planner:
         self._double = components if components.simulated else Components(self.model, META, simulated=True)
         self.activations = Activations(self._double)
         self._kernel: str | None = None
-        self._negative_passes = 0
+        self._negative_passes, self._batch = 0, 1
         self._layouts: dict[tuple[object, ...], Layout] = {}
 
     def plan(
-        self, request: Request, tile: int | None = None, kernel: str | None = None, negative_passes: int = 0
+        self,
+        request: Request,
+        tile: int | None = None,
+        kernel: str | None = None,
+        negative_passes: int = 0,
+        batch: int | None = None,
     ) -> Layout:
         """The layout for a complete request; `tile` in pixels if it is not to be chosen (0: whole).
 
-        `kernel` is how 8-bit layers will multiply; `negative_passes` are steps with a second pass of the transformer.
+        `kernel` is how 8-bit layers will multiply; `negative_passes` are steps with a second pass of the transformer;
+        `batch` is 2 if both are to be one, 1 if not, None as is faster.
 
         Raises `RequestError` for a budget that cannot work, with the smallest that would and what to change.
         """
         size = request.width, request.height, request.steps
-        key = (*size, request.form, request.distill, tile, kernel, negative_passes)
+        key = (*size, request.form, request.distill, tile, kernel, negative_passes, batch)
         if key not in self._layouts:
             self._kernel, self._negative_passes = kernel, negative_passes
-            self._layouts[key] = self._plan(request, tile)
+            self._layouts[key] = self._faster(request, tile, batch)
         return self._layouts[key]
+
+    def _faster(self, request: Request, tile: int | None, batch: int | None) -> Layout:
+        """Both prompts in one pass only where that saves time: weights that are waited for cross once for both."""
+        self._batch = 1
+        apart = self._plan(request, tile)
+        if not self._negative_passes or batch == 1 or (batch is None and not self.target.is_card):
+            return apart
+        self._batch = 2
+        with suppress(RequestError):  # no room for it
+            together = self._plan(request, tile)
+            saved = self._loop_seconds(request, apart) - self._loop_seconds(request, together)
+            if batch == 2 or saved > NOTICEABLE * self._loop_seconds(request, apart):
+                return together
+        self._batch = 1
+        return apart
+
+    def seconds_of_step(self, request: Request, layout: Layout, prompts: int) -> float:
+        """An estimate of a step with one prompt or two, with what of the weights is waited for."""
+        compute = self.step_seconds(request)
+        moving = self.target.profile.move_seconds(layout.pass_bytes, pinned=True)
+        if layout.batch > 1:
+            return max(prompts * compute, moving)
+        return prompts * max(compute, moving)
+
+    def _loop_seconds(self, request: Request, layout: Layout) -> float:
+        assert request.steps
+        guided = self._negative_passes * self.seconds_of_step(request, layout, 2)
+        return guided + (request.steps - self._negative_passes) * self.seconds_of_step(request, layout, 1)
 
     def _plan(self, request: Request, asked: int | None) -> Layout:
         assert request.precision
@@ -121,7 +159,9 @@ class Planner:
             for name, fit in fits.items()
         }
         plan = self._told(request, tile, needs, fits, placements)
-        return Layout(plan, placements, tile, any(need.on_host for need in needs))
+        transformer = next(need for need in needs if need.name == "transformer")
+        crossing = _bytes(_named(transformer.units, placements["transformer"].streamed))
+        return Layout(plan, placements, tile, any(need.on_host for need in needs), self._batch, crossing)
 
     # What each phase needs.
 
@@ -135,7 +175,12 @@ class Planner:
             for name in readers
         ]
         activation = self.activations.denoise(
-            precision, request.width, request.height, self._kernel, guided=self._negative_passes > 0
+            precision,
+            request.width,
+            request.height,
+            self._kernel,
+            prompts=2 if self._negative_passes else 1,
+            batch=self._batch,
         )
         return [*needs, self._need("transformer", "denoise", precision, activation)]
 
@@ -315,7 +360,7 @@ class Planner:
                 PhasePlan(
                     name=phase,
                     resident_bytes=resident,
-                    streamed_bytes_per_step=streamed if phase == "denoise" else 0,
+                    streamed_bytes_per_step=streamed * self._passes_a_step if phase == "denoise" else 0,
                     loaded_bytes=loaded,
                     activation_bytes=top.activation_bytes,
                     allowance_bytes=top.allowance_bytes,
@@ -375,6 +420,11 @@ class Planner:
         resident = [unit for unit in need.units if unit.name not in placement.streamed]
         return _bytes(resident) + _bytes(need.component.of_role("modulation"))
 
+    @property
+    def _passes_a_step(self) -> int:
+        """Of the transformer, in a step that is guided by a negative prompt if any is."""
+        return 2 if self._negative_passes and self._batch == 1 else 1
+
     def _turnaround(
         self, request: Request, needs: Sequence[_Need], placements: dict[str, Placement], *, new_prompt: bool
     ) -> Turnaround:
@@ -394,11 +444,11 @@ class Planner:
             if need.phase == "denoise":
                 crossing = _bytes(_named(need.units, placement.streamed))
                 waited = _bytes(_named(missing, placement.streamed))
-        passes = request.steps + self._negative_passes
+        passes = request.steps + (self._negative_passes if self._batch == 1 else 0)
         disk += (passes - 1) * waited
         profile = self.target.profile
         a_pass = max(profile.move_seconds(crossing, pinned=True), profile.move_seconds(waited, waited))
-        late = max(0.0, a_pass - self.step_seconds(request)) if crossing else 0.0
+        late = max(0.0, a_pass - self._batch * self.step_seconds(request)) if crossing else 0.0
         seconds = profile.move_seconds(once, disk - passes * waited) + passes * late
         return Turnaround(once + passes * crossing, disk, seconds)
 
@@ -414,7 +464,7 @@ class Planner:
         streamed = phases[1].streamed_bytes_per_step
         if streamed and self.target.is_card:
             crossing = self.target.profile.move_seconds(streamed, pinned=True)
-            compute = self.step_seconds(request)
+            compute = self._passes_a_step * self._batch * self.step_seconds(request)
             hidden = "behind" if crossing <= compute else "longer than"
             notes.append(
                 f"a step streams {size(streamed)} in about {duration(crossing)}, {hidden} about {duration(compute)} "
