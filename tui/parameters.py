@@ -152,7 +152,7 @@ class Parameters:
             else:
                 self._choose(option.name, value)
         # Off is what a model does that does not have it.
-        extra = [name for name in CHOICES if values.get(name) is not None and values[name] is not False]
+        extra = [name for name in CHOICES if values.get(name) not in (None, False, "off")]
         if seed:
             self.seed = request.seed
         return left_out + extra
