@@ -133,7 +133,7 @@ class Engine:
             options.append(Option("distill", False, choices=(False, True)))
         return tuple(options)
 
-    @cached_property
+    @property
     def is_calibrated(self) -> bool:
         """Whether there are balancing factors for this model."""
         return self.source.has_weights and calibrations.file_of(self.model_hash).is_file()

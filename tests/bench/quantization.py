@@ -7,8 +7,8 @@
 
 Whole numbers are multiplied by the kernel "float32", whatever the probe would choose: the sums are those of every other
 kernel but "dequantize". In fp8 and int8 T5 is stored in fp8. Latents are the engine's; all are decoded in fp32, because
-a processor without bf16 takes ten times as long to decode in it as for all else. Calibrations and caches are kept in a folder that is gone
-afterwards. `--device cuda` prints another table of speed alone. Quote times from an idle machine.
+a processor without bf16 takes ten times as long to decode in it as for all else. Calibrations and caches are kept in a
+folder that is gone afterwards. `--device cuda` prints another table of speed alone. Quote times from an idle machine.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -478,6 +480,8 @@ def outliers(count: int, seed: int, calibration: Sequence[Task], folder: Path) -
 
 
 def tell_outcomes(title: str, found: Mapping[str, Outcome]) -> None:
+    """One table. Distances to bf16 are what 8 bits cost: those to fp32 hold the rounding of timestep and guidance to
+    bf16 as well, as diffusers' model has it, which is most of bf16's own."""
     references = {"fp32": found["fp32"], "bf16": found["bf16"]}
     print(f"{title:<16}{'velocity to fp32':>18}{'to bf16':>9}{'PSNR to fp32':>15}{'worst':>7}{'to bf16':>9}"
           f"{'worst':>7}")  # fmt: skip
@@ -578,17 +582,16 @@ def speed_on_card(device: torch.device, config: Mapping[str, Any], side: int, te
     choice = choose(str(device), width)
     plain, ours = detached(config, device), detached(config, device)
     in_int8(ours)
-    steps = {"bf16": lambda: step(plain, config, side, text)}
+    steps = {"bf16": partial(step, plain, config, side, text)}
     for kernel in candidates(device):
         steps[f"int8 {kernel}"] = partial(step, ours, config, side, text, kernel)
-    try:
-        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
-    except ImportError:
-        print("torchao is not installed, so it is not compared")
-    else:
+    if find_spec("torchao") is not None:
+        torchao = import_module("torchao.quantization")
         theirs = detached(config, device)
-        quantize_(theirs, Int8DynamicActivationInt8WeightConfig(), filter_fn=lambda layer, name: in_blocks(layer, name))
+        torchao.quantize_(theirs, torchao.Int8DynamicActivationInt8WeightConfig(), filter_fn=in_blocks)
         steps["torchao int8"] = partial(step, theirs, config, side, text)
+    else:
+        print("torchao is not installed, so it is not compared")
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
         for name, work in steps.items():
