@@ -218,6 +218,8 @@ class TestPictures:
             together = engine.plan(request)
         with Engine.open("flux.1-dev", simulate=True, card="rtx-4090", vram="8GiB", repeat=Repeat(batch=1)) as engine:
             apart = engine.plan(request)
+        assert any("4 of 4 steps" in note and "as one batch" in note for note in together.notes)
+        assert any("one after the other" in note for note in apart.notes)
         assert together.phases[1].activation_bytes > apart.phases[1].activation_bytes
         assert together.same_prompt.moved_bytes < 0.6 * apart.same_prompt.moved_bytes
         assert together.same_prompt.seconds < apart.same_prompt.seconds

@@ -461,6 +461,11 @@ class Planner:
     ) -> list[str]:
         notes = [self.target.note] if self.target.note else []
         transformer, placement = by_name["transformer"], placements["transformer"]
+        if self._negative_passes:
+            how = "as one batch" if self._batch > 1 else "one after the other"
+            notes.append(
+                f"{self._negative_passes} of {request.steps} steps run the transformer with both prompts, {how}."
+            )
         streamed = phases[1].streamed_bytes_per_step
         if streamed and self.target.is_card:
             crossing = self.target.profile.move_seconds(streamed, pinned=True)
