@@ -12,7 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.cancel import CancelledError
 from engine.events import Event
+from engine.folders import shown_path
 from engine.job import Job
 from engine.models import calibrations
 from engine.request import Request, RequestError
@@ -72,11 +74,21 @@ def calibrate(engine: Engine, prompts: Sequence[str], request: Request) -> Gener
         raise RequestError(
             "precision", "activations are measured before they are rounded: take --precision bf16, fp32 or fp8."
         )
-    assert request.steps and request.seed is not None
+    assert request.steps and request.seed is not None and prompts
     maxima = Maxima(engine.source.configs["transformer"], request.steps)
     for number, prompt in enumerate(prompts):
         single = replace(request, prompt=prompt, seed=request.seed + number)
         job = CalibrationJob(engine, single, Destination(Path()), number, maxima)
-        yield from job.paint()
+        try:
+            yield from job.paint()
+        except (RequestError, CancelledError):
+            raise
+        except Exception as error:  # in the words that a picture's failure has
+            raise RequestError("salience", job.failed(error).message, machine=True) from error
     calibration = yield from job.find_factors(engine.model_hash, len(prompts))
-    return calibrations.write(calibration)
+    try:
+        return calibrations.write(calibration)
+    except OSError as error:
+        where = shown_path(calibrations.file_of(engine.model_hash).parent)
+        reason = error.strerror or str(error)
+        raise RequestError("salience", f"the calibration cannot be kept in {where}: {reason}.", machine=True) from None

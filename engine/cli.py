@@ -279,6 +279,8 @@ def generate(
         from engine.images.metadata import read_record
 
         record = read_record(Path(from_image))
+        if changes.get("precision", "int8") != "int8":
+            changes.setdefault("salience", "off")  # what was recorded is about int8
         template = replace(record.request, **changes)
         if prompt is not None or prompts_file is not None:
             template = replace(template, template=None)  # the words are others now
@@ -287,6 +289,8 @@ def generate(
             model = _recorded_model(record.model)
         elif guidance is None and model != record.model:
             template = replace(template, guidance=None)  # another model's own choice; some take none
+            if guidance_schedule is None and not template.is_true_cfg:
+                template = replace(template, guidance_schedule=None)  # which was of that guidance
     if prompt == "-" or prompts_file is not None:
         prompts = read_prompts(None if "-" in (prompt, prompts_file) else prompts_file)
         jobs = []
@@ -389,15 +393,19 @@ def _to_repeat(record: Record | None, request: Request, tile: tuple[int | None, 
         value = record.reproduce.get(name)
         return value if type(value) is kind and right(value) else None
 
+    same_form = request.form == record.request.form
+    same_prompts = request.is_true_cfg == record.request.is_true_cfg
     same_size = (request.width, request.height) == (record.request.width, record.request.height)
     if not given and same_size:
         chosen = recorded("tile", int, lambda side: side == 0 or _is_tile(side))
     return Repeat(
         threads=recorded("threads", int, lambda count: 1 <= count <= MAX_THREADS),  # they decide the sums' last bits
         tile=chosen,
-        kernel=recorded("kernel", str, lambda name: name in KERNELS),
-        batch=recorded("batch", int, lambda count: count in (1, 2)),
-        salience=recorded("salience", str, lambda digest: bool(re.fullmatch("[0-9a-f]{16}", digest))),
+        kernel=recorded("kernel", str, lambda name: name in KERNELS) if same_form else None,
+        batch=recorded("batch", int, lambda count: count in (1, 2)) if same_prompts else None,
+        salience=recorded("salience", str, lambda digest: bool(re.fullmatch("[0-9a-f]{16}", digest)))
+        if same_form
+        else None,
         # Of a picture made on the CPU that says nothing of a card.
         decoder=recorded("decoder_device", str, lambda name: name == "cpu" and record.device.startswith("cuda")),
     )

@@ -13,8 +13,6 @@ from itertools import pairwise
 
 from engine.request import Request
 
-INTERVAL = (0.15, 0.78)  # flow times between which TV-CFG's authors guide in their comparison
-
 
 def weights(kind: str, scale: float, sigmas: Sequence[float], **options: float) -> list[float]:
     """One weight for each step of `sigmas`, the N + 1 flow times from 1 (noise) to 0.
@@ -93,7 +91,7 @@ def _constant(scale: float, sigmas: Sequence[float], shares: Sequence[float]) ->
 
 
 def _interval(
-    scale: float, sigmas: Sequence[float], shares: Sequence[float], low: float = INTERVAL[0], high: float = INTERVAL[1]
+    scale: float, sigmas: Sequence[float], shares: Sequence[float], low: float = 0.15, high: float = 0.78
 ) -> list[float]:
     inside = [low < sigma < high for sigma in sigmas[:-1]]
     share = math.fsum(share for share, within in zip(shares, inside, strict=True) if within)

@@ -74,7 +74,8 @@ class Job:
         runtime.components.arrange(self.precision, self.layout.placements)
         runtime.begin_job()
         yield Planned(**self.stamp(), plan=self.layout.plan)
-        if runtime.repeat.salience not in (None, self._salience_digest):
+        recorded = runtime.repeat.salience
+        if recorded is not None and recorded != self._salience_digest:
             yield Noticed(
                 **self.stamp(), message="the model was calibrated anew since this picture was made; it may differ."
             )
@@ -120,7 +121,9 @@ class Job:
 
     @property
     def _salience_digest(self) -> str:
-        """Of the balancing factors that decide this picture's bits."""
+        """Of the balancing factors that decide this picture's bits; empty where nothing is painted."""
+        if self.runtime.components.simulated:
+            return ""
         form = self.runtime.components.form("transformer", self.request.form)
         return form.digest if form is not None else ""
 
@@ -150,6 +153,8 @@ class Job:
         reader, known = self.prompt_reader, runtime.conditionings
         keys = {text: (text, self.precision.partition("+")[0], reader) for text in prompts}
         missing = [text for text in tokens if keys[text] not in known]
+        for text in tokens.keys() - missing:
+            known.move_to_end(keys[text])  # the last to be forgotten
         began = None
         if missing:
             with self._lend("text_encoder", passes=len(missing)) as loan:
@@ -166,12 +171,10 @@ class Job:
                     embedded = loan.embedded(tokens[text].t5)
                     sequence = encode.sequence_embedding(loan.module, embedded, self._check, loan.device)
                     known[keys[text]] = encode.Conditioning(sequence, pooled[text])
-            while len(known) > CACHED_PROMPTS:
+            while len(known) > max(CACHED_PROMPTS, len(keys)):
                 known.popitem(last=False)
         if began is None:
             began = yield from self._begin("encode")
-        for text in prompts:
-            known.move_to_end(keys[text])
         main = tokens[request.prompt]
         hints = [prompt_hint(model, request.prompt)]
         for what, text in zip(("prompt", "negative prompt"), prompts, strict=False):

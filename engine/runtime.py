@@ -187,10 +187,10 @@ class Runtime:
         return probe_kernel(device, torch.bfloat16)
 
     def _int8_kernel(self) -> str:
-        from engine.quantization.int8 import candidates, choose
+        from engine.quantization.int8 import candidates, choose, what_is_wrong
 
         device, asked = self.components.device.device, self.repeat.kernel
-        if asked in candidates(device):
+        if asked in candidates(device) and what_is_wrong(asked, device) is None:
             return asked
         config = self.components.model.configs["transformer"]
         choice = choose(str(device), config["num_attention_heads"] * config["attention_head_dim"])

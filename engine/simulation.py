@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from engine.events import Encoded, Event, Phase, PhaseFinished, PhaseStarted, Simulated, StepFinished
+from engine.events import Encoded, Event, Noticed, Phase, PhaseFinished, PhaseStarted, Simulated, StepFinished
 from engine.job import Job
 from engine.request import Request
 
@@ -76,6 +76,8 @@ class SimulatedJob(Job):
         assert request.width and request.height and request.steps
         width, height, steps = request.width, request.height, request.steps
         sigmas, steering = runtime.sigmas(request), self.steering
+        if steering.notice:
+            yield Noticed(**self.stamp(), message=steering.notice)
         prompts, batch = (2 if steering.negative_passes else 1), self.layout.batch
         run = min(steps, STEPS)  # the others would leave nothing more behind
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+MAX_SHIFT = 20.0  # in the exponent; FLUX.1 has 1.15
 PIXELS_PER_TOKEN = 16 * 16  # of FLUX.1
 
 
@@ -30,7 +31,7 @@ class FlowTimes:
             unsupported.append("time_shift_type")
         if unsupported:
             raise ValueError(f"the scheduler asks for {', '.join(unsupported)}, which FLUX.1 does not use")
-        return cls(
+        times = cls(
             dynamic=bool(config.get("use_dynamic_shifting", False)),
             shift=float(config.get("shift", 1.0)),
             base_shift=float(config.get("base_shift", 0.5)),
@@ -38,6 +39,10 @@ class FlowTimes:
             base_tokens=int(config.get("base_image_seq_len", 256)),
             max_tokens=int(config.get("max_image_seq_len", 4096)),
         )
+        largest = max(abs(times.base_shift), abs(times.max_shift))
+        if not times.shift > 0 or largest > MAX_SHIFT or (times.dynamic and times.base_tokens >= times.max_tokens):
+            raise ValueError("its shifts cannot be used")
+        return times
 
     def factor(self, image_tokens: int) -> float:
         """What even times are shifted by."""

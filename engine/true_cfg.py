@@ -1,8 +1,9 @@
 """True classifier-free guidance: the velocity with the prompt and the one with the negative prompt become one.
 
 Plain: `v_neg + w (v_pos - v_neg)` (Ho and Salimans, arXiv:2207.12598). CFG-Zero* (arXiv:2503.18886) first scales
-v_neg to its best fit, and does not move where a first step is a small part of the way. APG (arXiv:2410.02416) works on
-predicted pictures: what points along the prediction with the prompt, and oversaturates, is left out.
+v_neg to its best fit, and does not move in a first step that is guided and a small part of the way. APG
+(arXiv:2410.02416) works on predicted pictures: what points along the prediction with the prompt, and oversaturates, is
+left out.
 """
 
 from __future__ import annotations

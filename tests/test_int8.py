@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from engine import Engine, Request, RequestError
-from engine.cli import main
+from engine.cli import _to_repeat, main
 from engine.events import Event, Failed, ImageSaved, Noticed, Planned
 from engine.images.metadata import read_record
 from engine.images.save import plan_output
@@ -161,8 +161,10 @@ class TestChoice:
         seconds = {"int_mm": 3.0, "float32": 1.0, "dequantize": 2.0}
         pretend(monkeypatch, seconds, plain=2.0)
         assert probe_kernel(CPU, 64) == Choice("float32", 0.5)
+        seconds["float32"] = 2.1
+        assert probe_kernel(CPU, 64) == Choice("float32", 1.05)  # weights dequantized would have to be much faster
         seconds["float32"] = 9.0
-        assert probe_kernel(CPU, 64) == Choice("dequantize", 1.0 * int8.DOUBT)
+        assert probe_kernel(CPU, 64) == Choice("dequantize", 1.0)
 
     def test_speed_does_not_excuse_wrong_numbers(self, monkeypatch):
         class Wrong(int8.FloatMatmul):
@@ -318,6 +320,27 @@ class TestPictures:
         assert main(["generate", "--from", str(path_of(saved)), "-o", str(again), "-q"]) == 0
         assert read_record(again).reproduce == read_record(path_of(saved)).reproduce
         assert np.array_equal(np.asarray(Image.open(again)), pixels(saved))
+
+    def test_the_kernel_of_another_precision_is_not_taken_over(self, tmp_path):
+        with Engine.open("demo", device="cpu") as engine:
+            saved = events_of(engine, replace(SMALL, precision="fp8"), tmp_path)[-1]
+        record = read_record(path_of(saved))
+        assert record.reproduce["kernel"] == "dequantize"
+        same = _to_repeat(record, record.request, (None, False))
+        other = _to_repeat(record, replace(record.request, precision="int8"), (None, False))
+        guided = _to_repeat(record, replace(record.request, negative_prompt=""), (None, False))
+        assert (same.kernel, other.kernel) == ("dequantize", None)
+        assert (same.batch, guided.batch) == (1, None)
+
+    def test_a_recorded_kernel_that_does_not_run_here_is_replaced(self, monkeypatch, tmp_path):
+        class Missing(int8.IntMatmul):
+            def product(self, rows: Tensor, weight: Tensor) -> Tensor:
+                raise RuntimeError("no such kernel")
+
+        monkeypatch.setitem(KERNELS, "int_mm", Missing())
+        with Engine.open("demo", device="cpu", repeat=Repeat(kernel="int_mm")) as engine:
+            saved = events_of(engine, SMALL, tmp_path)[-1]
+        assert read_record(path_of(saved)).reproduce["kernel"] in ("float32", "dequantize")
 
     def test_the_cache_changes_no_bit(self, own_folders, tmp_path, monkeypatch):
         with Engine.open("demo", device="cpu", repeat=Repeat(kernel="float32")) as engine:

@@ -22,6 +22,10 @@ from engine.folders import cache_dir
 from engine.images.metadata import read_record
 from engine.images.save import plan_output
 from engine.models import calibrations
+from engine.models.catalog import DEMO_FOLDER
+from engine.models.converted import converted_files
+from engine.models.weights import WeightFiles
+from engine.quantization.forms import Form
 from engine.quantization.int8 import KERNELS
 from engine.quantization.salience import (
     MODES,
@@ -243,6 +247,41 @@ class TestCalibrating:
             anew, events = pixels(engine, INT8, tmp_path)
         assert any("no room for INT8" in event.message for event in events if isinstance(event, Noticed))
         assert np.array_equal(cached, anew)
+
+    def test_a_picture_of_it_can_be_repeated_in_another_precision(self, tmp_path):
+        with demo() as engine:
+            calibrated(engine)
+        with demo() as engine:
+            _, events = pixels(engine, INT8, tmp_path)
+        other = tmp_path / "other.png"
+        assert main(["generate", "--from", str(path_of(events)), "--precision", "fp8", "-q", "-o", str(other)]) == 0
+        assert (read_record(other).request.precision, read_record(other).request.salience) == ("fp8", None)
+
+    def test_simulated_it_needs_no_factors(self):
+        with Engine.open("flux.1-schnell", simulate=True) as engine:
+            request = Request("a lighthouse", steps=1, width=64, height=64, precision="int8", salience="csb")
+            assert [event.name for event in engine.generate(request)][-1] == "simulated"
+
+    def test_biases_in_fp8_are_balanced_too(self, tmp_path):
+        """Files that are FP8 throughout, as some on the hub are."""
+        file = tmp_path / "transformer.safetensors"
+        weights = load_file(DEMO_FOLDER / "transformer" / "diffusion_pytorch_model.safetensors")
+        save_file({name: tensor.float().to(torch.float8_e4m3fn) for name, tensor in weights.items()}, file)
+        config = Engine.open("demo").source.configs["transformer"]
+        factors = {each.name: normal(each.width).exp() for each in inputs(config)}
+        form = Form("int8+csb", Folds(config, factors), "0" * 16)
+        notices: list[str] = []
+        for _ in converted_files("transformer", [file], torch.bfloat16, notices, form):
+            pass
+        assert notices == []
+        (cache,) = (cache_dir() / "weights").glob("*-int8.safetensors")
+        files = WeightFiles.open([cache], "transformer")
+        layer = "single_transformer_blocks.0.attn.to_v"
+        bias = torch.empty(factors[f"{layer[:-10]}.proj_out"].shape, dtype=torch.bfloat16)
+        files.read(f"{layer}.bias", bias)
+        files.close()
+        stored = weights[f"{layer}.bias"].float().to(torch.float8_e4m3fn).float()
+        assert torch.equal(bias, (stored / factors[f"{layer[:-10]}.proj_out"]).bfloat16())
 
     def test_int8_itself_is_nothing_to_measure_in(self):
         with demo() as engine, pytest.raises(RequestError, match="before they are rounded"):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import engine.job
 from engine import Engine, Request, RequestError
 from engine.cli import main
 from engine.events import Event, ImageSaved, Noticed, Planned, StepFinished
@@ -240,6 +241,15 @@ class TestPictures:
         again = tmp_path / "again.png"
         assert main(["generate", "--from", str(saved.path), "-q", "-o", str(again)]) == 0
         assert np.array_equal(np.asarray(Image.open(again)), pixels(events))
+
+    def test_a_prompt_that_is_known_is_not_forgotten_for_a_new_negative_one(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(engine.job, "CACHED_PROMPTS", 2)
+        with Engine.open("demo", device="cpu") as opened:
+            for prompt in ("a red circle", "a blue circle"):
+                pixels(events_of(opened, replace(SMALL, prompt=prompt), tmp_path))
+            again = replace(SMALL, prompt="a red circle", negative_prompt="a square")
+            pixels(events_of(opened, again, tmp_path))
+            assert len(opened.runtime().conditionings) == 2
 
     def test_methods_differ(self, tmp_path):
         with Engine.open("demo", device="cpu") as engine:

@@ -19,7 +19,7 @@ from tests.apps import run, running, screen_text
 from tui.app import T2IApp
 from tui.parameters import Parameters
 from tui.screens.dialogs import ParametersWindow
-from tui.widgets.parameters import ASCII_BARS, BARS, MAX_BARS, MAX_TYPED, ParametersPanel, plot
+from tui.widgets.parameters import ASCII_BARS, BARS, MAX_TYPED, ParametersPanel, plot
 
 
 def options(*, side: int = 1024, top: int = 2048, steps: int = 28, guided: bool = True) -> tuple[Option, ...]:
@@ -722,6 +722,14 @@ def test_a_negative_prompt_is_any_text_and_brings_guidance_with_it() -> None:
     ]
 
 
+def test_balancing_is_asked_for_in_int8_alone() -> None:
+    parameters = Parameters((*DEV, Option("salience", "csb+ssc", choices=("off", "csb", "csb+ssc"))))
+    parameters.write("salience", "off")
+    assert parameters.requested() == {}
+    parameters.write("precision", "int8")
+    assert parameters.requested() == {"precision": "int8", "salience": "off"}
+
+
 def test_a_schedule_is_chosen_by_its_name_or_written_with_options() -> None:
     parameters = Parameters(GUIDED)
     assert parameters.weights() is None
@@ -747,9 +755,12 @@ def test_the_plot_has_the_weights_that_the_engine_will_use() -> None:
     assert max(parameters.weights() or [0]) == 4
     parameters.write("cfg", "5")
     assert max(parameters.weights() or [0]) == pytest.approx(max(weights("tv", 5, [1, 0.75, 0.5, 0.25, 0])))
-    assert plot([1.0, 4.0, 8.0, 1.0], BARS) == "▁▄█▁ 1 to 8"
-    assert plot([1.0, 4.0, 8.0, 1.0], ASCII_BARS) == "_=#_ 1 to 8"
-    assert len(plot([float(step) for step in range(200)], BARS).split()[0]) == MAX_BARS
+    assert plot([1.0, 4.0, 8.0, 1.0], BARS, 20) == "▁▄█▁ 1 to 8"
+    assert plot([1.0, 4.0, 8.0, 1.0], ASCII_BARS, 20) == "_=#_ 1 to 8"
+    many = plot([*(float(step) for step in range(1, 100)), 1.0], BARS, 25)
+    assert len(many) == 25
+    assert many[0] == "▁"
+    assert many.split()[0][-1] == "▁"  # the last step is among them
 
 
 def test_times_in_plain_numbers_are_the_samplers() -> None:

@@ -84,10 +84,17 @@ class Parameters:
             request = Request("a plot", seed=0, **known).resolved(Defaults(1, 64, 64, None, "fp32"))
             tokens = (request.width or 0) * (request.height or 0) // PIXELS_PER_TOKEN
             found = steering(request, self.times.numbers(request.steps or 1, tokens), self.limits)
-        except (RequestError, ValueError):
+        except (RequestError, ValueError, ArithmeticError):
             return None
         weights = found.cfg if found.cfg is not None else found.distilled
         return list(weights) if weights is not None else None
+
+    def requested(self) -> dict[str, Any]:
+        """What a request is to say: all that was chosen and has a meaning."""
+        chosen = dict(self.chosen)
+        if any(option.name == "precision" for option in self.options) and self.value("precision") != "int8":
+            chosen.pop("salience", None)
+        return chosen
 
     def is_default(self, name: str) -> bool:
         """Whether the model, not the person, decided."""

@@ -103,7 +103,7 @@ class Session:
         jobs = []
         for prompt in expansion.prompts:
             for number in range(count):  # one job a picture: each can be moved, removed and recovered by itself
-                request = Request(prompt, seed=seed + number, template=template, **self.parameters.chosen)
+                request = Request(prompt, seed=seed + number, template=template, **self.parameters.requested())
                 jobs.append(Job(request, self.model, self.output, simulated=self.simulate))
         if new_seed and self.parameters.seed is not None:
             self.parameters.seed = seed

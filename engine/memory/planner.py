@@ -495,8 +495,8 @@ class Planner:
             self.model.configs["transformer"],
             tokens,
             weights,
-            dequantized=request.precision == "fp8",
-            integers=request.precision == "int8",
+            dequantized=request.precision == "fp8" or (request.precision == "int8" and self._kernel == "dequantize"),
+            integers=request.precision == "int8" and self._kernel != "dequantize",
         )
 
     # What cannot work.

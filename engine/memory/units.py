@@ -226,8 +226,9 @@ class Weights:
                 quantize_into(self.files, stored, view, scale.view(memory), self.form)
             else:
                 self.files.read(stored, view)
-                if self.form is not None and not self.converted:
-                    view.copy_(self.form.other(stored, view, 0))
+                if self.form is not None and not self.converted and self.form.changes(stored):
+                    whole = self.files.elements(stored, 0, view.numel())  # rounded once, as the cache has it
+                    view.copy_(self.form.other(stored, whole, 0).view(view.shape))
 
     def stored_bytes(self, units: Iterable[Unit]) -> int:
         """What lies in the files for these units."""

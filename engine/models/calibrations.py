@@ -6,6 +6,7 @@ factor a channel, and says which model they are of and what they were found with
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +80,9 @@ def read(model: str, model_hash: str, config: Mapping[str, Any], file: Path | No
         expected = {f"{mode}:{name}": (width,) for mode in MODES for name, width in widths.items()}
         found = {name: tensor.shape for name, tensor in files.tensors.items() if tensor.dtype == torch.float32}
         factors: dict[str, dict[str, torch.Tensor]] = {mode: {} for mode in MODES}
-        if found != expected or not all(about.get(count, "").isdecimal() for count in ("steps", "prompts")):
+        if found != expected or not all(
+            re.fullmatch("[0-9]{1,9}", about.get(count, "")) for count in ("steps", "prompts")
+        ):
             raise broken(file)
         for mode in MODES:
             for name, width in widths.items():

@@ -64,11 +64,11 @@ def forget(files: Sequence[Path], component: str) -> int:
             index = index_file(files, component, dtype, form)
             indexed = indexed_content(index)
             if indexed is not None:
+                index.unlink()
                 cache = cache_file(indexed[0], form.partition("+")[0])
                 size = cache.stat().st_size
                 cache.unlink()
                 freed += size
-                index.unlink()
     return freed
 
 

@@ -44,12 +44,16 @@ class Form:
             rows = self.folds.weight(name.removesuffix(".weight"), rows.float(), start)
         return int8.quantize_rows(rows)
 
-    def other(self, name: str, values: Tensor, start: int) -> Tensor:
-        """Elements from `start` on of what is not stored in 8 bits; some biases are balanced."""
+    def changes(self, name: str) -> bool:
+        """Whether `other` gives other numbers than it is given."""
         layer, _, leaf = name.rpartition(".")
-        if self.folds is None or leaf != "bias":
+        return self.folds is not None and leaf == "bias" and layer in self.folds.rows
+
+    def other(self, name: str, values: Tensor, start: int) -> Tensor:
+        """Elements from `start` on of what is not stored in 8 bits; some biases are balanced, in float32."""
+        if self.folds is None or not self.changes(name):
             return values
-        return self.folds.bias(layer, values, start)
+        return self.folds.bias(name.removesuffix(".bias"), values.float(), start)
 
 
 def dequantize(quantized: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

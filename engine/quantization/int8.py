@@ -69,7 +69,9 @@ class Tokens(NamedTuple):
 
     def total(self) -> Tensor:
         """A number that is finite only where all activations are: float32, no dimensions."""
-        return self.values.sum(dtype=torch.float32) if self.scale is None else self.scale.sum()
+        if self.scale is not None:
+            return self.scale.sum()
+        return torch.stack([part.sum(dtype=torch.float32) for part in self.values.split(ROWS, 1)]).sum()
 
 
 class Int8Linear(nn.Module):
@@ -127,7 +129,7 @@ def replace_linears(transformer: nn.Module, dtype: torch.dtype, balanced: Collec
 
 
 class Kernel(Protocol):
-    """A way to multiply. All give the same sums, but for "dequantize", which leaves activations as they are."""
+    """A way to multiply; "dequantize" leaves activations as they are, the others round them alike."""
 
     def modulate(self, x: Tensor, multiplier: Tensor, addend: Tensor) -> Tokens:
         """Layer norm of `x` [B, S, in], times and plus what is given for each channel (float32 [B, in])."""
@@ -345,7 +347,7 @@ def probe_kernel(device: torch.device, width: int) -> Choice:
     right = []
     with torch.no_grad():
         for name in candidates(device):
-            wrong = _what_is_wrong(name, device)
+            wrong = what_is_wrong(name, device)
             if wrong is None:
                 right.append(name)
             else:
@@ -360,7 +362,8 @@ def probe_kernel(device: torch.device, width: int) -> Choice:
     return Choice(choice.kernel, choice.ratio, tuple(refused))
 
 
-def _what_is_wrong(name: str, device: torch.device) -> str | None:
+@torch.no_grad()
+def what_is_wrong(name: str, device: torch.device) -> str | None:
     """Why a kernel does not run here; None where it gives what it should."""
     layer, x = _probe_layer(512, 256, 48, device)
     exact = F.gelu(_reference(layer, x), approximate="tanh")
@@ -410,8 +413,7 @@ def _fastest(names: list[str], device: torch.device, width: int) -> Choice:
 
         seconds[name] = _seconds(work, device, HOPELESS * best)
         best = min(best, seconds[name])
-    seconds = {name: taken * (DOUBT if name == "dequantize" else 1) for name, taken in seconds.items()}
-    fastest = min(seconds, key=seconds.__getitem__)
+    fastest = min(seconds, key=lambda name: seconds[name] * (DOUBT if name == "dequantize" else 1))
     return Choice(fastest, seconds[fastest] / plain)
 
 

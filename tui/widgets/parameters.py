@@ -20,7 +20,6 @@ from tui.text import shortened
 
 MAX_TYPED, MAX_TYPED_TEXT = 24, 1000
 BARS, ASCII_BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588", "_.-=+*%#"
-MAX_BARS = 28  # steps that a plot has room for; of more, some
 
 
 class ParametersPanel(Widget, can_focus=True):
@@ -146,7 +145,7 @@ class ParametersPanel(Widget, can_focus=True):
             if chosen and self._typed is not None:
                 value = (self._typed + "_")[-max(1, width - 13) :]
             elif name == "guidance_schedule" and (weights := self.parameters.weights()) is not None:
-                value = f"{value} {plot(weights, self._bars)}"
+                value = f"{value} {plot(weights, self._bars, max(8, width - 13 - len(value)))}"
             text = shortened(f" {LABELS.get(name, name):<10} {value}", width)
             return Strip([Segment(text, style)]).adjust_cell_length(width, style)
         if self._problem and y < len(names) + 2:
@@ -168,11 +167,13 @@ class ParametersPanel(Widget, can_focus=True):
         return self.get_component_rich_style(f"parameters--{kind}", partial=True)
 
 
-def plot(weights: Sequence[float], bars: str) -> str:
-    """Weights over steps, a bar each, and their range."""
-    some = [weights[index * len(weights) // MAX_BARS] for index in range(MAX_BARS)]
-    shown = weights if len(weights) <= MAX_BARS else some
+def plot(weights: Sequence[float], bars: str, width: int) -> str:
+    """Weights over steps in so many cells, a bar each or for some of them, and their range."""
     low, high = min(weights), max(weights)
     span = max(high - min(low, 1.0), 1e-9)
+    extent = f"{low:.3g} to {high:.3g}"
+    room = max(4, width - len(extent) - 1)
+    count = min(len(weights), room)
+    shown = [weights[round(place * (len(weights) - 1) / max(1, count - 1))] for place in range(count)]
     heights = (round((weight - min(low, 1.0)) / span * (len(bars) - 1)) for weight in shown)
-    return f"{''.join(bars[height] for height in heights)} {low:.3g} to {high:.3g}"
+    return f"{''.join(bars[height] for height in heights)} {extent}"
