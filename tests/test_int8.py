@@ -303,7 +303,7 @@ def pixels(event: Event) -> np.ndarray[Any, Any]:
 class TestPictures:
     @pytest.mark.parametrize("kernel", WHOLE)
     def test_int8_paints_nearly_the_picture_of_bf16(self, kernel, tmp_path):
-        request = replace(SMALL, steps=4, width=128, height=128)
+        request = replace(SMALL, steps=4)
         with Engine.open("demo", device="cpu", repeat=Repeat(kernel=kernel)) as engine:
             plain = pixels(events_of(engine, replace(request, precision="bf16"), tmp_path)[-1]).astype(float)
             saved = events_of(engine, request, tmp_path)[-1]
