@@ -1,7 +1,7 @@
 """FLUX.1's transformer blocks over int8 linear layers: the same computation, cut where activations are quantized.
 
 What goes into several layers is normalized, modulated and quantized once for all of them. The modulation comes in
-tables that `Folds.fold_tables` has turned into one factor and one addend for each channel, in float32: stored as
+tables that `Folds.tables` has turned into one factor and one addend for each channel, in float32: stored as
 "1 + scale" in bfloat16, a scale that balancing has made small would lose its digits.
 
 The networks are those of diffusers' `FluxTransformerBlock` and `FluxSingleTransformerBlock`, with their submodules.

@@ -60,4 +60,4 @@ def dequantize(quantized: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """8 bits [out, in] of either kind times their scales [out], as `dtype`."""
     if quantized.dtype == fp8.FP8:
         return fp8.dequantize(quantized, scale, dtype)
-    return quantized.to(dtype).mul_(scale.to(dtype)[:, None])
+    return int8.dequantize(quantized, scale, dtype)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import statistics
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from engine.quantization.probing import card_milliseconds, numbers, worst_error
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0  # 0.875 * 2**9
@@ -147,13 +148,17 @@ class Fp8Linear(nn.Module):
 
 def replace_linears(module: nn.Module, component: str, dtype: torch.dtype) -> None:
     """Put an empty `Fp8Linear` in the place of every linear layer whose weight `is_fp8`."""
-    linears = [
+    for name, layer in linears(module, component):
+        module.set_submodule(name, Fp8Linear(layer.in_features, layer.out_features, layer.bias is not None, dtype))
+
+
+def linears(module: nn.Module, component: str) -> list[tuple[str, nn.Linear]]:
+    """The linear layers of a component that have 8 bits where any have, by name."""
+    return [
         (name, layer)
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear) and is_fp8(component, f"{name}.weight")
     ]
-    for name, layer in linears:
-        module.set_submodule(name, Fp8Linear(layer.in_features, layer.out_features, layer.bias is not None, dtype))
 
 
 def scaled_mm(x: Tensor, quantized: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -202,54 +207,27 @@ def _tried_kernel(device: torch.device) -> str:
             return "dequantize"
         milliseconds = {}
         for layer.kernel in ("dequantize", "scaled_mm"):
-            milliseconds[layer.kernel] = _median_milliseconds(lambda: layer(x))
+            milliseconds[layer.kernel] = statistics.median(card_milliseconds(lambda: layer(x), 3, 9))
     return min(milliseconds, key=milliseconds.__getitem__)
 
 
 def scaled_mm_error(layer: Fp8Linear, x: Tensor) -> float:
-    """The largest relative error of "scaled_mm" against "dequantize" over the rows and the columns of the product.
-
-    Scales that are applied to the wrong rows show here even where they hide in the error of the whole.
-    """
+    """The largest relative error of "scaled_mm" against "dequantize" over the rows and the columns of the product."""
     kernel = layer.kernel
     try:
         layer.kernel = "dequantize"
         exact = layer(x).float().flatten(0, -2)
         layer.kernel = "scaled_mm"
-        error = layer(x).float().flatten(0, -2) - exact
+        got = layer(x).float().flatten(0, -2)
     finally:
         layer.kernel = kernel
-    norm = torch.linalg.vector_norm
-    errors = torch.stack([(norm(error, dim=dim) / norm(exact, dim=dim)).max() for dim in (0, 1)])
-    return float(errors.nan_to_num(nan=math.inf).max())
+    return worst_error(got, exact)
 
 
 def _probe_layer(in_features: int, out_features: int, tokens: int, device: torch.device) -> tuple[Fp8Linear, Tensor]:
-    """A layer and activations [tokens, in] with numbers as FLUX.1 has them: rows and tokens of different sizes."""
-    generator = torch.Generator(device).manual_seed(0)  # the global one decides pictures
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device)
-
+    """A layer and activations [tokens, in]."""
+    weight, bias, x = numbers(in_features, out_features, tokens, device)
     layer = Fp8Linear(in_features, out_features, device=device)
-    weight = normal(out_features, in_features).mul_(0.02).mul_(normal(out_features, 1).mul_(0.5).exp_())
-    quantized, scale = quantize_rows(weight.bfloat16())
-    layer.quantized.data, layer.scale.data = quantized, scale
-    layer.bias = nn.Parameter(normal(out_features).mul_(0.01).bfloat16(), requires_grad=False)
-    x = normal(tokens, in_features).mul_(normal(tokens, 1).mul_(0.5).exp_())
-    return layer, x.bfloat16()
-
-
-def _median_milliseconds(work: Callable[[], Tensor], warm_ups: int = 3, repeats: int = 9) -> float:
-    """How long the card takes for `work`, by its own clock."""
-    for _ in range(warm_ups):
-        work()
-    times: list[float] = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
+    layer.quantized.data, layer.scale.data = quantize_rows(weight)
+    layer.bias = nn.Parameter(bias, requires_grad=False)
+    return layer, x

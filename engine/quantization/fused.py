@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.quantization.probing import card_milliseconds
+
 CAPABILITY = (8, 0)  # Ampere: Triton has no int8 products for older cards
 LARGEST_ROW = 32768  # columns that a program of the row kernels can hold
 ELEMENTS_PER_THREAD = 32  # of a row: four 16-byte loads of bfloat16 in flight
@@ -172,17 +174,7 @@ TILES = [  # none takes more than the 99 KB of shared memory that every card sin
 
 def time_kernel(call: Callable[[], object], quantiles: Sequence[float]) -> list[float]:
     """Milliseconds of a launch. Triton's own benchmark takes 256 MB of the card, to clear its cache."""
-    for _ in range(2):
-        call()
-    milliseconds = []
-    for _ in range(5):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        milliseconds.append(start.elapsed_time(end))
-    milliseconds.sort()
+    milliseconds = card_milliseconds(call, 2, 5)
     return [milliseconds[int(quantile * len(milliseconds))] for quantile in quantiles]
 
 

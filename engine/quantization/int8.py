@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.quantization.fp8 import LARGEST_WEIGHT, is_fp8
+from engine.quantization.fp8 import LARGEST_WEIGHT, linears
+from engine.quantization.probing import numbers, worst_error
 
 INT8_MAX = 127
 EPS = 1e-6  # of FLUX.1's layer norms
@@ -53,6 +55,11 @@ def _rounded(rows: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
     values = rows.mul_((limit / largest)[:, None]).round_().clamp_(-INT8_MAX, INT8_MAX)
     scale = torch.where(largest.isfinite(), largest / limit, math.nan)
     return values.to(torch.int8), scale
+
+
+def dequantize(quantized: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """int8 [out, in] times its scales [out] as `dtype`."""
+    return quantized.to(dtype).mul_(scale.to(dtype)[:, None])
 
 
 class Tokens(NamedTuple):
@@ -103,7 +110,7 @@ class Int8Linear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """Dequantized, of the compute dtype: [out, in]."""
-        return self.quantized.to(self.dtype).mul_(self.scale.to(self.dtype)[:, None])
+        return dequantize(self.quantized, self.scale, self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:  # [..., in] -> [..., out]
         return F.linear(x, self.weight, self.bias)
@@ -117,12 +124,7 @@ def replace_linears(transformer: nn.Module, dtype: torch.dtype, balanced: Collec
 
     `balanced` names those whose input is balanced while it is quantized.
     """
-    linears = [
-        (name, layer)
-        for name, layer in transformer.named_modules()
-        if isinstance(layer, nn.Linear) and is_fp8("transformer", f"{name}.weight")
-    ]
-    for name, layer in linears:
+    for name, layer in linears(transformer, "transformer"):
         bias = layer.bias is not None
         ours = Int8Linear(layer.in_features, layer.out_features, bias, dtype, balanced=name in balanced)
         transformer.set_submodule(name, ours)
@@ -157,7 +159,7 @@ class Dequantize:
         return F.gelu(product, approximate="tanh") if gelu else product
 
 
-class WholeNumbers:
+class WholeNumbers(ABC):
     """Quantized and multiplied by torch's own operations, some rows at a time, so that nothing wide is ever whole."""
 
     rows, columns = ROWS, 2**30
@@ -197,9 +199,9 @@ class WholeNumbers:
         """Activations as `product` takes them."""
         return values
 
+    @abstractmethod
     def product(self, rows: Tensor, weight: Tensor) -> Tensor:
         """[m, in] times [n, in]: the sums as float32 [m, n], in memory of its own."""
-        raise NotImplementedError
 
 
 class IntMatmul(WholeNumbers):
@@ -252,7 +254,7 @@ class Fused:
 
     def linear(self, tokens: Tokens, layer: Int8Linear, gelu: bool = False) -> Tensor:
         if layer.in_features % FUSED_MULTIPLE or layer.out_features % FUSED_MULTIPLE:
-            return IntMatmul().linear(tokens, layer, gelu)
+            return KERNELS["int_mm"].linear(tokens, layer, gelu)
         assert tokens.scale is not None
         shape = (*tokens.values.shape[:-1], layer.out_features)
         if tokens.values.device.type == "meta":
@@ -374,16 +376,14 @@ def what_is_wrong(name: str, device: torch.device) -> str | None:
             if torch.cuda.get_device_capability(device) < fused.CAPABILITY:
                 return "the card is older than Ampere"
         kernel = KERNELS[name]
-        error = kernel.linear(kernel.quantize(x[None]), layer, gelu=True)[0].double() - exact
+        got = kernel.linear(kernel.quantize(x[None]), layer, gelu=True)[0].double()
         kernel.modulate(x[None], layer.scale.new_ones(1, 512), layer.scale.new_zeros(1, 512))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     except Exception as failure:  # an old driver, a card that it was not built for, no compiler, no Triton
         return "not installed" if isinstance(failure, ImportError) else _first_line(failure)
-    norm = torch.linalg.vector_norm
-    errors = torch.stack([(norm(error, dim=dim) / norm(exact, dim=dim)).max() for dim in (0, 1)])
     allowed = 0.05 if name == "dequantize" else MAX_KERNEL_ERROR  # activations that are not rounded differ by that
-    return None if bool((errors <= allowed).all()) else "gives wrong numbers"
+    return None if worst_error(got, exact) <= allowed else "gives wrong numbers"
 
 
 def _first_line(error: BaseException) -> str:
@@ -418,20 +418,13 @@ def _fastest(names: list[str], device: torch.device, width: int) -> Choice:
 
 
 def _probe_layer(in_features: int, out_features: int, tokens: int, device: torch.device) -> tuple[Int8Linear, Tensor]:
-    """A layer and activations [tokens, in] with numbers as FLUX.1 has them: rows and tokens of different sizes."""
-    generator = torch.Generator(device).manual_seed(0)  # the global one decides pictures
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device)
-
+    """A layer and activations [tokens, in]."""
+    weight, bias, x = numbers(in_features, out_features, tokens, device)
     layer = Int8Linear(in_features, out_features, True, torch.bfloat16)
-    weight = normal(out_features, in_features).mul_(0.02).mul_(normal(out_features, 1).mul_(0.5).exp_())
     quantized, scale = quantize_rows(weight)
-    for name, value in (("quantized", quantized), ("scale", scale), ("bias", normal(out_features).mul_(0.01))):
-        value = value.bfloat16() if name == "bias" else value
-        layer._parameters[name] = nn.Parameter(value, requires_grad=False)
-    x = normal(tokens, in_features).mul_(normal(tokens, 1).mul_(0.5).exp_())
-    return layer, x.bfloat16()
+    for name, value in (("quantized", quantized), ("scale", scale), ("bias", bias)):
+        layer.register_parameter(name, nn.Parameter(value, requires_grad=False))
+    return layer, x
 
 
 def _seconds(work: Callable[[], Tensor], device: torch.device, hopeless: float) -> float:

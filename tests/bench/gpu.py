@@ -53,6 +53,7 @@ from engine.memory.components import Placement
 from engine.memory.enforce import cap_allocator, card_is_full
 from engine.memory.target import process_bytes, resolve
 from engine.quantization import fp8
+from engine.quantization.probing import card_milliseconds
 from engine.runtime import Repeat
 from engine.text import size
 from tests.bench.models import GIB, MIB, Sampler, bf16_bytes, flux_configs, small_configs, write_model
@@ -456,12 +457,14 @@ def kernel(spec: dict[str, Any]) -> dict[str, Any]:
         with torch.no_grad(), torch.cuda.device(device):
             layer, x = fp8._probe_layer(3072, 12288, 4096, device)
             dense = fp8.dequantize(layer.quantized, layer.scale, torch.bfloat16)
-            result["bf16_ms"] = fp8._median_milliseconds(lambda: torch.nn.functional.linear(x, dense, layer.bias))
+            result["bf16_ms"] = statistics.median(
+                card_milliseconds(lambda: torch.nn.functional.linear(x, dense, layer.bias), 3, 9)
+            )
             del dense
             for name in ("dequantize", "scaled_mm"):
                 layer.kernel = name
                 try:
-                    result[f"{name}_ms"] = fp8._median_milliseconds(lambda: layer(x))
+                    result[f"{name}_ms"] = statistics.median(card_milliseconds(lambda: layer(x), 3, 9))
                 except Exception as error:  # a card without FP8 arithmetic
                     result[f"{name}_refused"] = " ".join(str(error).split())[:200]
             with suppress(Exception):
