@@ -59,6 +59,7 @@ class Job:
         self.started = started  # of the whole job, on the performance counter
         self.seconds: dict[str, float] = {}
         self.layout: Layout  # from `open` on
+        self.steering: Steering  # the guidance of every step, from `open` on
         self.decoded: dict[str, Any] = {}  # how, for the record
         self._runtime: Runtime | None = None
 
@@ -70,6 +71,7 @@ class Job:
     def open(self) -> Generator[Event, None, None]:
         """Import torch and open the device, if no job before did; plan this picture's memory, and say how."""
         self._runtime = runtime = self.engine.runtime()
+        self.steering = runtime.steering(self.request)
         self.layout = runtime.plan(self.request)
         runtime.components.arrange(self.precision, self.layout.placements)
         runtime.begin_job()
@@ -197,11 +199,6 @@ class Job:
         if negative is None or not self.steering.negative_passes:
             return [self.request.prompt]
         return [self.request.prompt, negative]
-
-    @property
-    def steering(self) -> Steering:
-        """The guidance of every step."""
-        return self.runtime.steering(self.request)
 
     def _denoise(self, conditionings: Sequence[Conditioning]) -> Generator[Event, None, torch.Tensor]:
         from engine import flow

@@ -27,7 +27,7 @@ from engine.quantization import blocks, forms
 from engine.quantization.forms import Form
 from engine.quantization.fp8 import Fp8Linear
 from engine.quantization.int8 import KERNELS
-from engine.quantization.salience import Calibration, Folds
+from engine.quantization.salience import Folds
 
 PROGRESS_EVERY_BYTES = 32 * 2**20
 
@@ -95,26 +95,29 @@ class Components:
         self.traffic = Traffic()
         self._open: dict[str, _Opened] = {}
         self._precision: dict[str, str] = {}
-        self._calibration: Calibration | None = None  # one for as long as this lives: tables and weights must agree
-
-    def calibration(self) -> Calibration:
-        """The model's balancing factors. Raises `RequestError` where there are none, or another model's."""
-        if self._calibration is None:
-            config = self.model.configs["transformer"]
-            self._calibration = calibrations.read(self.model.name, self.model_hash, config)
-        return self._calibration
+        self._forms: dict[str, Form] = {}  # for as long as this lives: tables and weights must agree
 
     def form(self, name: str, precision: str) -> Form | None:
-        """The 8-bit form of a component in this precision; None where there is none."""
+        """The 8-bit form of a component in this precision; None where there is none.
+
+        Raises `RequestError` where it needs balancing factors and there are none, or another model's.
+        """
         precision = precision_of(name, precision)
-        kind, _, mode = precision.partition("+")
-        if name not in forms.COMPONENTS.get(kind, ()):
+        if name not in forms.COMPONENTS.get(precision.partition("+")[0], ()):
             return None
-        if not mode:
+        if precision not in self._forms:
+            self._forms[precision] = self._made(precision)
+        return self._forms[precision]
+
+    def _made(self, precision: str) -> Form:
+        kind, _, mode = precision.partition("+")
+        config = self.model.configs["transformer"]
+        if kind == "fp8":
             return Form(precision)
-        calibration = self.calibration()
-        folds = Folds(self.model.configs[name], calibration.factors[mode])
-        return Form(precision, folds, calibration.digest(mode))
+        if not mode:
+            return Form(precision, Folds(config, {}))
+        calibration = calibrations.read(self.model.name, self.model_hash, config)
+        return Form(precision, Folds(config, calibration.factors[mode]), calibration.digest(mode))
 
     def component(self, name: str, precision: str) -> Component:
         """The component without weights; another precision of it is forgotten."""
@@ -377,14 +380,11 @@ class Loan:
 
     def folded(self, tables: Tables) -> Tables:
         """Modulation tables as the component's blocks take them."""
-        reader = self.component.reader
+        reader, form = self.component.reader, self._components.form(self.name, self.precision)
         assert reader is not None
-        if not self.precision.startswith("int8"):
+        if form is None or form.folds is None:
             return tables
-        form = None if self._components.simulated else self._components.form(self.name, self.precision)
-        folds = form.folds if form is not None else None
-        folds = folds or Folds(self._components.model.configs[self.name], {})
-        return Tables(folds.tables(tables.rows, reader.places))
+        return Tables(form.folds.tables(tables.rows, reader.places))
 
     def column_maxima(self, names: Iterable[str]) -> Tensor:
         """The largest numbers of some weights' columns, together: float32 [in]. They are read once more."""

@@ -18,7 +18,7 @@ class Form:
     """8-bit floats, or whole numbers with salient channels balanced before they are rounded."""
 
     name: str  # "fp8", "int8", "int8+csb", "int8+csb+ssc"
-    folds: Folds | None = None
+    folds: Folds | None = None  # of int8
     digest: str = ""  # of the balancing factors
 
     @property
