@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from engine.cancel import CancelledError
 from engine.events import Event
-from engine.folders import shown_path
 from engine.job import Job
 from engine.models import calibrations
 from engine.request import Request, RequestError
@@ -86,9 +85,4 @@ def calibrate(engine: Engine, prompts: Sequence[str], request: Request) -> Gener
         except Exception as error:  # in the words that a picture's failure has
             raise RequestError("salience", job.failed(error).message, machine=True) from error
     calibration = yield from job.find_factors(engine.model_hash, len(prompts))
-    try:
-        return calibrations.write(calibration)
-    except OSError as error:
-        where = shown_path(calibrations.file_of(engine.model_hash).parent)
-        reason = error.strerror or str(error)
-        raise RequestError("salience", f"the calibration cannot be kept in {where}: {reason}.", machine=True) from None
+    return calibrations.write(calibration)

@@ -35,7 +35,10 @@ def missing(model: str) -> RequestError:
 
 
 def write(calibration: Calibration, file: Path | None = None) -> Path:
-    """Keep a calibration where its model finds it, or in `file`; returns where. Raises OSError."""
+    """Keep a calibration where its model finds it, or in `file`; returns where.
+
+    Raises `RequestError` where the disk refuses.
+    """
     import safetensors.torch
 
     about = {
@@ -49,7 +52,14 @@ def write(calibration: Calibration, file: Path | None = None) -> Path:
         f"{mode}:{name}": factor for mode, factors in calibration.factors.items() for name, factor in factors.items()
     }
     file = file or file_of(calibration.model_hash)
-    write_whole(file, safetensors.torch.save(tensors, about), durable=True)
+    try:
+        write_whole(file, safetensors.torch.save(tensors, about), durable=True)
+    except OSError as error:
+        raise RequestError(
+            "salience",
+            f"the calibration cannot be kept in {shown_path(file.parent)}: {error.strerror or error}.",
+            machine=True,
+        ) from None
     return file
 
 
@@ -83,17 +93,17 @@ def read(model: str, model_hash: str, config: Mapping[str, Any], file: Path | No
         if found != expected or not all(
             re.fullmatch("[0-9]{1,9}", about.get(count, "")) for count in ("steps", "prompts")
         ):
-            raise broken(file)
+            raise _broken(file)
         for mode in MODES:
             for name, width in widths.items():
                 factors[mode][name] = factor = torch.empty(width)
                 files.read(f"{mode}:{name}", factor)
                 if not bool((factor > 0).all()):
-                    raise broken(file)
+                    raise _broken(file)
     return Calibration(model_hash, int(about["steps"]), int(about["prompts"]), about.get("precision", ""), factors)
 
 
-def broken(file: Path) -> RequestError:
+def _broken(file: Path) -> RequestError:
     """What to tell the person about a file that holds other things than it should."""
     return RequestError(
         "salience", f"{shown_path(file)} is broken: delete it, and make it again with t2i models calibrate."
