@@ -185,7 +185,8 @@ class Engine:
             return replace(request, salience=None)
         if request.salience is None:
             return replace(request, salience=SALIENCES[-1] if self.is_calibrated else SALIENCES[0])
-        if request.salience != "off" and not (self.is_calibrated or self.settings.simulate):
+        only_sizes = self.settings.simulate or not self.source.has_weights  # which are the same
+        if request.salience != "off" and not (self.is_calibrated or only_sizes):
             raise calibrations.missing(self.model)
         return request
 

@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from engine.request import Request
+from engine.request import SCHEDULES, Request
+
+LOW, HIGH = (SCHEDULES["interval"][bound][2] for bound in ("low", "high"))  # TV-CFG's authors guide in between
 
 
 def weights(kind: str, scale: float, sigmas: Sequence[float], **options: float) -> list[float]:
@@ -91,7 +93,7 @@ def _constant(scale: float, sigmas: Sequence[float], shares: Sequence[float]) ->
 
 
 def _interval(
-    scale: float, sigmas: Sequence[float], shares: Sequence[float], low: float = 0.15, high: float = 0.78
+    scale: float, sigmas: Sequence[float], shares: Sequence[float], low: float = LOW, high: float = HIGH
 ) -> list[float]:
     inside = [low < sigma < high for sigma in sigmas[:-1]]
     share = math.fsum(share for share, within in zip(shares, inside, strict=True) if within)

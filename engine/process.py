@@ -257,7 +257,7 @@ class _Server:
             self._engine = engine = Engine.open(
                 command.model, device=command.device, vram=command.vram, ram=command.ram, simulate=command.simulate
             )
-            times = FlowTimes()
+            times = DEFAULT_TIMES
             with suppress(ValueError, TypeError):  # refused when it is loaded
                 times = FlowTimes.from_config(engine.source.configs["scheduler"])
             self._send(

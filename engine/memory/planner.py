@@ -330,12 +330,10 @@ class Planner:
         parked = parked_bytes(vae.module, request.width, request.height, vae.dtype) if tile else 0
         (transformer,) = (need.component for need in needs if need.name == "transformer")
         assert transformer.reader is not None and request.steps
-        tables = 2 if self._negative_passes else 1
-        rows = (
-            tables * request.steps * transformer.reader.total * transformer.reader.dtype.itemsize
-        )  # the modulation tables
+        prompts = 2 if self._negative_passes else 1
+        tables = prompts * request.steps * transformer.reader.total * transformer.reader.dtype.itemsize
         on_host = sum(_bytes(need.units) + need.work_bytes for need in needs if need.on_host)
-        return process + self._staging_bytes(needs) + table + parked + rows + on_host
+        return process + self._staging_bytes(needs) + table + parked + tables + on_host
 
     # What is said about it.
 
