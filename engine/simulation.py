@@ -102,7 +102,7 @@ class SimulatedJob(Job):
         phase = self.layout.plan.phases[1]
         self.seconds["load"] = runtime.target.profile.move_seconds(phase.loaded_bytes)
         needed = [1 if weight == 1 else 2 for weight in steering.cfg or [1] * steps]
-        seconds = [runtime.planner.seconds_of_step(request, self.layout, count) for count in needed]
+        seconds = [self.layout.seconds_of_step(count) for count in needed]
         yield PhaseStarted(**self.stamp(), phase="denoise")
         for number in range(1, steps + 1):
             yield StepFinished(

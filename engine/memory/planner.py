@@ -43,7 +43,14 @@ class Layout:
     tile: int  # pixels a side; 0: whole
     reads_on_host: bool = False  # the prompt is read on the CPU beside the card
     batch: int = 1  # prompts that the transformer is given at a time
-    pass_bytes: int = 0  # that cross to the card whenever it runs
+    compute_seconds: float = 0.0  # an estimate of one prompt in one step
+    moving_seconds: float = 0.0  # of what crosses to the card whenever the transformer runs
+
+    def seconds_of_step(self, prompts: int) -> float:
+        """An estimate of a step with one prompt or two, with what of the weights is waited for."""
+        if self.batch > 1:
+            return max(prompts * self.compute_seconds, self.moving_seconds)
+        return prompts * max(self.compute_seconds, self.moving_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,18 +138,10 @@ class Planner:
         self._batch = 1
         return apart
 
-    def seconds_of_step(self, request: Request, layout: Layout, prompts: int) -> float:
-        """An estimate of a step with one prompt or two, with what of the weights is waited for."""
-        compute = self.step_seconds(request)
-        moving = self.target.profile.move_seconds(layout.pass_bytes, pinned=True)
-        if layout.batch > 1:
-            return max(prompts * compute, moving)
-        return prompts * max(compute, moving)
-
     def _loop_seconds(self, request: Request, layout: Layout) -> float:
         assert request.steps
-        guided = self._negative_passes * self.seconds_of_step(request, layout, 2)
-        return guided + (request.steps - self._negative_passes) * self.seconds_of_step(request, layout, 1)
+        guided = self._negative_passes * layout.seconds_of_step(2)
+        return guided + (request.steps - self._negative_passes) * layout.seconds_of_step(1)
 
     def _plan(self, request: Request, asked: int | None) -> Layout:
         assert request.precision
@@ -161,7 +160,15 @@ class Planner:
         plan = self._told(request, tile, needs, fits, placements)
         transformer = next(need for need in needs if need.name == "transformer")
         crossing = _bytes(_named(transformer.units, placements["transformer"].streamed))
-        return Layout(plan, placements, tile, any(need.on_host for need in needs), self._batch, crossing)
+        return Layout(
+            plan,
+            placements,
+            tile,
+            any(need.on_host for need in needs),
+            self._batch,
+            self.step_seconds(request),
+            self.target.profile.move_seconds(crossing, pinned=True),
+        )
 
     # What each phase needs.
 
