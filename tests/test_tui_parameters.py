@@ -741,7 +741,11 @@ def test_a_schedule_is_chosen_by_its_name_or_written_with_options() -> None:
     assert parameters.value("guidance_schedule") == "interval:low=0.2,high=0.6"
     parameters.step("guidance_schedule", 1)
     assert parameters.value("guidance_schedule") in SCHEDULES
-    for text, said in (("zigzag", "must be constant, interval"), ("interval:low=3", "low of the schedule interval")):
+    for text, said in (
+        ("zigzag", "there is no guidance schedule"),
+        ("tvv", "did you mean 'tv'"),
+        ("interval:low=3", "low of the schedule interval"),
+    ):
         with pytest.raises(RequestError, match=said):
             parameters.write("guidance_schedule", text)
 

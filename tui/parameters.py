@@ -175,8 +175,9 @@ class Parameters:
             elif option.default is None and text.lower() == "off":
                 self.reset(name)
                 return
-            elif name == "guidance_schedule" and ":" in text:
-                value = text.lower()
+            elif name == "guidance_schedule":
+                kinds = [kind for kind in option.choices if str(kind).startswith(text.lower())]
+                value = kinds[0] if len(kinds) == 1 else text.lower()  # what is no kind is refused with the nearest
             elif option.choices:
                 matching = [choice for choice in option.choices if _choice(choice).startswith(text.lower())]
                 exact = [choice for choice in matching if _choice(choice) == text.lower()]
