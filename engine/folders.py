@@ -12,7 +12,7 @@ from pathlib import Path
 import platformdirs
 
 APP = "texttoimagetool"
-MAX_SHOWN_PATH = 200  # characters
+MAX_SHOWN_PATH = 150  # characters
 
 
 def state_dir() -> Path:

@@ -140,13 +140,13 @@ class Job:
     def _encode(self) -> Generator[Event, None, list[Conditioning]]:
         """What the transformer reads of the prompt, and of the negative prompt where that is needed."""
         from engine import encode
-        from engine.models.loading import load_tokenizer
+        from engine.models import tokenizers
 
         model, runtime, request = self.engine.source, self.runtime, self.request
         if runtime.tokenizers is None:
             runtime.tokenizers = (
-                load_tokenizer(model.tokenizers["tokenizer"]),
-                load_tokenizer(model.tokenizers["tokenizer_2"]),
+                tokenizers.load("tokenizer", model.tokenizers["tokenizer"]),
+                tokenizers.load("tokenizer_2", model.tokenizers["tokenizer_2"]),
             )
         prompts = self._prompts
         tokens = {

@@ -18,6 +18,7 @@ from torch import Tensor
 from engine import flow
 from engine.events import Preview
 from engine.files import write_whole
+from engine.untrusted import parse_json, read_file
 
 MAX_SIDE = 64  # cells; a terminal shows no more
 RIDGE = 1e-3
@@ -84,9 +85,7 @@ class PreviewMap:
     def read(cls, path: Path, channels: int) -> PreviewMap:
         """The fit in a file, or an empty one where there is none that fits."""
         try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                return cls.empty(channels)
-            values = json.loads(path.read_text("utf-8"))
+            values = parse_json(read_file(path, MAX_FILE_BYTES))
             gram = torch.tensor(values["gram"], dtype=torch.float64)
             moment = torch.tensor(values["moment"], dtype=torch.float64)
             fits = gram.shape == (channels + 1, channels + 1) and moment.shape == (channels + 1, 3)

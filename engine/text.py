@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 JOINERS = "\u200c\u200d"  # invisible, harmless, and part of how several scripts and emoji are written
 
 
@@ -10,6 +12,22 @@ def printable(text: str) -> str:
     return "".join(
         character if character.isprintable() or character in JOINERS else _escaped(character) for character in text
     )
+
+
+def quoted(value: object, most: int = 120) -> str:
+    """A value from outside as a message may show it: on one line, in quotes where it is text, escaped, and short."""
+    text = repr(value) if isinstance(value, str) else printable(str(value))
+    return text if len(text) <= most else f"{text[: most - 20]}...{text[-17:]}"
+
+
+def some_of(names: Iterable[str], most: int = 150) -> str:
+    """As many names as a message has room for, and how many more there are."""
+    names = [printable(name) for name in names]
+    shown = names[:1]
+    while len(shown) < len(names) and len(", ".join(names[: len(shown) + 1])) <= most:
+        shown = names[: len(shown) + 1]
+    more = len(names) - len(shown)
+    return ", ".join(shown)[:most] + (f" and {more} more" if more else "")
 
 
 def _escaped(character: str) -> str:

@@ -347,7 +347,7 @@ def test_places_without_weights_are_named(tmp_path: Path) -> None:
         ("relative_attention_max_distance", 128.5),
         ("relative_attention_max_distance", True),
         ("layer_norm_epsilon", -1e-6),
-        ("layer_norm_epsilon", math.nan),
+        ("layer_norm_epsilon", 1.5),
         ("layer_norm_epsilon", None),
         ("layer_norm_epsilon", [1e-6]),
     ],

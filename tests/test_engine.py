@@ -244,10 +244,10 @@ TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
         ("scheduler/scheduler_config.json", "missing", "scheduler_config.json"),
         (
             "vae/config.json",
-            '{"latent_channels": 4, "block_out_channels": [8, 8, 8, 8], "sample_size": "x"}',
-            "is wrong",
+            '{"latent_channels": 4, "block_out_channels": [8, 8, 8, 8], "shift_factor": 0}',
+            "block_out_channels",
         ),
-        ("text_encoder/config.json", '{"architectures": 7}', "is wrong"),
+        ("text_encoder/config.json", '{"architectures": 7}', "lacks 'vocab_size'"),
         ("t2i.json", '{"defaults": {"steps": 4}}', "wrong defaults"),
         ("t2i.json", "{}", "wrong defaults"),
     ],

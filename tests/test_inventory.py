@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from engine import Engine, Request
+from engine import untrusted
 from engine.models import catalog, conversions, finding, hub, inventory, pairing, registry
 from engine.models.distill_names import T5_BASE, TIED_TABLE
 from engine.models.distill_t5 import DistillT5
@@ -218,14 +219,14 @@ class TestScanning:
         assert len(found.added) == 3
 
     def test_files_that_cannot_be_read_are_named(self, alone, monkeypatch):
-        opened = Path.open
+        opened = untrusted.open_file
 
-        def guarded(path: Path, *arguments: Any, **options: Any) -> Any:
+        def guarded(path: Path) -> Any:
             if path == alone:
                 raise PermissionError(13, "Permission denied", str(path))
-            return opened(path, *arguments, **options)
+            return opened(path)
 
-        monkeypatch.setattr(Path, "open", guarded)
+        monkeypatch.setattr("engine.models.headers.open_file", guarded)
         assert scanned(alone.parent).refused == (f"{str(alone)!r} cannot be read: Permission denied.",)
 
     def test_what_cannot_be_run_is_named_and_what_is_unknown_is_not(self, kit, diffusers, tmp_path):
@@ -624,11 +625,12 @@ class TestPairing:
             assert vae(scaling_factor=0.5, **wrong)["scaling_factor"] == pytest.approx(0.3611)
         (folder / "config.json").write_text("[")
         assert "vae" in pairing.paired(alone, {}, registry.Registry()).missing
-        vae(sample_size=[1])
+        (folder / "config.json").write_text(json.dumps(config | {"sample_size": [1]}))
         given = {"vae": folder, "tokenizers": disk / "ComfyUI"}
         for part, place in (("text_encoder", "clip"), ("text_encoder_2", "text_encoders")):
             given[part] = disk / "ComfyUI" / "models" / place
-        assert "a config.json beside a part" in sentence(lambda: inventory.add(alone, parts=given))
+        refused = sentence(lambda: inventory.add(alone, parts=given))
+        assert f"sample_size in {str(folder / 'config.json')!r} is [1], allowed is from 1 to" in refused
 
     def test_of_several_that_fit_the_one_of_flux_is_taken(self, kit, alone):
         folder = alone.parent

@@ -454,8 +454,8 @@ class TestDamagedCheckpoints:
             assert str(file) in sentence(lambda: load_transformer(file))
         file.write_bytes((MAX_HEADER_BYTES + 1).to_bytes(8, "little"))
         assert "its header is too long" in sentence(lambda: load_transformer(file))
-        with file.open("wb") as stream:  # 100 MB of JSON that is not there
-            stream.write((100 * 10**6).to_bytes(8, "little"))
+        with file.open("wb") as stream:  # megabytes of JSON that is not there
+            stream.write(MAX_HEADER_BYTES.to_bytes(8, "little"))
             stream.truncate(1000)
         assert "it ends too early" in sentence(lambda: load_transformer(file))
 

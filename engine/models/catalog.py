@@ -6,10 +6,12 @@ import difflib
 from dataclasses import replace
 from pathlib import Path
 
+from engine.folders import shown_path
 from engine.models import flux1, hub, pairing, registry
 from engine.models.model import DISTILLED, Model, described, distilled_config, open_folder
 from engine.models.registry import DISTILLT5, PARTS_ALONE, Registered, Registry
 from engine.request import RequestError
+from engine.text import quoted, some_of
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "weights"
@@ -34,9 +36,9 @@ def open_model(model: str | Path) -> Model:
         path = existing(text)
         if path is None:
             near = difflib.get_close_matches(text, names(), n=1)
-            listed = f"known names: {', '.join(names())}; or give a folder or a file."
-            hint = f"did you mean {near[0]!r}?" if near else listed
-            raise RequestError("model", f"there is no model {text[:80]!r}; {hint}")
+            listed = f"known names: {some_of(names())}; or give a folder or a file."
+            hint = f"did you mean {quoted(near[0])}?" if near else listed
+            raise RequestError("model", f"there is no model {quoted(text[:80])}; {hint}")
         opened = open_path(path, str(path), known)
     return with_distilled(opened, known)
 
@@ -47,7 +49,7 @@ def open_name(name: str, known: Registry) -> Model | None:
         return open_folder(DEMO_FOLDER, DEMO)
     if name in PARTS_ALONE:
         use = "its pictures are made with --distill" if name == DISTILLT5 else "they complete models that lack them"
-        raise RequestError("model", f"{name!r} is no model by itself; {use}. Known names: {', '.join(names())}.")
+        raise RequestError("model", f"{quoted(name)} is no model by itself; {use}. Known names: {some_of(names())}.")
     entry = known.models.get(name)
     if entry is not None and not entry.pulled:
         return _registered(entry, known)
@@ -77,7 +79,7 @@ def transformer_at(path: Path) -> Path | None:
     places = pairing.transformers_in(path)
     if len(places) > 1:
         listed = ", ".join(repr(place.name) for place in places[:5])
-        raise RequestError("model", f"{str(path)!r} holds {len(places)} models ({listed}); name one of the files.")
+        raise RequestError("model", f"{shown_path(path)} holds {len(places)} models ({listed}); name one of the files.")
     return places[0] if places else None
 
 
@@ -153,6 +155,7 @@ def check_there(entry: Registered) -> None:
     if existing(str(entry.path)) is None:
         raise RequestError(
             "model",
-            f"{entry.name} was at {str(entry.path)!r}, where nothing is now; bring the disk back, add it again with "
+            f"{entry.name} was at {shown_path(entry.path)}, where nothing is now; bring the disk back, add it "
+            f"again with "
             f"t2i models add, or forget it with t2i models remove {entry.name}.",
         )

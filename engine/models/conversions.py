@@ -19,6 +19,7 @@ from engine.folders import cache_dir
 from engine.models.headers import unreadable
 from engine.models.model import SAMPLE_BYTES, SAMPLES, add_samples
 from engine.request import RequestError
+from engine.untrusted import open_file
 
 FORMAT = "3"  # to be raised when the same weights would give another file
 FORMS = ("fp8", "int8", "int8+csb", "int8+csb+ssc")
@@ -77,7 +78,7 @@ def _quick_key(files: Sequence[Path], component: str, dtype: str, form: str) -> 
     digest = hashlib.sha256(json.dumps([FORMAT, component, dtype, form]).encode())
     for file in files:
         try:
-            with file.open("rb") as stream:
+            with open_file(file) as stream:
                 status = os.fstat(stream.fileno())
                 digest.update(
                     f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape")

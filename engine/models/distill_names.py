@@ -13,6 +13,7 @@ from math import nan
 from typing import Any
 
 from engine.request import RequestError
+from engine.text import quoted
 
 TABLE, TIED_TABLE = "encoder.shared.weight", "encoder.encoder.embed_tokens.weight"  # one tensor under two names
 BIAS = "encoder.encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
@@ -121,7 +122,8 @@ def _said(said: Mapping[str, Any], name: str, kind: type[int] | type[float], low
     if not low <= number <= high:
         raise RequestError(
             "distill",
-            f"the config.json of DistillT5 says that {name} is {value!r:.40}, which must be from {low:g} to {high:g}; "
+            f"the config.json of DistillT5 says that {name} is {quoted(value, 40)}, which must be from {low:g} "
+            f"to {high:g}; "
             "download it again, or delete it.",
         )
     return value

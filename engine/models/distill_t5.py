@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
+from engine.folders import shown_path
 from engine.models.distill_names import TIED_TABLE
 from engine.models.layouts import Found
 from engine.models.model import DISTILLED, component_in, distilled_config
@@ -36,7 +37,8 @@ class DistillT5(nn.Module):
         super().__init__()
         width, out = config["d_model"], config["project_out_dim"]
         fields = {name: config[name] for name in T5_FIELDS}
-        self.encoder: Any = T5EncoderModel(T5Config(**fields, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1))
+        fields |= {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
+        self.encoder: Any = T5EncoderModel(T5Config(**fields, attn_implementation=attention_of(T5EncoderModel)))
         self.final_projection = nn.Sequential(
             nn.Linear(width, out, bias=False), nn.ReLU(), nn.Dropout(0.1), nn.Linear(out, out, bias=False)
         )
@@ -56,6 +58,11 @@ def empty(config: Mapping[str, Any]) -> DistillT5:
     with torch.device("meta"):
         module = DistillT5(config)
     return tied(module).eval()
+
+
+def attention_of(network: Any) -> str:
+    """Which of its attention implementations a network of transformers is to use: never what a model's files name."""
+    return "sdpa" if network._supports_sdpa else "eager"
 
 
 def tied(module: DistillT5) -> DistillT5:
@@ -101,10 +108,12 @@ def _part(path: Path) -> Found:
     if t5.config["d_model"] == T5_XXL_WIDTH:
         raise RequestError(
             "distill",
-            f"{str(t5.files[0])!r} is T5-XXL, which belongs in a model's text_encoder_2; DistillT5 takes its place.",
+            f"{shown_path(t5.files[0])} is T5-XXL, which belongs in a model's text_encoder_2; DistillT5 takes "
+            f"its place.",
         )
     raise RequestError(
         "distill",
-        f"{str(t5.files[0])!r} is a plain T5: it lacks DistillT5's projection ('final_projection.0.weight'), so its "
+        f"{shown_path(t5.files[0])} is a plain T5: it lacks DistillT5's projection "
+        f"('final_projection.0.weight'), so its "
         f"{t5.config['d_model']} numbers a token cannot feed FLUX.1; get DistillT5.",
     )

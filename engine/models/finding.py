@@ -11,9 +11,10 @@ from pathlib import Path
 
 from engine.folders import shown_path
 from engine.models import catalog, pairing, registry
+from engine.models.configs import CLASSES
 from engine.models.layouts import Found, UnknownError
-from engine.models.listings import Listing, Part, listing_of_name, part_of_found, tokenizer_part
-from engine.models.model import CLASSES, DISTILLED, PIPELINE, TOKENIZERS, open_folder, pipeline_of
+from engine.models.listings import Listing, Part, listing_of_name, part_of_found, sentence_of, tokenizer_part
+from engine.models.model import DISTILLED, PIPELINE, TOKENIZERS, open_folder, pipeline_of
 from engine.models.registry import DISTILLT5, Registered, Registry
 from engine.models.subjects import (
     SNAPSHOT,
@@ -159,9 +160,9 @@ class _Search:
             if pipeline_of(place) != PIPELINE:
                 self.others.append(place)
             model = open_folder(place, str(place))
-        except RequestError as error:
+        except Exception as error:  # whatever it is, the rest is to be looked at
             if place in self.others or _has_weights(place):
-                self.refused.append(str(error))
+                self.refused.append(sentence_of(error, place))
             return
         are_new = [self._is_new(file) for files in model.files.values() for file in files]
         if any(are_new):
@@ -170,7 +171,7 @@ class _Search:
         self.wholes.append(place)
 
     def _look_at_tokenizer(self, part: str, folder: Path) -> None:
-        with suppress(RequestError):
+        with suppress(Exception):
             if pairing.NAMES_OF_TOKENIZERS.get(folder.name) != part:
                 pairing.check_tokenizer(part, folder, None)
             self.tokenizers.append((part, folder))
@@ -187,8 +188,8 @@ class _Search:
             self.models.append(Whole(unit, bool(transformer.config.get("guidance_embeds")), folder=False))
         except UnknownError:
             return
-        except RequestError as error:
-            self.refused.append(str(error))
+        except Exception as error:
+            self.refused.append(sentence_of(error, unit))
 
     def conclude(self, known: Registry) -> Iterator[Scanned]:
         """Pair what was found, and keep it."""

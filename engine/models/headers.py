@@ -6,7 +6,6 @@ https://github.com/huggingface/safetensors#format, https://github.com/ggml-org/g
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import struct
@@ -15,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from engine.folders import shown_path
 from engine.request import RequestError
+from engine.text import quoted
+from engine.untrusted import MalformedError, open_file, parse_json
 
 BYTES_OF = {
     "F64": 8,
@@ -31,8 +33,11 @@ BYTES_OF = {
     "U8": 1,
     "BOOL": 1,
 }
-MAX_HEADER_BYTES = 100 * 10**6  # the format's own limit
+MAX_HEADER_BYTES = 32 * 2**20  # of FLUX.1's none has more than 1 MiB
+MAX_HEADER_VALUES = 2_000_000  # in all of a header's JSON
+MAX_DIMENSIONS = 8
 MAX_TENSORS, MAX_FIELDS, MAX_TEXT, MAX_ARRAY = 100_000, 10_000, 2**20, 2**20  # of a GGUF file
+MAX_KEPT_TEXT = 2**16  # characters of a GGUF field's value; longer ones (templates, vocabularies) are of no use here
 WEIGHT_SUFFIXES = (".safetensors", ".sft", ".gguf")
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -125,12 +130,13 @@ class Header:
 def read_header(path: Path) -> Header:
     """Read and check a file's header. Raises `RequestError` that names the file and what is wrong with it."""
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             size = os.fstat(stream.fileno()).st_size
             start = stream.read(8)
             if start.startswith(PICKLES) or (path.suffix.lower() in PICKLE_SUFFIXES and not start.startswith(b"GGUF")):
                 raise RequestError(
-                    "model", f"{str(path)!r} holds pickled weights, which are never loaded; get the safetensors file."
+                    "model",
+                    f"{shown_path(path)} holds pickled weights, which are never loaded; get the safetensors file.",
                 )
             if start.startswith(b"GGUF"):
                 return _Gguf(path, stream, size).header()
@@ -141,12 +147,12 @@ def read_header(path: Path) -> Header:
 
 def unreadable(file: Path, error: OSError) -> RequestError:
     """What to tell the person when the system refuses to read a file of weights."""
-    return RequestError("model", f"{str(file)!r} cannot be read: {error.strerror or str(error)}.")
+    return RequestError("model", f"{shown_path(file)} cannot be read: {error.strerror or str(error)}.")
 
 
 def broken(file: Path, reason: str) -> RequestError:
     """What to tell the person about a file that is not what it should be."""
-    return RequestError("model", f"{str(file)!r} is broken ({reason}); download it again.")
+    return RequestError("model", f"{shown_path(file)} is broken ({reason}); download it again.")
 
 
 def _safetensors(path: Path, stream: BinaryIO, size: int, start: bytes) -> Header:
@@ -155,17 +161,14 @@ def _safetensors(path: Path, stream: BinaryIO, size: int, start: bytes) -> Heade
     length = int.from_bytes(start, "little")
     if length > MAX_HEADER_BYTES:
         if path.suffix.lower() not in WEIGHT_SUFFIXES:
-            raise RequestError("model", f"{str(path)!r} is neither a safetensors nor a GGUF file.")
+            raise RequestError("model", f"{shown_path(path)} is neither a safetensors nor a GGUF file.")
         raise broken(path, "its header is too long")
     if 8 + length > size:
         raise broken(path, "it ends too early")
-    text = stream.read(length)
     try:
-        header = json.loads(text, object_pairs_hook=_without_doubles)
-    except _DoubleError as error:
-        raise broken(path, f"its header has {str(error)!r} twice") from None
-    except (ValueError, RecursionError):
-        raise broken(path, "its header is not valid JSON") from None
+        header = parse_json(stream.read(length), MAX_HEADER_VALUES)
+    except MalformedError as error:
+        raise broken(path, f"its header {error}") from None
     if not isinstance(header, dict):
         raise broken(path, "its header is not a JSON object")
     metadata = header.pop("__metadata__", None) or {}
@@ -176,24 +179,11 @@ def _safetensors(path: Path, stream: BinaryIO, size: int, start: bytes) -> Heade
     end = 8 + length
     for tensor in tensors:
         if tensor.offset != end:
-            raise broken(path, f"{tensor.name!r} does not begin where the tensor before it ends")
+            raise broken(path, f"{quoted(tensor.name)} does not begin where the tensor before it ends")
         end += tensor.nbytes
     if end > size:
         raise broken(path, "it ends too early")
     return Header(path, {tensor.name: tensor for tensor in tensors}, metadata)
-
-
-class _DoubleError(ValueError):
-    """A key that an object has twice."""
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise _DoubleError(key[:200])
-        found[key] = value
-    return found
 
 
 def _described(file: Path, header: dict[str, Any], data_start: int) -> Iterator[TensorInfo]:
@@ -202,17 +192,17 @@ def _described(file: Path, header: dict[str, Any], data_start: int) -> Iterator[
             case {"dtype": str(kind), "shape": list(shape), "data_offsets": [begin, end]}:
                 numbers = (*shape, begin, end)
             case _:
-                raise broken(file, f"{name!r} is not described")
+                raise broken(file, f"{quoted(name)} is not described")
         if kind not in BYTES_OF:
             raise RequestError(
                 "model",
-                f"{str(file)!r} holds {name!r} in the format {kind!r}, which cannot be read; "
+                f"{shown_path(file)} holds {quoted(name)} in the format {quoted(kind)}, which cannot be read; "
                 "get the model in BF16, F16 or F32.",
             )
-        if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
-            raise broken(file, f"{name!r} has a wrong shape or place")
+        if len(shape) > MAX_DIMENSIONS or not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
+            raise broken(file, f"{quoted(name)} has a wrong shape or place")
         if begin > end or math.prod(shape) * BYTES_OF[kind] != end - begin:
-            raise broken(file, f"{name!r} has a size that does not fit its shape")
+            raise broken(file, f"{quoted(name)} has a size that does not fit its shape")
         yield TensorInfo(name, kind, tuple(shape), file, data_start + begin, end - begin)
 
 
@@ -220,13 +210,14 @@ class _Gguf:
     """A GGUF file's header. The gguf package has a reader, too; a count that lies keeps that one busy for ever."""
 
     def __init__(self, path: Path, stream: BinaryIO, size: int) -> None:
-        self.path, self.stream, self.size = path, stream, size
+        self.path, self.stream, self.size = path, stream, min(size, MAX_HEADER_BYTES)
+        self.file_size = size
 
     def header(self) -> Header:
         self.stream.seek(4)
         version = self._number("<I")
         if version not in (2, 3):
-            raise RequestError("model", f"{str(self.path)!r} is GGUF of version {version}; 2 and 3 can be read.")
+            raise RequestError("model", f"{shown_path(self.path)} is GGUF of version {version}; 2 and 3 can be read.")
         tensor_count, field_count = self._number("<Q"), self._number("<Q")
         if tensor_count > MAX_TENSORS or field_count > MAX_FIELDS:
             raise broken(self.path, "its header is too long")
@@ -234,8 +225,8 @@ class _Gguf:
         for _ in range(field_count):
             key = self._text()
             if key in metadata:
-                raise broken(self.path, f"its header has {key!r} twice")
-            metadata[key] = self._value(self._number("<I"))
+                raise broken(self.path, f"its header has {quoted(key)} twice")
+            metadata[key] = self._value(self._number("<I"))[:MAX_KEPT_TEXT]
         described = [self._tensor() for _ in range(tensor_count)]
         alignment = metadata.get("general.alignment", "32")
         step = int(alignment) if alignment.isdecimal() else 0
@@ -249,31 +240,32 @@ class _Gguf:
         end = start
         for name, number, shape, offset in sorted(described, key=lambda tensor: tensor[3]):
             if name in names:
-                raise broken(self.path, f"its header has {name!r} twice")
+                raise broken(self.path, f"its header has {quoted(name)} twice")
             names.add(name)
             if number not in GGML_TYPES:
                 raise RequestError(
-                    "model", f"{str(self.path)!r} holds {name!r} in ggml's format {number}, which cannot be read."
+                    "model",
+                    f"{shown_path(self.path)} holds {quoted(name)} in ggml's format {number}, which cannot be read.",
                 )
             kind, elements, nbytes = GGML_TYPES[number]
             count = math.prod(shape)
             if not shape or (shape[-1] % elements):
-                raise broken(self.path, f"{name!r} has a size that does not fit its shape")
+                raise broken(self.path, f"{quoted(name)} has a size that does not fit its shape")
             if start + offset < end:
-                raise broken(self.path, f"{name!r} begins before the tensor before it ends")
+                raise broken(self.path, f"{quoted(name)} begins before the tensor before it ends")
             end = start + offset + count // elements * nbytes
-            if end > self.size:
+            if end > self.file_size:
                 raise broken(self.path, "it ends too early")
             yield name, TensorInfo(name, kind, shape, self.path, start + offset, count // elements * nbytes)
 
     def _tensor(self) -> tuple[str, int, tuple[int, ...], int]:
         name, dimensions = self._text(), self._number("<I")
         if not 1 <= dimensions <= 4:
-            raise broken(self.path, f"{name!r} has a wrong shape or place")
+            raise broken(self.path, f"{quoted(name)} has a wrong shape or place")
         shape = tuple(self._number("<Q") for _ in range(dimensions))
         number, offset = self._number("<I"), self._number("<Q")
         if not all(side < 2**48 for side in (*shape, offset)):
-            raise broken(self.path, f"{name!r} has a wrong shape or place")
+            raise broken(self.path, f"{quoted(name)} has a wrong shape or place")
         return name, number, shape[::-1], offset  # ggml has the innermost dimension first
 
     def _value(self, kind: int) -> str:
@@ -288,7 +280,7 @@ class _Gguf:
                 raise broken(self.path, "its header is too long")
             if element == _GGUF_TEXT:
                 for _ in range(count):
-                    self._text()
+                    self._skip_text()
                 return f"{count} texts"
             if element in _GGUF_NUMBERS:
                 self._read(count * struct.calcsize(_GGUF_NUMBERS[element]))
@@ -301,10 +293,13 @@ class _Gguf:
             raise broken(self.path, "its header is too long")
         return self._read(length).decode("utf-8", "replace")
 
+    def _skip_text(self) -> None:
+        self._read(struct.unpack("<Q", self._read(8))[0])
+
     def _number(self, form: str) -> Any:
         return struct.unpack(form, self._read(struct.calcsize(form)))[0]
 
     def _read(self, count: int) -> bytes:
         if self.stream.tell() + count > self.size:
-            raise broken(self.path, "it ends too early")
+            raise broken(self.path, "it ends too early" if self.size == self.file_size else "its header is too long")
         return self.stream.read(count)

@@ -42,6 +42,7 @@ from engine.models.subjects import (
     uselessness,
 )
 from engine.request import RequestError
+from engine.text import some_of
 
 __all__ = ["Listing", "Part", "Scanned", "add", "listed", "loose", "pulled", "pulling", "remove", "scan", "show"]
 
@@ -82,7 +83,7 @@ def show(name: str) -> Listing:
 def _unknown(name: str, known: Registry) -> RequestError:
     names = [*dict.fromkeys((*catalog.BUILT_IN, *known.models, *PARTS_ALONE))]
     near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known names: {', '.join(names)}."
+    hint = f"did you mean {near[0]!r}?" if near else f"known names: {some_of(names)}."
     return RequestError("model", f"there is no model {name[:80]!r}; {hint}")
 
 

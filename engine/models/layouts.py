@@ -6,7 +6,6 @@ diffusers and transformers want where its elements lie. Nothing but headers is r
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,9 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.folders import shown_path
 from engine.models import distill_names, naming
 from engine.models.headers import Header, TensorInfo, broken
 from engine.request import RequestError
+from engine.text import quoted
+from engine.untrusted import MalformedError, parse_json
 
 COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "distill_t5")
 TITLES = {
@@ -67,7 +69,7 @@ class UnknownError(RequestError):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A model part in one file or in several shards. `config` is what its shapes tell, as config.json would have it."""
+    """A model part in one file or in several shards. `config` is what its shapes tell, or a config.json beside it."""
 
     component: str  # one of COMPONENTS
     layout: str  # whose names: "BFL", "diffusers", "transformers", ...
@@ -76,6 +78,7 @@ class Found:
     nbytes: int
     config: dict[str, Any]
     prefix: str = ""
+    said: str = ""  # all that the config.json says from which `config` is, as JSON; the model's hash is over it
     warning: str = ""  # a sentence
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # by the file's names, without the prefix
 
@@ -118,7 +121,8 @@ def recognise(headers: Sequence[Header]) -> list[Found]:
         if header.metadata.get("t2i_format") and header.metadata.get("form", "").startswith("int8"):
             raise RequestError(
                 "model",
-                f"{str(header.path)!r} holds int8 weights from this program's own cache, which are no model: open the "
+                f"{shown_path(header.path)} holds int8 weights from this program's own cache, which are no "
+                f"model: open the "
                 "model that they were made of, with --precision int8.",
             )
     return [_found(group) for group in _groups(headers)]
@@ -159,7 +163,8 @@ def _groups(headers: Sequence[Header]) -> list[_Group]:
                 if BESIDE.fullmatch(name):
                     continue
                 raise RequestError(
-                    "model", f"{str(header.path)!r} holds an unknown tensor {name!r} beside {', '.join(spare)}."
+                    "model",
+                    f"{shown_path(header.path)} holds an unknown tensor {quoted(name)} beside {', '.join(spare)}.",
                 )
             own = name.removeprefix(group.prefix)
             if own in group.tensors:
@@ -187,7 +192,7 @@ def _component(names: Mapping[str, Header], headers: Sequence[Header]) -> str:
     if has("decoder.up.", "decoder.up_blocks.", "decoder.mid"):
         return "vae"
     first = next(iter(names), None)
-    what = f"nothing of FLUX.1 (its first tensor is {first!r})" if first else "no tensors"
+    what = f"nothing of FLUX.1 (its first tensor is {quoted(first)})" if first else "no tensors"
     raise UnknownError(
         "model", f"{_place(headers)} holds {what}; give a FLUX.1 transformer, an autoencoder, CLIP-L or T5."
     )
@@ -290,7 +295,9 @@ def _found(group: _Group) -> Found:
     precision = PRECISIONS.get(kind, kind) + (", scaled" if group.scales and kind in FP8_KINDS else "")
     files = tuple(dict.fromkeys(info.file for info in group.tensors.values()))
     nbytes = sum(bytes_of.values()) + sum(info.nbytes for info in group.scales.values())
-    return Found(group.component, layout, precision, files, nbytes, config, group.prefix, warning, group.shapes)
+    return Found(
+        group.component, layout, precision, files, nbytes, config, group.prefix, warning=warning, shapes=group.shapes
+    )
 
 
 def _layout(group: _Group) -> tuple[str, dict[str, Any] | str]:
@@ -337,11 +344,12 @@ def _kontext(group: _Group) -> str:
         )
         if "kontext" in said.lower():
             raise RequestError(
-                "model", f"{str(header.path)!r} is FLUX.1 Kontext, which cannot be run here; {TAKE_DEV}."
+                "model", f"{shown_path(header.path)} is FLUX.1 Kontext, which cannot be run here; {TAKE_DEV}."
             )
         if "kontext" in header.path.name.lower():
             return (
-                f"{header.path.name!r} sounds like FLUX.1 Kontext, which edits pictures; its tensors are those of "
+                f"{quoted(header.path.name)} sounds like FLUX.1 Kontext, which edits pictures; its tensors are "
+                f"those of "
                 "[dev], so it is run as [dev]."
             )
     return ""
@@ -364,18 +372,19 @@ def _take_companions(group: _Group) -> None:
             continue
         info, weight = group.tensors.pop(name), group.tensors[f"{path}.weight"]
         if f"{path}.weight" in group.scales:
-            raise RequestError("model", f"{str(info.file)!r} holds two scales for '{path}.weight'; remove one.")
+            raise RequestError("model", f"{shown_path(info.file)} holds two scales for '{path}.weight'; remove one.")
         if weight.kind not in FP8_KINDS and not (weight.kind == "I8" and _is_ours(group)):
             raise RequestError(
                 "model",
-                f"{info.name!r} in {str(info.file)!r} is the scale of a weight in {PRECISIONS.get(weight.kind, '?')}; "
+                f"{quoted(info.name)} in {shown_path(info.file)} is the scale of a weight in "
+                f"{PRECISIONS.get(weight.kind, '?')}; "
                 "only FP8 weights with scales can be read.",
             )
         rows = weight.shape[0] if weight.shape else 1
         if info.count not in (1, rows) or info.kind not in ("F32", "F16", "BF16", "F64"):
             raise RequestError(
                 "model",
-                f"{info.name!r} in {str(info.file)!r} has shape {list(info.shape)}, "
+                f"{quoted(info.name)} in {shown_path(info.file)} has shape {list(info.shape)}, "
                 f"a scale has one number, or one for each of {rows} rows.",
             )
         group.scales[f"{path}.weight"] = info
@@ -384,7 +393,9 @@ def _take_companions(group: _Group) -> None:
             wanted = name.removesuffix(".weight") in told or ("block" in name and len(info.shape) == 2)
             if wanted and info.kind in FP8_KINDS and name not in group.scales and "relative_att" not in name:
                 lacking = f"{info.name.removesuffix('.weight')}.{_scale_leaf(group)}"
-                raise RequestError("model", f"{str(info.file)!r} lacks {lacking!r}, the scale of {info.name!r}.")
+                raise RequestError(
+                    "model", f"{shown_path(info.file)} lacks {quoted(lacking)}, the scale of {quoted(info.name)}."
+                )
 
 
 def _is_ours(group: _Group) -> bool:
@@ -400,9 +411,9 @@ def _formats_in_metadata(headers: Sequence[Header]) -> Iterator[str]:
     """Layers whose quantization a file's metadata tell, checked."""
     for header in headers:
         try:
-            layers = json.loads(header.metadata.get("_quantization_metadata", "{}")).get("layers", {})
+            layers = parse_json(header.metadata.get("_quantization_metadata", "{}").encode()).get("layers", {})
             found = [(str(layer), dict(said)) for layer, said in layers.items()]
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except (MalformedError, ValueError, TypeError, AttributeError):
             raise broken(header.path, "its metadata is not what it should be") from None
         for layer, said in found:
             check_format(said, layer, header.path)
@@ -422,8 +433,9 @@ def check_format(said: Mapping[str, Any], layer: str, file: Path) -> None:
     if kind not in FP8_FORMATS or rotated:
         raise RequestError(
             "model",
-            f"{layer!r} in {str(file)!r} is quantized as {kind[:40]!r}{', rotated' if rotated else ''}; of these "
-            f"formats {' and '.join(FP8_FORMATS)} can be read.",
+            f"{quoted(layer)} in {shown_path(file)} is quantized as "
+            f"{quoted(kind, 40)}{', rotated' if rotated else ''}; of "
+            f"these formats {' and '.join(FP8_FORMATS)} can be read.",
         )
 
 
@@ -454,7 +466,7 @@ def _by_rules(group: _Group, rules: Iterator[naming.Rule]) -> dict[str, Entry]:
         if info.shape != rule.shape and not _is_same_table(info, rule):
             raise RequestError(
                 "model",
-                f"{info.name!r} in {str(info.file)!r} has shape {list(info.shape)}, "
+                f"{quoted(info.name)} in {shown_path(info.file)} has shape {list(info.shape)}, "
                 f"the model needs {list(rule.shape)}.",
             )
         width = info.count // max(1, rule.shape[0])
@@ -463,7 +475,7 @@ def _by_rules(group: _Group, rules: Iterator[naming.Rule]) -> dict[str, Entry]:
             found[target.name] = Entry(target.name, target.shape, info, pieces, group.scales.get(rule.stored))
     for name, info in left.items():
         if not SPARE[group.component].fullmatch(name):
-            raise RequestError("model", f"{str(info.file)!r} holds an unknown tensor {info.name!r}.")
+            raise RequestError("model", f"{shown_path(info.file)} holds an unknown tensor {quoted(info.name)}.")
     return found
 
 
@@ -485,10 +497,11 @@ def _by_name(group: _Group) -> dict[str, Entry]:
         elif group.component == "distill_t5":
             ours = distill_names.canonical_name(name)
         if ours is None:
-            raise RequestError("model", f"{str(info.file)!r} holds an unknown tensor {info.name!r}.")
+            raise RequestError("model", f"{shown_path(info.file)} holds an unknown tensor {quoted(info.name)}.")
         if ours in found:
             raise RequestError(
-                "model", f"{str(info.file)!r} holds {ours!r} a second time, as {info.name!r}; remove it."
+                "model",
+                f"{shown_path(info.file)} holds {quoted(ours)} a second time, as {quoted(info.name)}; remove it.",
             )
         found[ours] = Entry(ours, info.shape, info, ((0, info.count),), group.scales.get(name))
     return found
@@ -505,18 +518,18 @@ def _plain_norms(shapes: naming.Shapes) -> dict[str, tuple[int, ...]]:
 
 def _missing(group: _Group, name: str) -> RequestError:
     return RequestError(
-        "model", f"{_place(group.headers)} lacks the tensor {group.prefix + name!r}; download it again."
+        "model", f"{_place(group.headers)} lacks the tensor {quoted(group.prefix + name)}; download it again."
     )
 
 
 def twice(name: str, first: Path, second: Path) -> RequestError:
     """What to tell the person about shards that do not belong together."""
     return RequestError(
-        "model", f"{name!r} is both in {str(first)!r} and in {str(second)!r}; download the model again."
+        "model", f"{quoted(name)} is both in {shown_path(first)} and in {shown_path(second)}; download the model again."
     )
 
 
 def _place(headers: Sequence[Header]) -> str:
     """The file, or the folder of several."""
     paths = [header.path for header in headers]
-    return repr(str(paths[0] if len(paths) == 1 else paths[0].parent))
+    return shown_path(paths[0] if len(paths) == 1 else paths[0].parent)

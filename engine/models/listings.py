@@ -9,10 +9,12 @@ from pathlib import Path
 
 from engine.folders import shown_path
 from engine.models import catalog, flux1, hub, pairing
+from engine.models.configs import CLASSES
 from engine.models.layouts import TITLES, Found
-from engine.models.model import CLASSES, DESCRIBING, DISTILLED, TOKENIZERS, Model, open_folder
+from engine.models.model import DESCRIBING, DISTILLED, TOKENIZERS, Model, open_folder
 from engine.models.registry import DISTILLT5, TOKENIZERS_ALONE, Registered, Registry
 from engine.request import RequestError
+from engine.text import quoted
 
 KINDS = {True: "dev", False: "schnell"}  # by whether guidance is embedded
 LICENCES = {
@@ -68,8 +70,8 @@ def listing_of_name(name: str, known: Registry) -> Listing:
         model = catalog.open_name(name, known)
         assert model is not None
         return _model_of(catalog.with_distilled(model, known), entry, name)
-    except (RequestError, OSError) as error:
-        return _broken(name, entry, _sentence(error))
+    except Exception as error:  # whatever it is, the others are to be listed
+        return _broken(name, entry, sentence_of(error, entry.path if entry else name))
 
 
 def listing_of_entry(entry: Registered, known: Registry) -> Listing:
@@ -85,8 +87,8 @@ def listing_of_entry(entry: Registered, known: Registry) -> Listing:
                 return _incomplete(entry, pairs)
             model = pairing.model_of(pairs, entry.name)
         return _model_of(catalog.with_distilled(model, known), entry, entry.name)
-    except (RequestError, OSError) as error:
-        return _broken(entry.name, entry, _sentence(error))
+    except Exception as error:
+        return _broken(entry.name, entry, sentence_of(error, entry.path))
 
 
 def _model_of(model: Model, entry: Registered | None, name: str) -> Listing:
@@ -200,8 +202,8 @@ def distilled_listing(entry: Registered | None) -> Listing:
         place = entry.path if entry and not pulled else cached if isinstance(cached, Path) else None
         if place is not None:
             found = next((part for part in pairing.recognised(place) if part.component == DISTILLED), None)
-    except (RequestError, OSError) as error:
-        warning = _sentence(error)
+    except Exception as error:
+        warning = sentence_of(error, place or DISTILLT5)
     return Listing(
         name=DISTILLT5,
         place=str(place or ""),
@@ -264,7 +266,10 @@ def listing_of_part(path: Path, kind: str, parts: tuple[Part, ...], known: Regis
     )
 
 
-def _sentence(error: Exception) -> str:
+def sentence_of(error: Exception, place: Path | str) -> str:
+    """What is wrong with a model that lies there, so that others can be listed beside it."""
+    if isinstance(error, RequestError):
+        return str(error)
     if isinstance(error, OSError):
-        return f"{shown_path(error.filename or '')} cannot be read: {error.strerror or error}."
-    return str(error)
+        return f"{shown_path(error.filename or place)} cannot be read: {error.strerror or type(error).__name__}."
+    return f"{shown_path(place)} cannot be read: {quoted(' '.join(str(error).split()) or type(error).__name__)}."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,16 +15,19 @@ from diffusers.models.transformers.transformer_flux import FluxTransformer2DMode
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
-    PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
 )
 
+from engine.folders import shown_path
+from engine.models.configs import for_network
+from engine.models.distill_t5 import attention_of
 from engine.models.distill_t5 import empty as empty_distill_t5
 from engine.models.layouts import Found
 from engine.models.model import DISTILLED, Model, component_in
 from engine.models.weights import WeightFiles
 from engine.request import RequestError
+from engine.text import quoted
 
 # T5 stores its embedding once, under either name.
 TIED = {
@@ -63,24 +65,29 @@ def empty_component(model: Model, component: str) -> Any:
 
 
 def _empty(component: str, config: Mapping[str, Any], place: Path) -> Any:
-    config = dict(config)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if component == "text_encoder":  # has a constant beside its weights, which must be a real one
-                with init_empty_weights():
-                    return CLIPTextModel(CLIPTextConfig.from_dict(config))
             if component == DISTILLED:
                 return empty_distill_t5(config)
+            known = for_network(config, component)
+            if component == "text_encoder":  # has a constant beside its weights, which must be a real one
+                with init_empty_weights():
+                    return CLIPTextModel(CLIPTextConfig(**known, attn_implementation=attention_of(CLIPTextModel)))
             with torch.device("meta"):
                 if component == "transformer":
-                    return FluxTransformer2DModel.from_config(config)
+                    return FluxTransformer2DModel(**known)
                 if component == "vae":
-                    return AutoencoderKL.from_config(config)
-                return T5EncoderModel(T5Config.from_dict(config))
-    except Exception as error:  # whatever a wrong configuration may cause in three libraries
-        reason = " ".join(str(error).split())[:200]
-        raise RequestError("model", f"the configuration of {component} in {str(place)!r} is wrong: {reason}") from None
+                    return AutoencoderKL(**known)
+                return T5EncoderModel(T5Config(**known, attn_implementation=attention_of(T5EncoderModel)))
+    except Exception as error:  # what a wrong configuration may cause in three libraries, though its values are allowed
+        raise RequestError(
+            "model", f"the configuration of {component} in {shown_path(place)} is wrong: {quoted(_line(error))}."
+        ) from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def check_tensors(wanted: Mapping[str, tuple[int, ...]], files: WeightFiles, place: Path) -> dict[str, str]:
@@ -93,16 +100,17 @@ def check_tensors(wanted: Mapping[str, tuple[int, ...]], files: WeightFiles, pla
     for ours, tensor in files.tensors.items():
         name = current_name(ours, wanted)
         if name not in wanted:
-            raise RequestError("model", f"{str(tensor.file)!r} holds an unknown tensor {tensor.stored!r}.")
+            raise RequestError("model", f"{shown_path(tensor.file)} holds an unknown tensor {quoted(tensor.stored)}.")
         if tensor.shape != wanted[name]:
             raise RequestError(
                 "model",
-                f"{tensor.stored!r} in {str(tensor.file)!r} has shape {list(tensor.shape)}, "
+                f"{quoted(tensor.stored)} in {shown_path(tensor.file)} has shape {list(tensor.shape)}, "
                 f"the model needs {list(wanted[name])}.",
             )
         if not tensor.dtype.is_floating_point:
             raise RequestError(
-                "model", f"{tensor.stored!r} in {str(tensor.file)!r} holds whole numbers, where weights belong."
+                "model",
+                f"{quoted(tensor.stored)} in {shown_path(tensor.file)} holds whole numbers, where weights belong.",
             )
         names[name] = ours
     for name, source in TIED.items():
@@ -112,7 +120,8 @@ def check_tensors(wanted: Mapping[str, tuple[int, ...]], files: WeightFiles, pla
     missing = sorted(wanted.keys() - names.keys())
     if missing:
         raise RequestError(
-            "model", f"{str(place)!r} lacks {len(missing)} tensors, the first is {missing[0]!r}; download it again."
+            "model",
+            f"{shown_path(place)} lacks {len(missing)} tensors, the first is {quoted(missing[0])}; download it again.",
         )
     return names
 
@@ -123,17 +132,3 @@ def current_name(stored: str, wanted: Mapping[str, object]) -> str:
         return stored
     prefix = "text_model."
     return stored.removeprefix(prefix) if stored.startswith(prefix) else prefix + stored
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """A component's tokenizer, from its tokenizer.json, or from the vocabulary files that FLUX.1 ships for CLIP."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # quiet: no fork warnings
-    try:
-        if (folder / "tokenizer.json").is_file():
-            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise RequestError("model", f"the tokenizer in {str(folder)!r} cannot be read: {reason}") from None

@@ -9,21 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from engine.folders import shown_path
 from engine.models import distill_names
+from engine.models.configs import CLASSES, KEYS, checked, declared_class, read_config
 from engine.models.headers import PICKLE_SUFFIXES, read_header
 from engine.models.layouts import TITLES, Found, recognise
-from engine.request import Defaults, Request, RequestError
+from engine.request import MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE, Defaults, Request, RequestError
+from engine.text import quoted
+from engine.untrusted import MAX_INDEX_BYTES, is_plain_name, open_file, read_object
 
-CLASSES = {
-    "transformer": "FluxTransformer2DModel",
-    "vae": "AutoencoderKL",
-    "text_encoder": "CLIPTextModel",
-    "text_encoder_2": "T5EncoderModel",
-}
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 PIPELINE = "FluxPipeline"
 PIPELINES = {  # others, by the class that their model_index.json names
@@ -42,8 +41,8 @@ PIPELINES = {  # others, by the class that their model_index.json names
 }
 DISTILLED = "distill_t5"  # a smaller network in the place of text_encoder_2; a model may have it
 DESCRIBING = (".json", ".txt", ".model")  # configurations and vocabularies
+FLUX_SIDE = 1024  # pixels that FLUX.1 was made for
 MAX_TOKENS = 4096  # more is no limit: tokenizers write 10^30 where they have none
-MAX_JSON_BYTES = 32 * 2**20
 SAMPLE_BYTES, SAMPLES = 2**20, 18
 WHOLE_FILE_BYTES = 64 * 2**20  # larger files are sampled for the model's hash
 
@@ -97,51 +96,42 @@ class Model:
 
 def open_folder(path: Path, name: str) -> Model:
     """Check a folder and describe it. Raises `RequestError` that names the part which is missing or broken."""
-    try:
-        return _described(path, name)
-    except RequestError:
-        raise
-    except KeyError as error:
-        raise RequestError("model", f"a config.json in {_quoted(path)} lacks {error}; download it again.") from None
-    except (TypeError, ValueError, AttributeError) as error:  # a list where a number belongs
-        raise RequestError(
-            "model", f"a config.json in {_quoted(path)} is wrong ({_quoted(error)}); download it again."
-        ) from None
-
-
-def _described(path: Path, name: str) -> Model:
     index = path / "model_index.json"
     if not path.is_dir() or not index.is_file():
         raise RequestError(
             "model",
-            f"{_quoted(path)} is not a model folder: it has no model_index.json; give a folder in diffusers' layout.",
+            f"{shown_path(path)} is not a model folder: it has no model_index.json; give a folder in diffusers' "
+            "layout.",
         )
     pipeline = pipeline_of(path)
     if pipeline != PIPELINE:
-        what = f"{PIPELINES[pipeline]} (a {_quoted(pipeline)})" if pipeline in PIPELINES else f"a {_quoted(pipeline)}"
+        what = f"{PIPELINES[pipeline]} (a {quoted(pipeline)})" if pipeline in PIPELINES else f"a {quoted(pipeline)}"
         raise RequestError(
-            "model", f"{_quoted(path)} holds {what}; only FLUX.1 [dev] and [schnell] ({PIPELINE}) can be run."
+            "model", f"{shown_path(path)} holds {what}; only FLUX.1 [dev] and [schnell] ({PIPELINE}) can be run."
         )
     configs: dict[str, dict[str, Any]] = {}
     files: dict[str, tuple[Path, ...]] = {}
     found: dict[str, Found] = {}
     for component, class_name in CLASSES.items():
-        configs[component] = _read_json(path / component / "config.json")
-        declared = configs[component].get("_class_name") or (configs[component].get("architectures") or [class_name])[0]
+        config = path / component / "config.json"
+        said = read_object(config)
+        declared = declared_class(said) or class_name
         if declared != class_name:
             raise RequestError(
-                "model", f"{_quoted(path / component)} holds a {_quoted(declared)}; FLUX.1 needs a {class_name} there."
+                "model",
+                f"{shown_path(path / component)} holds a {quoted(declared)}; FLUX.1 needs a {class_name} there.",
             )
         files[component] = weight_files(path / component)
         found[component] = part_of(files[component], component)
+        configs[component] = checked(said, component, config, found[component].config)
     if (path / DISTILLED).is_dir():
         files[DISTILLED] = weight_files(path / DISTILLED)
         found[DISTILLED] = part_of(files[DISTILLED], DISTILLED)
         configs[DISTILLED] = distilled_config(found[DISTILLED])
-    configs["scheduler"] = _read_json(path / "scheduler" / "scheduler_config.json")
+    configs["scheduler"] = read_config(path / "scheduler" / "scheduler_config.json", "scheduler")
     for tokenizer in TOKENIZERS:
-        if not (path / tokenizer).is_dir() or not any((path / tokenizer).iterdir()):
-            raise RequestError("model", f"{_quoted(path)} has no {tokenizer}; copy it from the original model.")
+        if not has_tokenizer(path / tokenizer):
+            raise RequestError("model", f"{shown_path(path)} has no {tokenizer}; copy it from the original model.")
     return described(
         name,
         path,
@@ -153,9 +143,16 @@ def _described(path: Path, name: str) -> Model:
     )
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds the files of a tokenizer."""
+    with suppress(OSError):
+        return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "spiece.model"))
+    return False
+
+
 def pipeline_of(folder: Path) -> str:
     """The class of what lies in a folder in diffusers' layout. Raises `RequestError` where that cannot be told."""
-    return str(_read_json(folder / "model_index.json").get("_class_name"))
+    return str(read_object(folder / "model_index.json").get("_class_name"))
 
 
 def part_of(files: Sequence[Path], component: str) -> Found:
@@ -166,7 +163,7 @@ def part_of(files: Sequence[Path], component: str) -> Found:
             return part
     others = " and ".join(TITLES[part.component] for part in parts)
     raise RequestError(
-        "model", f"{_quoted(files[0])} holds {others}, not the {TITLES[component]} that is needed there."
+        "model", f"{shown_path(files[0])} holds {others}, not the {TITLES[component]} that is needed there."
     )
 
 
@@ -186,24 +183,34 @@ def component_in(path: Path, component: str) -> Found:
     elif is_file:
         files = (path,)
     else:
-        raise RequestError("model", f"{_quoted(path)} is not there; give a file or a folder with weights.")
+        raise RequestError("model", f"{shown_path(path)} is not there; give a file or a folder with weights.")
     return with_config(part_of(files, component))
 
 
-def with_config(found: Found) -> Found:
-    """A part with the configuration in the config.json beside its weights, unless that is another part's."""
+def with_config(found: Found, *, trusted: bool = True) -> Found:
+    """A part with the configuration in the config.json beside its weights, unless that is another part's.
+
+    Where it says other sizes than the weights it is an error, or, not `trusted`, a part's of another size.
+    Raises `RequestError`.
+    """
     config = found.files[0].with_name("config.json")
     if found.prefix or found.component not in CLASSES or not config.is_file():
         return found
-    said = _read_json(config)
-    declared = said.get("_class_name") or (said.get("architectures") or [None])[0]
-    return replace(found, config=said) if declared == CLASSES[found.component] else found
+    said = read_object(config)
+    if declared_class(said) != CLASSES[found.component]:
+        return found
+    telling = [name for name, key in KEYS[found.component].items() if key.told and name in said]
+    if not trusted and any(said[name] != found.config[name] for name in telling):
+        return found
+    values = {**found.config, **{name: value for name, value in said.items() if value is not None}}
+    values = checked(values, found.component, config, found.config)
+    return replace(found, config=values, said=json.dumps(said, sort_keys=True))
 
 
 def distilled_config(part: Found) -> dict[str, Any]:
     """DistillT5's configuration: what its shapes tell, and of what they do not tell what a config.json beside says."""
     config = part.files[0].with_name("config.json")
-    said = _read_json(config) if config.is_file() else {}
+    said = read_object(config) if config.is_file() else {}
     return distill_names.config_from_shapes(part.shapes, said)
 
 
@@ -228,7 +235,11 @@ def described(
     _check_sizes(path, configs)
     limits = [_tokenizer_limit(tokenizers[part]) if part in tokenizers else MAX_TOKENS for part in TOKENIZERS]
     guided = bool(configs["transformer"].get("guidance_embeds"))
-    sample_size = int(configs["vae"].get("sample_size") or 1024)
+    sample_size = configs["vae"].get("sample_size", 0)
+    if not MIN_SIDE <= sample_size <= MAX_SIDE or sample_size % SIDE_MULTIPLE:
+        sample_size = FLUX_SIDE
+    if preferences is not None and (preferences.guidance is not None) != guided:
+        raise _wrong_defaults(path)
     small = "transformer" in found and found["transformer"].eight_bits
     large = "bf16" if not small else "fp8"
     defaults = preferences or Defaults(
@@ -238,7 +249,7 @@ def described(
         guidance=3.5 if guided else None,
         precision="fp32" if sizes["transformer"] < 2**30 and not small else large,
     )
-    clip_limit = min(limits[0], int(configs["text_encoder"]["max_position_embeddings"]))
+    clip_limit = min(limits[0], configs["text_encoder"]["max_position_embeddings"])
     token_limit = min(limits[1], 512 if guided else 256)
     return Model(name, path, configs, files, sizes, tokenizers, found, defaults, clip_limit, token_limit, sample_size)
 
@@ -259,13 +270,14 @@ def model_hash(model: Model, *, distilled: bool = False) -> str:
     folders = {part: model.path / part for part in (*CLASSES, "scheduler")} if in_folder else {}
     for component, config in sorted(model.configs.items()):  # of a folder they are files
         if distilled if component == DISTILLED else not in_folder:
-            digest.update(json.dumps([component, config], sort_keys=True).encode())
+            said = model.found[component].said if component in model.found else ""
+            digest.update(f"[{json.dumps(component)}, {said or json.dumps(config, sort_keys=True)}]".encode())
     for part, folder in {**folders, **model.tokenizers}.items():
         files |= {f"{part}/{file.name}": file for file in folder.glob("*.*") if file.suffix in DESCRIBING}
     for label, file in sorted(files.items()):
         size = file.stat().st_size
         digest.update(f"{label}\0{size}\0".encode("utf-8", "surrogateescape"))
-        with file.open("rb") as stream:
+        with open_file(file) as stream:
             if size <= WHOLE_FILE_BYTES:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
                 continue
@@ -284,24 +296,26 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     """The safetensors files of a component: the shards that its index names, or its only file."""
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if indexes:
-        weight_map = _read_json(indexes[0]).get("weight_map")
+        weight_map = read_object(indexes[0], MAX_INDEX_BYTES).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise RequestError("model", f"{_quoted(indexes[0])} names no shards; download it again.")
+            raise RequestError("model", f"{shown_path(indexes[0])} names no shards; download it again.")
         names = sorted({str(name) for name in weight_map.values()})
         for name in names:
-            if Path(name).name != name or not (folder / name).is_file():
-                raise RequestError("model", f"{_quoted(folder)} lacks the shard {_quoted(name)}; download it again.")
+            if not is_plain_name(name) or not (folder / name).is_file():
+                raise RequestError("model", f"{shown_path(folder)} lacks the shard {quoted(name)}; download it again.")
         return tuple(folder / name for name in names)
     files = tuple(sorted(folder.glob("*.safetensors")))
     if len(files) == 1:
         return files
     if files:
-        raise RequestError("model", f"{_quoted(folder)} holds {len(files)} safetensors files and no index; keep one.")
+        raise RequestError(
+            "model", f"{shown_path(folder)} holds {len(files)} safetensors files and no index; keep one."
+        )
     if any(file.suffix.lower() in PICKLE_SUFFIXES for file in folder.glob("*")):
         raise RequestError(
-            "model", f"{_quoted(folder)} holds pickled weights, which are never loaded; get the safetensors files."
+            "model", f"{shown_path(folder)} holds pickled weights, which are never loaded; get the safetensors files."
         )
-    raise RequestError("model", f"{_quoted(folder)} holds no weights (*.safetensors); download the model again.")
+    raise RequestError("model", f"{shown_path(folder)} holds no weights (*.safetensors); download the model again.")
 
 
 def _check_sizes(path: Path, configs: dict[str, dict[str, Any]]) -> None:
@@ -311,13 +325,15 @@ def _check_sizes(path: Path, configs: dict[str, dict[str, Any]]) -> None:
         hint = "a Fill, Canny or Depth model" if transformer["in_channels"] in (128, 384) else "a mixture"
         raise RequestError(
             "model",
-            f"the transformer in {_quoted(path)} takes {transformer['in_channels']} channels, its VAE gives "
+            f"the transformer in {shown_path(path)} takes {transformer['in_channels']} channels, its VAE gives "
             f"{4 * vae['latent_channels']}: {hint}, which cannot be run.",
         )
     if len(vae["block_out_channels"]) != 4:
-        raise RequestError("model", f"the VAE in {_quoted(path)} does not reduce 8 times, as FLUX.1's does.")
+        raise RequestError("model", f"the VAE in {shown_path(path)} does not reduce 8 times, as FLUX.1's does.")
     if any(kind != "UpDecoderBlock2D" for kind in vae.get("up_block_types") or ()):
-        raise RequestError("model", f"the VAE in {_quoted(path)} has blocks that FLUX.1's has not; get FLUX.1's own.")
+        raise RequestError(
+            "model", f"the VAE in {shown_path(path)} has blocks that FLUX.1's has not; get FLUX.1's own."
+        )
     widths = (
         ("text_encoder_2", configs["text_encoder_2"]["d_model"], transformer["joint_attention_dim"]),
         ("text_encoder", configs["text_encoder"]["hidden_size"], transformer["pooled_projection_dim"]),
@@ -325,14 +341,14 @@ def _check_sizes(path: Path, configs: dict[str, dict[str, Any]]) -> None:
     for component, width, wanted in widths:
         if width != wanted:
             raise RequestError(
-                "model", f"{component} in {_quoted(path)} gives width {width}, its transformer takes {wanted}."
+                "model", f"{component} in {shown_path(path)} gives width {width}, its transformer takes {wanted}."
             )
 
 
 def _tokenizer_limit(folder: Path) -> int:
     """The most tokens that a tokenizer says it gives."""
     file = folder / "tokenizer_config.json"
-    limit = _read_json(file).get("model_max_length") if file.is_file() else None
+    limit = read_config(file, "tokenizer").get("model_max_length") if file.is_file() else None
     return limit if type(limit) is int and 0 < limit < MAX_TOKENS else MAX_TOKENS
 
 
@@ -341,32 +357,16 @@ def _preferences(path: Path) -> Defaults | None:
     file = path / "t2i.json"
     if not file.is_file():
         return None
+    values = read_object(file).get("defaults")
     try:
-        values = _read_json(file)["defaults"]
-        defaults = Defaults(**values)
-        Request("any", **values)  # the same ranges hold for what a model prefers
-    except (KeyError, TypeError, RequestError):
-        raise RequestError("model", f"{_quoted(file)} has wrong defaults; delete it.") from None
+        defaults = Defaults(**values)  # type: ignore[arg-type]
+        Request("any", **values)  # type: ignore[arg-type]  # the same ranges hold for what a model prefers
+    except (TypeError, RequestError):
+        raise _wrong_defaults(path) from None
+    if any(value is None for name, value in values.items() if name != "guidance"):  # type: ignore[union-attr]
+        raise _wrong_defaults(path)
     return defaults
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise RequestError("model", f"{_quoted(path)} is too large to be a configuration.")
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise RequestError("model", f"{_quoted(path)} is missing; download the model again.") from None
-    except OSError as error:
-        raise RequestError("model", f"{_quoted(path)} cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError):
-        raise RequestError("model", f"{_quoted(path)} is not valid JSON; download the model again.") from None
-    if not isinstance(value, dict):
-        raise RequestError("model", f"{_quoted(path)} is not a JSON object; download the model again.")
-    return value
-
-
-def _quoted(value: object) -> str:
-    """A name from outside in quotes, one line, control characters escaped."""
-    text = str(value)
-    return repr(text if len(text) <= 300 else text[:297] + "...")
+def _wrong_defaults(path: Path) -> RequestError:
+    return RequestError("model", f"{shown_path(path / 't2i.json')} has wrong defaults; delete it.")

@@ -7,7 +7,6 @@ transformer's.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,22 +15,25 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from engine.folders import shown_path
 from engine.models import flux1, hub, tokenizers
+from engine.models.configs import CLASSES
 from engine.models.headers import WEIGHT_SUFFIXES, read_header, unreadable
 from engine.models.layouts import TITLES, Found, recognise
 from engine.models.model import (
-    CLASSES,
     DISTILLED,
     TOKENIZERS,
     Model,
     component_in,
     described,
     distilled_config,
+    has_tokenizer,
     weight_files,
     with_config,
 )
 from engine.models.registry import DISTILLT5, TOKENIZERS_ALONE, Registry
 from engine.request import RequestError
+from engine.untrusted import read_object
 
 # The folders of ComfyUI, Forge and InvokeAI that hold models, by what they hold.
 SIBLINGS = {
@@ -57,12 +59,6 @@ TOKENIZER_TITLES = {"tokenizer": "CLIP's tokenizer", "tokenizer_2": "T5's tokeni
 # Other models' parts may have the same shapes: where several fit, these words in a file's name decide.
 RIGHT_WORDS = {"vae": ("flux", "ae"), "text_encoder": ("clip_l", "clip-l")}
 WRONG_WORDS = ("sd3", "sd_3", "stable-diffusion-3", "stable_diffusion_3")
-TELLING = {  # numbers in which a part's own config.json agrees with its shapes
-    "transformer": ("in_channels", "joint_attention_dim", "pooled_projection_dim", "num_layers", "guidance_embeds"),
-    "vae": ("latent_channels", "block_out_channels"),
-    "text_encoder": ("hidden_size", "max_position_embeddings", "vocab_size", "num_hidden_layers"),
-    "text_encoder_2": ("d_model", "vocab_size", "num_layers"),
-}
 SHARD = re.compile(r"-[0-9]{5}-of-[0-9]{5}\.safetensors$")
 MAX_CANDIDATES = 500  # files of a folder that are looked at
 MAX_TOKENIZER_BYTES = 32 * 2**20
@@ -93,7 +89,9 @@ def paired(path: Path, given: Mapping[str, Path], registry: Registry) -> Pairing
     found = {part.component: part for part in recognised(path)}
     if "transformer" not in found:
         what = " and ".join(TITLES[component] for component in found)
-        raise RequestError("model", f"{str(path)!r} holds {what}; give the transformer's file, it is paired with it.")
+        raise RequestError(
+            "model", f"{shown_path(path)} holds {what}; give the transformer's file, it is paired with it."
+        )
     transformer = found["transformer"]
     if "transformer" in given:
         raise RequestError("model", "the transformer is the file itself; leave the other one out.")
@@ -103,7 +101,7 @@ def paired(path: Path, given: Mapping[str, Path], registry: Registry) -> Pairing
             found[component] = _part_in(given[component], component)
             if wrong := misfit(found[component], transformer):
                 raise RequestError(
-                    "model", f"{TITLES[component]} in {str(given[component])!r} {wrong}; give the right one."
+                    "model", f"{TITLES[component]} in {shown_path(given[component])} {wrong}; give the right one."
                 )
         elif component not in found:
             fitting = _candidates(component, transformer, path, registry)
@@ -142,15 +140,7 @@ def model_of_file(path: Path, name: str, given: Mapping[str, Path], registry: Re
 def model_of(pairing: Pairing, name: str) -> Model:
     """The model that these parts make. Raises `RequestError` that names everything that is missing."""
     if not pairing.missing:
-        try:
-            return assembled(name, pairing.path, pairing.found, pairing.folders)
-        except RequestError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:  # a list where a number belongs
-            raise RequestError(
-                "model",
-                f"a config.json beside a part of {str(pairing.path)!r} is wrong ({str(error)[:80]!r}); delete it.",
-            ) from None
+        return assembled(name, pairing.path, pairing.found, pairing.folders)
     components = [part for part in pairing.missing if part in CLASSES]
     if not components and pairing.wrong is not None:
         raise pairing.wrong
@@ -161,7 +151,8 @@ def model_of(pairing: Pairing, name: str) -> Model:
         missing.append(f"{what} (t2i models pull tokenizers, or --tokenizers with their folder)")
     raise RequestError(
         "model",
-        f"{str(pairing.path)!r} needs {_listed(missing)}, which {'is' if len(pairing.missing) == 1 else 'are'} not "
+        f"{shown_path(pairing.path)} needs {_listed(missing)}, which "
+        f"{'is' if len(pairing.missing) == 1 else 'are'} not "
         "beside it and not among the models that are known: say where with t2i models add, or let t2i models scan "
         "look.",
     )
@@ -191,8 +182,8 @@ def check_tokenizer(part: str, folder: Path, encoder: Found | None) -> None:
     elif encoder and (size := tokenizers.vocabulary_size(folder)) > rows:
         raise RequestError(
             "model",
-            f"the tokenizer in {str(folder)!r} knows {size} tokens, {TITLES[encoder.component]} in "
-            f"{str(encoder.files[0])!r} {rows}: they do not belong together.",
+            f"the tokenizer in {shown_path(folder)} knows {size} tokens, {TITLES[encoder.component]} in "
+            f"{shown_path(encoder.files[0])} {rows}: they do not belong together.",
         )
 
 
@@ -218,10 +209,10 @@ def _tokenizer_in(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str
         return "tokenizer_2"
     if (folder / "vocab.json").is_file():
         return "tokenizer" if (folder / "merges.txt").is_file() else ""
-    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    with suppress(RequestError, TypeError, KeyError):
         file = folder / "tokenizer.json"
-        if file.stat().st_size <= MAX_TOKENIZER_BYTES:
-            kind = json.loads(file.read_bytes())["model"]["type"]
+        if file.is_file():
+            kind = read_object(file, MAX_TOKENIZER_BYTES)["model"]["type"]
             if kind in ("BPE", "Unigram"):
                 return "tokenizer" if kind == "BPE" else "tokenizer_2"
     return NAMES_OF_TOKENIZERS.get(folder.name, "")
@@ -235,13 +226,6 @@ def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
             status = (folder / name).stat()
             found.append((name, status.st_size, status.st_mtime_ns))
     return tuple(found)
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds the files of a tokenizer."""
-    with suppress(OSError):
-        return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "spiece.model"))
-    return False
 
 
 def tokenizers_below(folder: Path) -> dict[str, Path]:
@@ -346,14 +330,7 @@ def _parts_of(files: tuple[Path, ...], stamps: tuple[tuple[int, int], ...]) -> S
     """What these files hold; where a stamp is another, that is looked at anew."""
     parts = recognise([read_header(file) for file in files])
     with_own = len(stamps) > len(files) and _alone(files)
-    return tuple(_configured(part) if with_own else part for part in parts)
-
-
-def _configured(part: Found) -> Found:
-    """A part with the configuration in the config.json beside it, unless that is of another size."""
-    configured = with_config(part)
-    telling = TELLING.get(part.component, ())
-    return configured if all(configured.config.get(key) == part.config[key] for key in telling) else part
+    return tuple(with_config(part, trusted=False) if with_own else part for part in parts)
 
 
 def _part_in(place: Path, component: str) -> Found:

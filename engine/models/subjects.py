@@ -14,9 +14,10 @@ from engine.models import catalog, flux1, hub, pairing
 from engine.models.headers import read_header
 from engine.models.layouts import Found, entries
 from engine.models.listings import KINDS, Part, part_of_found, tokenizer_part
-from engine.models.model import TOKENIZERS, open_folder
+from engine.models.model import TOKENIZERS, has_tokenizer, open_folder
 from engine.models.registry import PARTS_ALONE, Registered, Registry
 from engine.request import RequestError
+from engine.text import quoted
 
 KINDS_OF_PARTS = {"vae": "autoencoder", "text_encoder": "text encoder", "text_encoder_2": "text encoder"}
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,59}")
@@ -86,7 +87,7 @@ def _tokenizers_in(folder: Path) -> dict[str, Path]:
     if part := pairing.tokenizer_in(folder):
         return {part: folder}
     inside = [path for path in folder.iterdir() if path.is_dir()]
-    found = {path.name: path for path in inside if path.name in TOKENIZERS and pairing.has_tokenizer(path)}
+    found = {path.name: path for path in inside if path.name in TOKENIZERS and has_tokenizer(path)}
     return found if len(found) == len(inside) else {}
 
 
@@ -139,18 +140,20 @@ def is_same(first: Path, second: Path) -> bool:
 def check_free(name: str, subject: Whole, known: Registry) -> None:
     """Raises `RequestError` for a name that is another model's."""
     if name == catalog.DEMO or name in PARTS_ALONE:
-        raise RequestError("name", f"{name!r} is the name of something that comes with the program; take another.")
+        raise RequestError(
+            "name", f"{quoted(name)} is the name of something that comes with the program; take another."
+        )
     if name in flux1.NAMES and name != _published_name(subject.guided):
         raise RequestError(
             "name",
-            f"{name!r} is FLUX.1 [{KINDS[not subject.guided]}], and {shown_path(subject.path)} is of "
+            f"{quoted(name)} is FLUX.1 [{KINDS[not subject.guided]}], and {shown_path(subject.path)} is of "
             f"[{KINDS[subject.guided]}]'s kind; take another name.",
         )
     entry = known.models.get(name)
     if entry is not None and not is_same(entry.path, subject.path):
         raise RequestError(
             "name",
-            f"{name!r} is at {shown_path(entry.path)} already; take another name, or forget that one first: "
+            f"{quoted(name)} is at {shown_path(entry.path)} already; take another name, or forget that one first: "
             f"t2i models remove {name}.",
         )
 

@@ -2,19 +2,22 @@
 
 The fingerprints are those of the files that FLUX.1 comes with: CLIP's vocabulary and merges are the ones of OpenAI's
 `bpe_simple_vocab_16e6.txt.gz`, and T5's pieces those of the `spiece.model` that T5, T5 v1.1 and Flan-T5 share. What is
-read here is untrusted; neither torch nor transformers is imported.
+read here is untrusted; transformers is imported where a tokenizer is loaded, torch never.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from engine.folders import shown_path
 from engine.request import RequestError
+from engine.untrusted import MalformedError, parse_json, read_file, read_object
 
 CLIP_ENTRIES, CLIP_MERGES = 49408, 48894
 # sha256 over one token a line, in the order of the ids, and over one rule a line
@@ -24,7 +27,17 @@ T5_PIECES = 32000  # the sentinels <extra_id_0> to <extra_id_99> follow, which F
 T5_ENTRIES = range(32100, 32128 + 1)  # 32100 in FLUX.1's; the embedding has 32128 rows
 T5_VOCABULARY = "6b359e3ae4db87602c27d08117d3cb79d09bc85c8a44deb6d48b24c3c7a4f937"  # over one piece a line
 T5_SENTENCEPIECE = "d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86"  # of spiece.model, 791656 bytes
-MAX_BYTES = 32 * 2**20
+MAX_BYTES = 8 * 2**20  # T5's tokenizer.json has 2.4 MB
+SENTINELS = 100  # <extra_id_0> and so on, after the pieces of spiece.model
+KINDS = {"tokenizer": "CLIP", "tokenizer_2": "T5"}
+PADDING = {"tokenizer": "<|endoftext|>", "tokenizer_2": "<pad>"}  # where a folder names none
+FILES = {
+    "tokenizer": "neither tokenizer.json nor vocab.json with merges.txt",
+    "tokenizer_2": "neither tokenizer.json nor spiece.model",
+}
+# The patterns by which CLIP's and T5's tokenizers split text. Another one could take for ever over a prompt.
+_CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+PATTERNS = (r"\s+", " {2,}", _CLIP_PATTERN, r"<\|startoftext\|>|<\|endoftext\|>|" + _CLIP_PATTERN)
 
 # Normalizing, splitting and the tokens around a text can differ over the same vocabulary; these sentences tell.
 CLIP_SENTENCES = {
@@ -48,11 +61,9 @@ def check_clip(folder: Path) -> None:
         vocabulary, rules = model.get("vocab"), model.get("merges")
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         text = ""
-        vocabulary = _json(kind, folder, "vocab.json", _read(kind, folder, "vocab.json"))
-        lines = _read(kind, folder, "merges.txt").splitlines()
-        rules = [line for line in lines if line and not line.startswith("#version")]
+        vocabulary, rules = _clip_files(kind, folder)
     else:
-        raise _wrong(kind, folder, "is not there: neither tokenizer.json nor vocab.json with merges.txt")
+        raise _wrong(kind, folder, f"is not there: {FILES['tokenizer']}")
 
     tokens = _by_id(vocabulary)
     if tokens is None or not isinstance(rules, list):
@@ -83,7 +94,7 @@ def check_t5(folder: Path) -> None:
         if hashlib.sha256(_read_bytes(kind, folder, "spiece.model")).hexdigest() != T5_SENTENCEPIECE:
             raise _wrong(kind, folder, "is another model's: its spiece.model is not the one that FLUX.1 has")
     else:
-        raise _wrong(kind, folder, "is not there: neither tokenizer.json nor spiece.model")
+        raise _wrong(kind, folder, f"is not there: {FILES['tokenizer_2']}")
 
 
 def vocabulary_size(folder: Path) -> int:
@@ -109,19 +120,152 @@ def vocabulary_size(folder: Path) -> int:
     return int(max(ids)) + 1
 
 
-def _check_sentences(kind: str, folder: Path, text: str, sentences: dict[str, list[int]]) -> None:
-    """`text` is a tokenizer.json whose vocabulary is known to be right."""
-    from tokenizers import Tokenizer
+def load(part: str, folder: Path) -> Any:
+    """The tokenizer in a folder as transformers has it, from its vocabulary files alone: nothing else that the folder
+    says of classes, of other files or of code is read.
+
+    `part` is "tokenizer" (CLIP's) or "tokenizer_2" (T5's). From tokenizer.json; else CLIP's from vocab.json and
+    merges.txt, T5's from spiece.model. Raises `RequestError` where it cannot be read.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # quiet: no fork warnings
+    from transformers import CLIPTokenizer, PreTrainedTokenizerFast, T5Tokenizer
+
+    kind = KINDS[part]
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = _parsed(kind, folder, _read(kind, folder, "tokenizer.json"))
+        special = _special_tokens(kind, folder, tokenizer.token_to_id)
+        special.setdefault("pad_token", PADDING[part])
+        with _library(kind, folder):
+            return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    if part == "tokenizer" and (folder / "merges.txt").is_file():
+        vocabulary, rules = _clip_files(kind, folder)
+        special = _special_tokens(kind, folder, vocabulary.get)
+        with _library(kind, folder):
+            return CLIPTokenizer(vocab=vocabulary, merges=[tuple(rule.split(" ")) for rule in rules], **special)
+    if part == "tokenizer_2" and (folder / "spiece.model").is_file():
+        check_t5(folder)  # only T5's own file is read here
+        pieces, normalization = sentencepiece_model(_read_bytes(kind, folder, "spiece.model"))
+        pieces += [(f"<extra_id_{number}>", 0.0) for number in reversed(range(SENTINELS))]
+        with _library(kind, folder):
+            return T5Tokenizer(vocab=pieces, _spm_precompiled_charsmap=normalization)
+    raise _wrong(kind, folder, "is not there: " + FILES[part])
+
+
+def sentencepiece_model(data: bytes) -> tuple[list[tuple[str, float]], bytes]:
+    """The pieces of a SentencePiece model with their scores, and the table by which it normalizes text.
+
+    ModelProto in sentencepiece_model.proto: pieces = 1 (piece = 1, score = 2), normalizer_spec = 3
+    (precompiled_charsmap = 2). Raises `ValueError` for what is none.
+    """
+    pieces: list[tuple[str, float]] = []
+    normalization = b""
+    for number, value in _fields(data):
+        if number == 1 and isinstance(value, bytes):
+            fields = dict(_fields(value))
+            pieces.append((bytes(fields[1]).decode("utf-8"), struct.unpack("<f", fields.get(2, bytes(4)))[0]))
+        elif number == 3 and isinstance(value, bytes):
+            normalization = dict(_fields(value)).get(2, b"")
+    return pieces, normalization
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """A protobuf message's fields by number: whole numbers, and all else as bytes. Raises `ValueError`."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            value |= (data[at] & 127) << shift
+            at, shift = at + 1, shift + 7
+            if data[at - 1] < 128:
+                return value
 
     try:
-        tokenizer = Tokenizer.from_str(text)
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        encoded = {sentence: tokenizer.encode(sentence).ids for sentence in sentences}
-    except (KeyboardInterrupt, SystemExit):
+        while at < len(data):
+            tag = varint()
+            if tag & 7 == 0:
+                yield tag >> 3, varint()
+                continue
+            count = {1: 8, 2: 0, 5: 4}[tag & 7] or varint()
+            yield tag >> 3, data[at : at + count]
+            at += count
+    except (IndexError, KeyError):
+        raise ValueError("it is no SentencePiece model") from None
+
+
+def _special_tokens(kind: str, folder: Path, number_of: Callable[[str], int | None]) -> dict[str, str]:
+    """The tokens with a meaning that a folder names: texts of its vocabulary, nothing else."""
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the second is the one that counts
+        if not (folder / name).is_file():
+            continue
+        said = read_object(folder / name)
+        for role in ("bos_token", "eos_token", "unk_token", "pad_token"):
+            token = said.get(role)
+            text = token.get("content") if isinstance(token, dict) else token
+            if text is None:
+                continue
+            if not isinstance(text, str) or number_of(text) is None:
+                raise _wrong(kind, folder, f"names a {role} in {name} that is none of its tokens: {_short(text)}")
+            found[role] = text
+    return found
+
+
+def _parsed(kind: str, folder: Path, text: str) -> Any:
+    """The tokenizer in the text of a tokenizer.json. Raises `RequestError` where it cannot be read, or would take
+    other tokens each time or no end of time."""
+    from tokenizers import Tokenizer
+
+    value = _json(kind, folder, "tokenizer.json", text)
+    model = value.get("model") if isinstance(value, dict) else None
+    if not isinstance(model, dict):
+        raise _wrong(kind, folder, "has a tokenizer.json without a model in it")
+    if model.get("dropout"):
+        raise _wrong(kind, folder, "leaves merges out at random (dropout), so that a prompt is never the same")
+    waiting = [each for name, each in value.items() if name != "model"]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            if "Regex" in each and each["Regex"] not in PATTERNS:
+                raise _wrong(kind, folder, f"splits text by a pattern that is not known: {_short(each['Regex'])}")
+            waiting += each.values()
+        elif isinstance(each, list):
+            waiting += each
+    with _library(kind, folder):
+        return Tokenizer.from_str(text)
+
+
+@contextmanager
+def _library(kind: str, folder: Path) -> Iterator[None]:
+    """Whatever the library makes of a wrong tokenizer becomes a sentence."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, RequestError):
         raise
     except BaseException as error:  # a panic of the library is no Exception
         raise _wrong(kind, folder, f"cannot be read ({_short(error)})") from None
+
+
+def _clip_files(kind: str, folder: Path) -> tuple[dict[str, int], list[str]]:
+    """The vocabulary and the merges in vocab.json and merges.txt."""
+    vocabulary = _json(kind, folder, "vocab.json", _read(kind, folder, "vocab.json"))
+    lines = _read(kind, folder, "merges.txt").splitlines()
+    rules = [line for line in lines if line and not line.startswith("#version")]
+    if not isinstance(vocabulary, dict) or not all(type(number) is int for number in vocabulary.values()):
+        raise _wrong(kind, folder, "has a vocabulary that cannot be read")
+    if not all(rule.count(" ") == 1 for rule in rules):
+        raise _wrong(kind, folder, "has a merges.txt that cannot be read")
+    return vocabulary, rules
+
+
+def _check_sentences(kind: str, folder: Path, text: str, sentences: dict[str, list[int]]) -> None:
+    """`text` is a tokenizer.json whose vocabulary is known to be right."""
+    tokenizer = _parsed(kind, folder, text)
+    with _library(kind, folder):
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        encoded = {sentence: tokenizer.encode(sentence).ids for sentence in sentences}
     for sentence, wanted in sentences.items():
         if encoded[sentence] != wanted:
             raise _wrong(
@@ -159,9 +303,9 @@ def _fingerprint(lines: Iterable[str]) -> str:
 
 def _json(kind: str, folder: Path, name: str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise _wrong(kind, folder, f"cannot be read: its {name} is not valid JSON") from None
+        return parse_json(text.encode())
+    except MalformedError as error:
+        raise _wrong(kind, folder, f"cannot be read: its {name} {error}") from None
 
 
 def _read(kind: str, folder: Path, name: str) -> str:
@@ -173,13 +317,11 @@ def _read(kind: str, folder: Path, name: str) -> str:
 
 def _read_bytes(kind: str, folder: Path, name: str) -> bytes:
     try:
-        with (folder / name).open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
+        return read_file(folder / name, MAX_BYTES)
     except OSError as error:
         raise _wrong(kind, folder, f"cannot be read: {name}: {error.strerror}") from None
-    if len(data) > MAX_BYTES:
-        raise _wrong(kind, folder, f"is another model's: its {name} is larger than 32 MiB")
-    return data
+    except MalformedError as error:
+        raise _wrong(kind, folder, f"cannot be read: its {name} {error}") from None
 
 
 def _wrong(kind: str, folder: Path, what: str) -> RequestError:

@@ -6,7 +6,6 @@ is a sentence; and what was read lies in the system's page cache, never twice in
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,11 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.folders import shown_path
 from engine.models import layouts
 from engine.models.headers import Header, TensorInfo, broken, read_header, unreadable
 from engine.models.layouts import Entry
 from engine.quantization.fp8 import widen
 from engine.request import RequestError
+from engine.text import quoted
+from engine.untrusted import open_unbuffered, parse_json
 
 DTYPES = {
     "F64": torch.float64,
@@ -249,7 +251,7 @@ class WeightFiles:
             if not bool(scale.float().isfinite().all()):
                 raise RequestError(
                     "model",
-                    f"{entry.scale.name!r} in {str(entry.scale.file)!r} holds numbers that are not finite; "
+                    f"{quoted(entry.scale.name)} in {shown_path(entry.scale.file)} holds numbers that are not finite; "
                     "download it again.",
                 )
             self._scales[entry.scale.name] = scale.float()
@@ -274,7 +276,8 @@ class WeightFiles:
             except NotImplementedError:
                 raise RequestError(
                     "model",
-                    f"{stored.name!r} in {str(stored.file)!r} is quantized as {stored.kind}, which cannot be read; "
+                    f"{quoted(stored.name)} in {shown_path(stored.file)} is quantized as {stored.kind}, which "
+                    f"cannot be read; "
                     "take a Q8_0 or Q4_K file.",
                 ) from None
             out[at - first : stop - first] = torch.from_numpy(plain.reshape(-1))[at - begin * elements :][: stop - at]
@@ -317,7 +320,8 @@ def is_finite(values: Tensor) -> bool:
 def not_finite(tensor: StoredTensor) -> RequestError:
     """What to tell the person about weights that are no numbers."""
     return RequestError(
-        "model", f"{tensor.stored!r} in {str(tensor.file)!r} holds numbers that are not finite; download it again."
+        "model",
+        f"{quoted(tensor.stored)} in {shown_path(tensor.file)} holds numbers that are not finite; download it again.",
     )
 
 
@@ -356,9 +360,9 @@ def _check_formats(headers: Sequence[Header], sources: Mapping[Path, _Source]) -
         text = bytearray(min(info.nbytes, MAX_NOTE_BYTES))
         sources[info.file].read_into(memoryview(text), info.offset)
         try:
-            said = dict(json.loads(text))
-        except (ValueError, TypeError, RecursionError):
-            raise broken(info.file, f"{info.name!r} is not JSON") from None
+            said = dict(parse_json(bytes(text)))
+        except (ValueError, TypeError):
+            raise broken(info.file, f"{quoted(info.name)} is not JSON") from None
         layouts.check_format(said, info.name.removesuffix(f".{layouts.FORMAT_NOTE}"), info.file)
 
 
@@ -367,7 +371,8 @@ def _gguf(file: Path) -> Any:
         import gguf
     except ImportError:
         raise RequestError(
-            "model", f"{str(file)!r} is a GGUF file, which needs one more package: pip install 'texttoimagetool[gguf]'."
+            "model",
+            f"{shown_path(file)} is a GGUF file, which needs one more package: pip install 'texttoimagetool[gguf]'.",
         ) from None
     return gguf
 
@@ -379,7 +384,7 @@ class _Source:
         self.path = path
         self._seeking = Lock()
         try:
-            self._stream = open(path, "rb", buffering=0)  # noqa: SIM115 (open for as long as the weights are)
+            self._stream = open_unbuffered(path)
             self.size = os.fstat(self._stream.fileno()).st_size
         except OSError as error:
             raise unreadable(path, error) from None
@@ -395,7 +400,7 @@ class _Source:
             if not count:
                 raise RequestError(
                     "model",
-                    f"{str(self.path)!r} has changed while it was in use; wait until it is complete, then retry.",
+                    f"{shown_path(self.path)} has changed while it was in use; wait until it is complete, then retry.",
                 )
             filled += count
 

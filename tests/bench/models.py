@@ -16,8 +16,9 @@ import torch
 from engine.demo.vocabulary import clip_tokenizer, t5_tokenizer
 from engine.models import flux1
 from engine.models.catalog import published
+from engine.models.configs import CLASSES
 from engine.models.loading import TIED, empty_component
-from engine.models.model import CLASSES, described
+from engine.models.model import described
 
 MIB, GIB = 2**20, 2**30
 NOISE_BYTES = 32 * MIB  # written over and over, from another place each time
