@@ -14,7 +14,7 @@ def printable(text: str) -> str:
     )
 
 
-def quoted(value: object, most: int = 120) -> str:
+def quoted(value: object, most: int = 110) -> str:
     """A value from outside as a message may show it: on one line, in quotes where it is text, escaped, and short."""
     text = repr(value) if isinstance(value, str) else printable(str(value))
     return text if len(text) <= most else f"{text[: most - 20]}...{text[-17:]}"

@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine import Engine, Request
-from engine import untrusted
+from engine import Engine, Request, untrusted
 from engine.models import catalog, conversions, finding, hub, inventory, pairing, registry
 from engine.models.distill_names import T5_BASE, TIED_TABLE
 from engine.models.distill_t5 import DistillT5

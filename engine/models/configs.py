@@ -204,7 +204,7 @@ def _contradiction(config: Mapping[str, Any], part: str) -> str:
             if any(width % groups for width in widths):
                 return f"norm_num_groups {groups} does not divide block_out_channels {quoted(widths)}"
             if any(len(config.get(key, widths)) != len(widths) for key in ("down_block_types", "up_block_types")):
-                return "it has not one type for each of block_out_channels"
+                return "down_block_types and up_block_types must have one for each of block_out_channels"
         case "text_encoder":
             if config["hidden_size"] % config["num_attention_heads"]:
                 return "num_attention_heads does not divide hidden_size"

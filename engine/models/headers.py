@@ -196,7 +196,7 @@ def _described(file: Path, header: dict[str, Any], data_start: int) -> Iterator[
         if kind not in BYTES_OF:
             raise RequestError(
                 "model",
-                f"{shown_path(file)} holds {quoted(name)} in the format {quoted(kind)}, which cannot be read; "
+                f"{shown_path(file)} holds {quoted(name)} in the format {quoted(kind, 30)}, which cannot be read; "
                 "get the model in BF16, F16 or F32.",
             )
         if len(shape) > MAX_DIMENSIONS or not all(type(number) is int and 0 <= number < 2**48 for number in numbers):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO
 from engine.folders import shown_path
 from engine.models import distill_names
 from engine.models.configs import CLASSES, KEYS, checked, declared_class, read_config
-from engine.models.headers import PICKLE_SUFFIXES, read_header
+from engine.models.headers import PICKLE_SUFFIXES, read_header, unreadable
 from engine.models.layouts import TITLES, Found, recognise
 from engine.request import MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE, Defaults, Request, RequestError
 from engine.text import quoted
@@ -259,7 +260,7 @@ def model_hash(model: Model, *, distilled: bool = False) -> str:
 
     Files up to 64 MiB count whole. Of a larger one the size, the first and the last MiB and sixteen samples between
     count, so that a 24 GB model is known in a moment; a change between samples is not seen. `distilled`: of pictures
-    whose prompts the smaller text encoder read.
+    whose prompts the smaller text encoder read. Raises `RequestError` where a file cannot be read.
     """
     digest = hashlib.sha256()
     files: dict[str, Path] = {}
@@ -275,13 +276,16 @@ def model_hash(model: Model, *, distilled: bool = False) -> str:
     for part, folder in {**folders, **model.tokenizers}.items():
         files |= {f"{part}/{file.name}": file for file in folder.glob("*.*") if file.suffix in DESCRIBING}
     for label, file in sorted(files.items()):
-        size = file.stat().st_size
-        digest.update(f"{label}\0{size}\0".encode("utf-8", "surrogateescape"))
-        with open_file(file) as stream:
-            if size <= WHOLE_FILE_BYTES:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-                continue
-            add_samples(digest, stream, size)
+        try:
+            with open_file(file) as stream:
+                size = os.fstat(stream.fileno()).st_size
+                digest.update(f"{label}\0{size}\0".encode("utf-8", "surrogateescape"))
+                if size <= WHOLE_FILE_BYTES:
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+                else:
+                    add_samples(digest, stream, size)
+        except OSError as error:
+            raise unreadable(file, error) from None
     return digest.hexdigest()
 
 

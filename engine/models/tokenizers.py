@@ -28,6 +28,7 @@ T5_ENTRIES = range(32100, 32128 + 1)  # 32100 in FLUX.1's; the embedding has 321
 T5_VOCABULARY = "6b359e3ae4db87602c27d08117d3cb79d09bc85c8a44deb6d48b24c3c7a4f937"  # over one piece a line
 T5_SENTENCEPIECE = "d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86"  # of spiece.model, 791656 bytes
 MAX_BYTES = 8 * 2**20  # T5's tokenizer.json has 2.4 MB
+TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 SENTINELS = 100  # <extra_id_0> and so on, after the pieces of spiece.model
 KINDS = {"tokenizer": "CLIP", "tokenizer_2": "T5"}
 PADDING = {"tokenizer": "<|endoftext|>", "tokenizer_2": "<pad>"}  # where a folder names none
@@ -147,7 +148,7 @@ def load(part: str, folder: Path) -> Any:
         pieces, normalization = sentencepiece_model(_read_bytes(kind, folder, "spiece.model"))
         pieces += [(f"<extra_id_{number}>", 0.0) for number in reversed(range(SENTINELS))]
         with _library(kind, folder):
-            return T5Tokenizer(vocab=pieces, _spm_precompiled_charsmap=normalization)
+            return T5Tokenizer(vocab=pieces, _spm_precompiled_charsmap=normalization or None)
     raise _wrong(kind, folder, "is not there: " + FILES[part])
 
 
@@ -159,17 +160,21 @@ def sentencepiece_model(data: bytes) -> tuple[list[tuple[str, float]], bytes]:
     """
     pieces: list[tuple[str, float]] = []
     normalization = b""
-    for number, value in _fields(data):
-        if number == 1 and isinstance(value, bytes):
-            fields = dict(_fields(value))
-            pieces.append((bytes(fields[1]).decode("utf-8"), struct.unpack("<f", fields.get(2, bytes(4)))[0]))
-        elif number == 3 and isinstance(value, bytes):
-            normalization = dict(_fields(value)).get(2, b"")
+    try:
+        for number, value in _fields(data):
+            if number == 1:
+                fields = dict(_fields(value))
+                (score,) = struct.unpack("<f", fields.get(2, bytes(4)))
+                pieces.append((fields[1].decode("utf-8"), score))
+            elif number == 3:
+                normalization = dict(_fields(value)).get(2, b"")
+    except (IndexError, KeyError, TypeError, AttributeError, ValueError, struct.error):
+        raise ValueError("it is no SentencePiece model") from None
     return pieces, normalization
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """A protobuf message's fields by number: whole numbers, and all else as bytes. Raises `ValueError`."""
+    """A protobuf message's fields by number: whole numbers, and all else as bytes. Raises `IndexError`, `KeyError`."""
     at = 0
 
     def varint() -> int:
@@ -181,33 +186,41 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
             if data[at - 1] < 128:
                 return value
 
-    try:
-        while at < len(data):
-            tag = varint()
-            if tag & 7 == 0:
-                yield tag >> 3, varint()
-                continue
-            count = {1: 8, 2: 0, 5: 4}[tag & 7] or varint()
-            yield tag >> 3, data[at : at + count]
-            at += count
-    except (IndexError, KeyError):
-        raise ValueError("it is no SentencePiece model") from None
-
-
-def _special_tokens(kind: str, folder: Path, number_of: Callable[[str], int | None]) -> dict[str, str]:
-    """The tokens with a meaning that a folder names: texts of its vocabulary, nothing else."""
-    found: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the second is the one that counts
-        if not (folder / name).is_file():
+    while at < len(data):
+        tag = varint()
+        if tag & 7 == 0:
+            yield tag >> 3, varint()
             continue
-        said = read_object(folder / name)
-        for role in ("bos_token", "eos_token", "unk_token", "pad_token"):
-            token = said.get(role)
-            text = token.get("content") if isinstance(token, dict) else token
-            if text is None:
-                continue
-            if not isinstance(text, str) or number_of(text) is None:
-                raise _wrong(kind, folder, f"names a {role} in {name} that is none of its tokens: {_short(text)}")
+        count = varint() if tag & 7 == 2 else {1: 8, 5: 4}[tag & 7]
+        if at + count > len(data):
+            raise IndexError
+        yield tag >> 3, data[at : at + count]
+        at += count
+
+
+def _special_tokens(kind: str, folder: Path, number_of: Callable[[str], int | None]) -> dict[str, Any]:
+    """The tokens with a meaning that a folder names, as transformers takes them: texts of its vocabulary alone."""
+    from tokenizers import AddedToken
+
+    config, older = (
+        read_object(folder / name) if (folder / name).is_file() else {}
+        for name in ("tokenizer_config.json", "special_tokens_map.json")
+    )
+    described = config.get("added_tokens_decoder")
+    entries = [each for each in described.values() if isinstance(each, dict)] if isinstance(described, dict) else []
+    found: dict[str, Any] = {}
+    for role in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        said = config.get(role) if entries else older.get(role) or config.get(role)
+        if said is None:
+            continue
+        text = said.get("content") if isinstance(said, dict) else said
+        if not isinstance(text, str) or number_of(text) is None:
+            raise _wrong(kind, folder, f"names a {role} that is none of its tokens: {_short(text)}")
+        entry = next((each for each in entries if each.get("content") == text), said)
+        if isinstance(entry, dict):
+            flags = {flag: entry[flag] for flag in TOKEN_FLAGS if type(entry.get(flag)) is bool}
+            found[role] = AddedToken(text, special=True, **flags)
+        else:
             found[role] = text
     return found
 
