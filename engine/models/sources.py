@@ -94,8 +94,7 @@ DISTILLT5 = Source(
 )
 # CLIP's are the four files in which FLUX.1 has them, so that they are read in the same way. T5's are Flan-T5's, of
 # which DistillT5 was made: its spiece.model is byte for byte that of T5 v1.1 XXL, whose own repository has no
-# tokenizer.json (spiece.model alone needs sentencepiece and protobuf), and unlike some of T5's older repositories it
-# has the two small files that name the padding token, without which nothing can be padded.
+# tokenizer.json.
 TOKENIZERS = Source(
     "tokenizers",
     (
