@@ -75,6 +75,7 @@ class Plan:
     same_prompt: Turnaround
     new_prompt: Turnaround
     notes: tuple[str, ...] = ()  # sentences for the person
+    elsewhere: tuple[str, ...] = ()  # sentences about parts that are not beside the model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

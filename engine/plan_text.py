@@ -24,7 +24,7 @@ def plan_lines(plan: Plan, width: int, ascii_only: bool) -> list[str]:
         return []
     subject = f"{plan.model} {plan.size}, {_steps(plan.steps)}, {plan.precision}, on {plan.target}"
     parts = [
-        [*_wrapped(subject, width), *_wrapped(verdict(plan), width)],
+        [line for text in (subject, verdict(plan), *plan.elsewhere) for line in _wrapped(text, width)],
         _table(plan.phases, width),
         _bars(plan, width, ASCII_GLYPHS if ascii_only else GLYPHS),
         _facts(plan, width),

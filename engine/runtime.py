@@ -115,6 +115,7 @@ class Runtime:
         shipped = model.path / "preview.json"
         preview_file = shipped if shipped.is_file() else cache_dir() / "previews" / f"{digest[:16]}.json"
         components = Components(model, torch.device(target.device), model_hash=digest, simulated=target.simulated)
+        components.notices += model.elsewhere
         cap_allocator(target)
         return cls(
             target=target,

@@ -239,7 +239,7 @@ TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
         (TRANSFORMER, "missing", "no weights"),
         (TRANSFORMER, "pickle", "never loaded"),
         (TRANSFORMER, "truncated", "broken (it ends too early)"),
-        (TRANSFORMER, "not safetensors", "its header is too long"),
+        (TRANSFORMER, "not safetensors", "is a text file, not a model"),
         ("tokenizer_2", "missing", "tokenizer_2"),
         ("scheduler/scheduler_config.json", "missing", "scheduler_config.json"),
         (

@@ -318,7 +318,7 @@ class TestRefusals:
             ({"model.diffusion_model.joint_blocks.0.x": torch.zeros(1)}, "Stable Diffusion 3"),
             ({"conditioner.embedders.1.model.x": torch.zeros(1)}, "Stable Diffusion XL"),
             ({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1)}, "Stable Diffusion"),
-            ({"transformer.resblocks.0.x": torch.zeros(1)}, "OpenAI"),
+            ({"transformer.resblocks.0.x": torch.zeros(1)}, "lacks the tensor 'token_embedding.weight'"),
             ({"something.else": torch.zeros(1)}, "nothing of FLUX.1"),
             ({}, "no tensors"),
         ],

@@ -169,7 +169,7 @@ class TestBrokenFiles:
         ("content", "reason"),
         [
             (b"", "it is empty"),
-            (b"1234567", "it ends too early"),
+            (b"\x07\0\0\0\0\0\0", "it ends too early"),
             ((200 * 10**6).to_bytes(8, "little") + b"{}", "its header is too long"),
             ((100).to_bytes(8, "little") + b"{}", "it ends too early"),
             (raw(b"{"), "its header is not valid JSON"),

@@ -413,6 +413,7 @@ class Planner:
             same_prompt=self._turnaround(request, needs, placements, new_prompt=False),
             new_prompt=self._turnaround(request, needs, placements, new_prompt=True),
             notes=tuple(self._notes(request, by_name, placements, phases)),
+            elsewhere=self.model.elsewhere,
         )
 
     def _loaded_bytes(self, need: _Need, placement: Placement) -> int:

@@ -73,7 +73,7 @@ def transformer_at(path: Path) -> Path | None:
     None for everything else: diffusers' layout above all. Raises `RequestError` where there are several.
     """
     if path.is_file():
-        return path
+        return path.parent if path.name.endswith(".json") and ".safetensors.index." in path.name else path
     if (path / "model_index.json").is_file():
         return None
     places = pairing.transformers_in(path)

@@ -146,19 +146,9 @@ KEYS: dict[str, dict[str, Key]] = {
 KEYS["tokenizer_2"] = KEYS["tokenizer"]
 
 
-def read_config(file: Path, part: str, told: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What a part's configuration says of the keys that are known. `told` is what the shapes of its weights tell.
-
-    Raises `RequestError` that names the file and the key where the class is another part's, a value is not allowed, or
-    is not what the weights have.
-    """
-    said = read_object(file)
-    declared = declared_class(said)
-    if part in CLASSES and declared not in ("", CLASSES[part]):
-        raise RequestError(
-            "model", f"{shown_path(file.parent)} holds a {quoted(declared)}; FLUX.1 needs a {CLASSES[part]} there."
-        )
-    return checked(said, part, file, told)
+def read_config(file: Path, part: str) -> dict[str, Any]:
+    """What a configuration that no weights belong to says of the keys that are known; see `checked`."""
+    return checked(read_object(file), part, file)
 
 
 def declared_class(said: Mapping[str, Any]) -> str:
@@ -170,7 +160,10 @@ def declared_class(said: Mapping[str, Any]) -> str:
 
 
 def checked(said: Mapping[str, Any], part: str, file: Path, told: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The known keys of what a file says; see `read_config`."""
+    """The known keys of what a part's configuration says. `told` is what the shapes of its weights tell.
+
+    Raises `RequestError` that names the file and the key where a value is not allowed, or is not what the weights have.
+    """
     found: dict[str, Any] = {}
     for name, key in KEYS[part].items():
         value = said.get(name)

@@ -157,10 +157,11 @@ class _Search:
 
     def _look_at_pipeline(self, place: Path) -> None:
         try:
-            if pipeline_of(place) != PIPELINE:
-                self.others.append(place)
             model = open_folder(place, str(place))
         except Exception as error:  # whatever it is, the rest is to be looked at
+            with suppress(RequestError):
+                if pipeline_of(place) != PIPELINE:
+                    self.others.append(place)
             if place in self.others or _has_weights(place):
                 self.refused.append(sentence_of(error, place))
             return

@@ -10,6 +10,7 @@ import math
 import os
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -133,6 +134,9 @@ def read_header(path: Path) -> Header:
         with open_file(path) as stream:
             size = os.fstat(stream.fileno()).st_size
             start = stream.read(8)
+            head = start + stream.peek(512)[:512]
+            if what := sort_of_file(head):
+                raise RequestError("model", f"{shown_path(path)} {what}")
             if start.startswith(PICKLES) or (path.suffix.lower() in PICKLE_SUFFIXES and not start.startswith(b"GGUF")):
                 raise RequestError(
                     "model",
@@ -143,6 +147,40 @@ def read_header(path: Path) -> Header:
             return _safetensors(path, stream, size, start)
     except OSError as error:
         raise unreadable(path, error) from None
+
+
+# What people give in the place of weights, by how it begins, and what to do.
+SORTS: tuple[tuple[tuple[bytes, ...], str], ...] = (
+    ((b"version https://git-lfs",), "is a Git LFS pointer, not the weights; get them with git lfs pull."),
+    (
+        (b"<!doctype", b"<html", b"<?xml"),
+        "is a web page, not weights; the download asks for a login first.",
+    ),
+    ((b"\x89png", b"\xff\xd8\xff", b"gif8", b"riff"), "is a picture, not a model."),
+    ((b"%pdf",), "is a document, not a model."),
+    (
+        (b"\x1f\x8b", b"7z\xbc\xaf", b"rar!", b"\xfd7zxz", b"bzh"),
+        "is a packed archive; unpack it.",
+    ),
+    ((b"sqlite format",), "is a database, not a model."),
+)
+
+
+def sort_of_file(head: bytes) -> str:
+    """What a file is that begins so and is no model, as the end of a sentence; empty where it may be one."""
+    lowered = head.lower().lstrip()
+    for beginnings, what in SORTS:
+        if lowered.startswith(beginnings):
+            return what
+    if head.startswith(b"PK\x03\x04") and b".pkl" not in head and b"archive/" not in head:
+        return "is a packed archive; unpack it."
+    if (
+        head and not head.startswith((b"GGUF", *PICKLES)) and b"\0" not in head
+    ):  # eight bytes of a header's length have a zero
+        with suppress(UnicodeDecodeError):
+            head[: len(head) - 4 if len(head) > 500 else None].decode("utf-8")  # the last letter may be cut
+            return "is a text file, not a model."
+    return ""
 
 
 def unreadable(file: Path, error: OSError) -> RequestError:

@@ -57,8 +57,8 @@ PRECISIONS = {
 SPARE = {
     "transformer": re.compile(r"(?!)"),
     "vae": re.compile(r"loss\..*|model_ema\..*"),
-    "text_encoder": re.compile(r".*position_ids|logit_scale|text_projection(\.weight)?|vision_model\..*|visual_proj.*"),
-    "text_encoder_2": re.compile(r"decoder\..*|lm_head\.weight|logit_scale"),
+    "text_encoder": re.compile(r".*position_ids|logit_scale|text_projection(\.weight)?|vision_model\..*|visual.*"),
+    "text_encoder_2": re.compile(r"decoder\..*|lm_head\.weight|logit_scale|dec\..*|output\.weight"),
     "distill_t5": re.compile(r"(?!)"),
 }
 
@@ -187,7 +187,7 @@ def _component(names: Mapping[str, Header], headers: Sequence[Header]) -> str:
         return "distill_t5"
     if has("encoder.block.", "enc.blk."):
         return "text_encoder_2"
-    if has("text_model.", "encoder.layers."):
+    if has("text_model.", "encoder.layers.", "transformer.resblocks."):
         return "text_encoder"
     if has("decoder.up.", "decoder.up_blocks.", "decoder.mid"):
         return "vae"
@@ -274,7 +274,6 @@ OTHERS: tuple[tuple[str, str, Callable[[Mapping[str, Header]], bool]], ...] = (
         "take T5-XXL (t5xxl)",
         _holds("encoder.block.1.layer.0.SelfAttention.relative_attention_bias", "enc.blk.1.attn_rel_b"),
     ),
-    ("CLIP in OpenAI's layout", "take clip_l.safetensors", _holds("transformer.resblocks.")),
 )
 
 
@@ -289,8 +288,9 @@ def _found(group: _Group) -> Found:
         if group.headers and _is_modulation_free(group):
             raise RequestError("model", f"{_place(group.headers)} is a FLUX.1 of another build; {TAKE_DEV}.")
     bytes_of: Counter[str] = Counter()
-    for info in group.tensors.values():
-        bytes_of[info.kind] += info.nbytes
+    for name, info in group.tensors.items():
+        if not SPARE[group.component].fullmatch(name):
+            bytes_of[info.kind] += info.nbytes
     kind = bytes_of.most_common(1)[0][0]
     precision = PRECISIONS.get(kind, kind) + (", scaled" if group.scales and kind in FP8_KINDS else "")
     files = tuple(dict.fromkeys(info.file for info in group.tensors.values()))
@@ -314,6 +314,8 @@ def _layout(group: _Group) -> tuple[str, dict[str, Any] | str]:
             return by_prefix or "BFL", naming.ldm_config(shapes)
         case "vae":
             return by_prefix or "diffusers", naming.diffusers_vae_config(shapes)
+        case "text_encoder" if _is_openai(group):
+            return by_prefix or "OpenAI", naming.openai_clip_config(shapes)
         case "text_encoder":
             plain = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
             return by_prefix or "transformers", naming.clip_config(plain)
@@ -329,6 +331,10 @@ def _is_bfl(group: _Group) -> bool:
 
 def _is_ldm(group: _Group) -> bool:
     return any(name.startswith(("decoder.up.", "encoder.down.", "decoder.mid.")) for name in group.tensors)
+
+
+def _is_openai(group: _Group) -> bool:
+    return any(name.startswith("transformer.resblocks.") for name in group.tensors)
 
 
 def _is_modulation_free(group: _Group) -> bool:
@@ -448,6 +454,8 @@ def _entries(group: _Group) -> dict[str, Entry]:
         rules = naming.bfl_rules
     elif group.component == "vae" and _is_ldm(group):
         rules = naming.ldm_rules
+    elif group.component == "text_encoder" and _is_openai(group):
+        rules = naming.openai_clip_rules
     else:
         return _by_name(group)
     _, config = _layout(group)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -40,6 +41,13 @@ PIPELINES = {  # others, by the class that their model_index.json names
     "StableDiffusionXLPipeline": "Stable Diffusion XL",
     "StableDiffusionPipeline": "Stable Diffusion",
 }
+SHARD = re.compile(r"-[0-9]{5}-of-([0-9]{5})(?:\.[A-Za-z0-9_]+)?\.safetensors$")
+# diffusers' and transformers' names of a variant: model.fp16.safetensors, model.safetensors.index.fp16.json
+VARIANT = re.compile(
+    r"^(?:diffusion_pytorch_model|model)\.(?:safetensors\.index\.)?(?!safetensors)([A-Za-z0-9_]+)\.(?:safetensors|json)$"
+    r"|\.safetensors\.index\.([A-Za-z0-9_]+)\.json$"
+)
+VARIANTS = ("", "bf16", "fp16", "fp32")  # in the order in which they are taken
 DISTILLED = "distill_t5"  # a smaller network in the place of text_encoder_2; a model may have it
 DESCRIBING = (".json", ".txt", ".model")  # configurations and vocabularies
 FLUX_SIDE = 1024  # pixels that FLUX.1 was made for
@@ -66,6 +74,7 @@ class Model:
     clip_limit: int  # CLIP tokens that it takes
     token_limit: int  # T5 tokens that it was made for and its tokenizer gives
     sample_size: int  # pixels a side that the model was made for
+    elsewhere: tuple[str, ...] = ()  # a sentence for each part that was taken from where it is not the model's own
 
     @property
     def has_weights(self) -> bool:
@@ -104,26 +113,18 @@ def open_folder(path: Path, name: str) -> Model:
             f"{shown_path(path)} is not a model folder: it has no model_index.json; give a folder in diffusers' "
             "layout.",
         )
-    pipeline = pipeline_of(path)
-    if pipeline != PIPELINE:
-        what = f"{PIPELINES[pipeline]} (a {quoted(pipeline)})" if pipeline in PIPELINES else f"a {quoted(pipeline)}"
-        raise RequestError(
-            "model", f"{shown_path(path)} holds {what}; only FLUX.1 [dev] and [schnell] ({PIPELINE}) can be run."
-        )
+    _check_pipeline(path)
     configs: dict[str, dict[str, Any]] = {}
     files: dict[str, tuple[Path, ...]] = {}
     found: dict[str, Found] = {}
-    for component, class_name in CLASSES.items():
+    for component in CLASSES:
         config = path / component / "config.json"
         said = read_object(config)
-        declared = declared_class(said) or class_name
-        if declared != class_name:
-            raise RequestError(
-                "model",
-                f"{shown_path(path / component)} holds a {quoted(declared)}; FLUX.1 needs a {class_name} there.",
-            )
         files[component] = weight_files(path / component)
         found[component] = part_of(files[component], component)
+        inner = said.get("text_config")  # of a whole CLIP, in whose file the text encoder is one of two parts
+        if isinstance(inner, dict) and component == "text_encoder":
+            said = {**found[component].config, **inner}
         configs[component] = checked(said, component, config, found[component].config)
     if (path / DISTILLED).is_dir():
         files[DISTILLED] = weight_files(path / DISTILLED)
@@ -149,6 +150,21 @@ def has_tokenizer(folder: Path) -> bool:
     with suppress(OSError):
         return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "spiece.model"))
     return False
+
+
+def _check_pipeline(path: Path) -> None:
+    """Raises `RequestError` for a folder of another model. Whatever class it names, FLUX.1's tensors are FLUX.1."""
+    pipeline = pipeline_of(path)
+    if pipeline == PIPELINE:
+        return
+    if pipeline.isidentifier() and pipeline not in PIPELINES:  # other programs and trainers have classes of their own
+        with suppress(RequestError):
+            part_of(weight_files(path / "transformer"), "transformer")
+            return
+    what = f"{PIPELINES[pipeline]} (a {quoted(pipeline)})" if pipeline in PIPELINES else f"a {quoted(pipeline)}"
+    raise RequestError(
+        "model", f"{shown_path(path)} holds {what}; only FLUX.1 [dev] and [schnell] ({PIPELINE}) can be run."
+    )
 
 
 def pipeline_of(folder: Path) -> str:
@@ -182,6 +198,7 @@ def component_in(path: Path, component: str) -> Found:
         folder = path / component if (path / component).is_dir() else path
         files = weight_files(folder)
     elif is_file:
+        check_whole(path)
         files = (path,)
     else:
         raise RequestError("model", f"{shown_path(path)} is not there; give a file or a folder with weights.")
@@ -297,29 +314,68 @@ def add_samples(digest: hashlib._Hash, stream: BinaryIO, size: int) -> None:
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files of a component: the shards that its index names, or its only file."""
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
-    if indexes:
-        weight_map = read_object(indexes[0], MAX_INDEX_BYTES).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise RequestError("model", f"{shown_path(indexes[0])} names no shards; download it again.")
-        names = sorted({str(name) for name in weight_map.values()})
-        for name in names:
-            if not is_plain_name(name) or not (folder / name).is_file():
-                raise RequestError("model", f"{shown_path(folder)} lacks the shard {quoted(name)}; download it again.")
-        return tuple(folder / name for name in names)
-    files = tuple(sorted(folder.glob("*.safetensors")))
-    if len(files) == 1:
-        return files
+    """The safetensors files of a component: the shards that an index names, or a whole file.
+
+    Where there are several (`variant="fp16"` is saved beside the plain ones), the first that is complete: plain ones,
+    as diffusers takes them, then variants by `VARIANTS`. Raises `RequestError` where there is none, or no telling.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    whole = [file for file in files if not SHARD.search(file.name)]
+    choices = sorted([*folder.glob("*.safetensors.index*.json"), *whole], key=_order)
+    if len({_order(choice) for choice in choices[:2]}) < len(choices[:2]) and choices[0] in whole:
+        raise RequestError("model", f"{shown_path(folder)} holds {len(whole)} whole files of weights; keep one.")
+    problem: RequestError | None = None
+    for choice in choices:
+        if problem is not None and _order(choice)[:2] == _order(choices[0])[:2]:
+            continue  # another variant may be complete; other files of this one are no better
+        if choice in whole:
+            return (choice,)
+        try:
+            return _shards(choice)
+        except RequestError as error:
+            problem = problem or error
+    if problem is not None:
+        raise problem
+    if len(files) == 1:  # a shard, and the only one
+        return tuple(files)
     if files:
-        raise RequestError(
-            "model", f"{shown_path(folder)} holds {len(files)} safetensors files and no index; keep one."
-        )
+        raise RequestError("model", f"{shown_path(folder)} holds {len(files)} shards and no index; download it again.")
     if any(file.suffix.lower() in PICKLE_SUFFIXES for file in folder.glob("*")):
         raise RequestError(
             "model", f"{shown_path(folder)} holds pickled weights, which are never loaded; get the safetensors files."
         )
     raise RequestError("model", f"{shown_path(folder)} holds no weights (*.safetensors); download the model again.")
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    """The files that an index names. Raises `RequestError` for what is no index, or names files that are not there."""
+    folder = index.parent
+    weight_map = read_object(index, MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise RequestError("model", f"{shown_path(index)} names no shards; download it again.")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if not is_plain_name(name) or not (folder / name).is_file():
+            raise RequestError("model", f"{shown_path(folder)} lacks the shard {quoted(name)}; download it again.")
+    return tuple(folder / name for name in names)
+
+
+def _order(file: Path) -> tuple[int, str, bool]:
+    """Plain files first, then those of a variant, the best known ones before others; an index before a whole file."""
+    found = VARIANT.search(file.name)
+    variant = (found[1] or found[2]) if found else ""
+    place = VARIANTS.index(variant) if variant in VARIANTS else len(VARIANTS)
+    return place, variant, file.suffix != ".json"
+
+
+def check_whole(file: Path) -> None:
+    """Raises `RequestError` for one of several shards: alone it is no part of a model."""
+    if shard := SHARD.search(file.name):
+        raise RequestError(
+            "model",
+            f"{shown_path(file)} is one of {int(shard[1])} shards; give the folder that they are in, "
+            f"{shown_path(file.parent)}.",
+        )
 
 
 def _check_sizes(path: Path, configs: dict[str, dict[str, Any]]) -> None:

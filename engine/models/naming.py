@@ -316,6 +316,44 @@ def clip_config(shapes: Shapes) -> dict[str, Any] | str:
     }
 
 
+def openai_clip_config(shapes: Shapes) -> dict[str, Any] | str:
+    """CLIP's configuration from the shapes of OpenAI's tensors; or the name of one that is missing."""
+    first = "transformer.resblocks.0.mlp.c_fc.weight"
+    for name in ("token_embedding.weight", "positional_embedding", first):
+        if len(shapes.get(name, ())) != 2:
+            return name
+    vocabulary, width = shapes["token_embedding.weight"]
+    return {
+        **flux1.CLIP_L,
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "projection_dim": width,
+        "intermediate_size": shapes[first][0],
+        "num_hidden_layers": _count(shapes, "transformer.resblocks."),
+        "num_attention_heads": max(1, width // HEAD_OF_CLIP),
+        "max_position_embeddings": shapes["positional_embedding"][0],
+    }
+
+
+def openai_clip_rules(config: Mapping[str, Any]) -> Iterator[Rule]:
+    """OpenAI's tensors of a CLIP text encoder of this configuration (openai/CLIP, clip/model.py)."""
+    width, wide = config["hidden_size"], config["intermediate_size"]
+    yield _whole("token_embedding.weight", "embeddings.token_embedding.weight", config["vocab_size"], width)
+    positions = config["max_position_embeddings"]
+    yield _whole("positional_embedding", "embeddings.position_embedding.weight", positions, width)
+    for index in range(config["num_hidden_layers"]):
+        block, ours = f"transformer.resblocks.{index}", f"encoder.layers.{index}"
+        yield from _norm(f"{block}.ln_1", f"{ours}.layer_norm1", width)
+        names = [f"{ours}.self_attn.{name}_proj" for name in "qkv"]
+        yield _split(f"{block}.attn.in_proj_weight", [f"{name}.weight" for name in names], [width] * 3, width)
+        yield _split(f"{block}.attn.in_proj_bias", [f"{name}.bias" for name in names], [width] * 3)
+        yield from _linear(f"{block}.attn.out_proj", f"{ours}.self_attn.out_proj", width, width)
+        yield from _norm(f"{block}.ln_2", f"{ours}.layer_norm2", width)
+        yield from _linear(f"{block}.mlp.c_fc", f"{ours}.mlp.fc1", wide, width)
+        yield from _linear(f"{block}.mlp.c_proj", f"{ours}.mlp.fc2", width, wide)
+    yield from _norm("ln_final", "final_layer_norm", width)
+
+
 def t5_config(shapes: Shapes) -> dict[str, Any] | str:
     """T5's configuration from the shapes of its tensors; or the name of a missing one."""
     table = next((name for name in ("shared.weight", "encoder.embed_tokens.weight") if name in shapes), "shared.weight")

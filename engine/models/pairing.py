@@ -7,10 +7,9 @@ transformer's.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,10 @@ from engine.models.headers import WEIGHT_SUFFIXES, read_header, unreadable
 from engine.models.layouts import TITLES, Found, recognise
 from engine.models.model import (
     DISTILLED,
+    SHARD,
     TOKENIZERS,
     Model,
+    check_whole,
     component_in,
     described,
     distilled_config,
@@ -59,7 +60,6 @@ TOKENIZER_TITLES = {"tokenizer": "CLIP's tokenizer", "tokenizer_2": "T5's tokeni
 # Other models' parts may have the same shapes: where several fit, these words in a file's name decide.
 RIGHT_WORDS = {"vae": ("flux", "ae"), "text_encoder": ("clip_l", "clip-l")}
 WRONG_WORDS = ("sd3", "sd_3", "stable-diffusion-3", "stable_diffusion_3")
-SHARD = re.compile(r"-[0-9]{5}-of-[0-9]{5}\.safetensors$")
 MAX_CANDIDATES = 500  # files of a folder that are looked at
 MAX_TOKENIZER_BYTES = 32 * 2**20
 MAX_REMEMBERED = 512  # files and folders of which it is remembered what they hold
@@ -73,6 +73,7 @@ class Pairing:
     found: dict[str, Found]
     folders: dict[str, Path]
     missing: tuple[str, ...]  # components, tokenizers
+    elsewhere: tuple[str, ...] = ()  # a sentence for each part that is not the model's own
     wrong: RequestError | None = None  # why a tokenizer that is there is not the right one
 
     @property
@@ -95,7 +96,8 @@ def paired(path: Path, given: Mapping[str, Path], registry: Registry) -> Pairing
     transformer = found["transformer"]
     if "transformer" in given:
         raise RequestError("model", "the transformer is the file itself; leave the other one out.")
-    missing = []
+    missing: list[str] = []
+    elsewhere: list[str] = []
     for component in (*CLASSES, DISTILLED):
         if component in given:
             found[component] = _part_in(given[component], component)
@@ -104,9 +106,11 @@ def paired(path: Path, given: Mapping[str, Path], registry: Registry) -> Pairing
                     "model", f"{TITLES[component]} in {shown_path(given[component])} {wrong}; give the right one."
                 )
         elif component not in found:
-            fitting = _candidates(component, transformer, path, registry)
+            fitting, own = _candidates(component, transformer, path, registry)
             if fitting:
                 found[component] = fitting[0]
+                if not own and component in CLASSES:
+                    elsewhere.append(_from_elsewhere(fitting[0]))
             elif component in CLASSES:
                 missing.append(component)
     folders: dict[str, Path] = {}
@@ -126,7 +130,7 @@ def paired(path: Path, given: Mapping[str, Path], registry: Registry) -> Pairing
                 wrong_one = wrong_one or error
         else:
             missing.append(part)
-    return Pairing(path, found, folders, tuple(missing), wrong_one)
+    return Pairing(path, found, folders, tuple(missing), tuple(elsewhere), wrong_one)
 
 
 def model_of_file(path: Path, name: str, given: Mapping[str, Path], registry: Registry) -> Model:
@@ -140,7 +144,8 @@ def model_of_file(path: Path, name: str, given: Mapping[str, Path], registry: Re
 def model_of(pairing: Pairing, name: str) -> Model:
     """The model that these parts make. Raises `RequestError` that names everything that is missing."""
     if not pairing.missing:
-        return assembled(name, pairing.path, pairing.found, pairing.folders)
+        model = assembled(name, pairing.path, pairing.found, pairing.folders)
+        return replace(model, elsewhere=pairing.elsewhere)
     components = [part for part in pairing.missing if part in CLASSES]
     if not components and pairing.wrong is not None:
         raise pairing.wrong
@@ -313,6 +318,8 @@ def parts_at(place: Path) -> Sequence[Found]:
 
 def recognised(place: Path) -> Sequence[Found]:
     """The parts in a file or in a component's folder. Raises `RequestError` with the reason where there are none."""
+    if not place.is_dir():
+        check_whole(place)
     files = weight_files(place) if place.is_dir() else (place,)
     config = files[0].with_name("config.json")
     stamps = []
@@ -366,12 +373,36 @@ def distilled_for(model: Model, registry: Registry) -> Found | None:
     )
 
 
-def _candidates(component: str, transformer: Found, path: Path, registry: Registry) -> list[Found]:
-    """Parts that fit, the best first: named as FLUX.1's, then of the most bytes, because fewer are a rounding."""
-    fitting = [*_fitting(component, transformer, _places(component, path, registry))]
-    beside = [part for part in fitting if part.files[0].parent == path.parent]
-    fitting = beside or fitting or [*_fitting(component, transformer, _cached_places(component))]
-    return sorted(fitting, key=lambda part: (_strangeness(part), -part.nbytes, bool(part.prefix), str(part.files[0])))
+def _candidates(component: str, transformer: Found, path: Path, registry: Registry) -> tuple[list[Found], bool]:
+    """Parts that fit, and whether they are the model's own.
+
+    The nearest place that has one is its own: its folder, then a folder for such parts beside it or above it; only
+    then what is known from elsewhere. In one place the best comes first: named as FLUX.1's, then of the most bytes,
+    because fewer are a rounding.
+    """
+    places = [*_own_places(component, path)]
+    for number, tier in enumerate([*places, _known_places(component, registry), _cached_places(component)]):
+        elsewhere = (place for place in dict.fromkeys(tier) if place != path)
+        if fitting := [*_fitting(component, transformer, elsewhere)]:
+            best = sorted(
+                fitting, key=lambda part: (_strangeness(part), -part.nbytes, bool(part.prefix), str(part.files[0]))
+            )
+            return best, number < len(places)
+    return [], False
+
+
+def _from_elsewhere(part: Found) -> str:
+    """A part that is not beside the model: where it lies, and why it was taken."""
+    fits = {
+        "vae": "its latents have as many channels as the transformer takes",
+        "text_encoder": "it gives as many numbers a prompt as the transformer takes",
+        "text_encoder_2": "it gives as many numbers a token as the transformer takes",
+    }
+    place = part.files[0] if len(part.files) == 1 else part.files[0].parent
+    return (
+        f"{TITLES[part.component]} is not beside the model, so {shown_path(place)} is used: "
+        f"{fits[part.component]}; {FLAGS[part.component]} with t2i models add names another."
+    )
 
 
 def _fitting(component: str, transformer: Found, places: Iterable[Path]) -> Iterator[Found]:
@@ -379,6 +410,10 @@ def _fitting(component: str, transformer: Found, places: Iterable[Path]) -> Iter
         for part in parts_at(place):
             if part.component == component and not misfit(part, transformer):
                 yield part
+
+
+def _unlikeliness(part: Found) -> tuple[int, int, bool, str]:
+    return _strangeness(part), -part.nbytes, bool(part.prefix), str(part.files[0])
 
 
 def _strangeness(part: Found) -> int:
@@ -390,27 +425,22 @@ def _strangeness(part: Found) -> int:
     return 0 if not right or any(stem == word or (len(word) > 2 and word in stem) for word in right) else 1
 
 
-def _places(component: str, path: Path, registry: Registry) -> Iterator[Path]:
-    """Files and component folders in which a part may be, without repeats."""
-    seen: set[Path] = {path}
+def _own_places(component: str, path: Path) -> Iterator[list[Path]]:
+    """Files and component folders in which the model's own part may be: the nearest first, each place by itself."""
+    yield places_in(path.parent)
+    for ancestor in path.parents[:4]:
+        yield [place for name in SIBLINGS[component] for place in places_in(ancestor / name)]
 
-    def candidates() -> Iterator[Path]:
-        yield from places_in(path.parent)
-        for ancestor in path.parents[:4]:
-            for name in SIBLINGS[component]:
-                yield from places_in(ancestor / name)
-        yield from registry.loose
-        for model in registry.models.values():
-            if component in model.parts:
-                yield model.parts[component]
-            yield model.path / component
-            if model.path.is_file() or model.name == DISTILLT5:
-                yield model.path
 
-    for place in candidates():
-        if place not in seen:
-            seen.add(place)
-            yield place
+def _known_places(component: str, registry: Registry) -> Iterator[Path]:
+    """Where other parts are that were added or found."""
+    yield from registry.loose
+    for model in registry.models.values():
+        if component in model.parts:
+            yield model.parts[component]
+        yield model.path / component
+        if model.path.is_file() or model.name == DISTILLT5:
+            yield model.path
 
 
 def _cached_places(component: str) -> Iterator[Path]:
