@@ -113,13 +113,13 @@ def test_a_part_that_was_named_is_nobodys_surprise(kit: Kit, tmp_path: Path) -> 
 
 def as_variant(folder: Path, variant: str, *, shards: int = 0, keep: bool = False) -> State:
     """A component's weights as `save_pretrained(variant=...)` leaves them; plain files are kept, or not."""
-    (plain,) = folder.glob("*.safetensors")
+    (plain,) = (file for file in folder.glob("*.safetensors") if file.name.count(".") == 1)
     state = load_file(plain)
     other = {name: (tensor * 1.5).contiguous() for name, tensor in state.items()}
     stem = plain.name.removesuffix(".safetensors")
     if shards:
         names = sorted(other)
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for number in range(shards):
             file = f"{stem}.{variant}-{number + 1:05}-of-{shards:05}.safetensors"
             part = {name: other[name] for name in names[number::shards]}

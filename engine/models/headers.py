@@ -6,6 +6,7 @@ https://github.com/huggingface/safetensors#format, https://github.com/ggml-org/g
 
 from __future__ import annotations
 
+import codecs
 import math
 import os
 import struct
@@ -174,11 +175,9 @@ def sort_of_file(head: bytes) -> str:
             return what
     if head.startswith(b"PK\x03\x04") and b".pkl" not in head and b"archive/" not in head:
         return "is a packed archive; unpack it."
-    if (
-        head and not head.startswith((b"GGUF", *PICKLES)) and b"\0" not in head
-    ):  # eight bytes of a header's length have a zero
+    if head and not head.startswith((b"GGUF", *PICKLES)) and b"\0" not in head:  # a header's length has zeros in it
         with suppress(UnicodeDecodeError):
-            head[: len(head) - 4 if len(head) > 500 else None].decode("utf-8")  # the last letter may be cut
+            codecs.getincrementaldecoder("utf-8")().decode(head)  # which may end within a letter
             return "is a text file, not a model."
     return ""
 
