@@ -335,3 +335,27 @@ def test_a_file_that_is_no_model_is_called_what_it_is(tmp_path: Path, make: Call
         next(tmp_path.glob("*.zip")).rename(file)
     for open_it in (catalog.open_model, inventory.add):
         assert said in sentence(lambda: open_it(file))  # noqa: B023 (called at once)
+
+
+# What trainers and other programs put around a model.
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "model.", "transformer.", "module._orig_mod."])
+@pytest.mark.parametrize("layout", ["BFL", "diffusers"])
+def test_names_may_stand_behind_what_a_trainer_puts_before_them(
+    kit: Kit, tmp_path: Path, wrapper: str, layout: str
+) -> None:
+    state = kit.transformer if layout == "BFL" else {**kit.pipeline.transformer.state_dict()}
+    plain = save(state, tmp_path / "plain.safetensors")
+    wrapped = save(checkpoints.prefixed(wrapper, state), tmp_path / "wrapped.safetensors")
+    (found,) = pairing.recognised(wrapped)
+    assert (found.component, found.layout) == ("transformer", layout)
+    assert same(tensors((wrapped,), "transformer"), tensors((plain,), "transformer"))
+
+
+def test_a_tiny_autoencoder_is_called_that(tmp_path: Path) -> None:
+    state = {
+        "decoder.layers.3.conv.0.weight": torch.zeros(4, 4, 3, 3),
+        "encoder.layers.0.weight": torch.zeros(4, 3, 3, 3),
+    }
+    assert "a tiny autoencoder" in sentence(lambda: inventory.add(save(state, tmp_path / "taef1.safetensors")))

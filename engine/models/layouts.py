@@ -154,7 +154,9 @@ def _groups(headers: Sequence[Header]) -> list[_Group]:
     ]
     groups = [_Group(component, prefix, headers) for component, prefix in prefixed]
     if not groups:
-        groups = [_Group(_component(names, headers), "", headers)]
+        wrapper = _wrapper([*names])
+        inside = {name.removeprefix(wrapper): header for name, header in names.items()}
+        groups = [_Group(_component(inside, headers), wrapper, headers)]
     spare = [] if groups[0].prefix == "" else [group.prefix for group in groups]
     for header in headers:
         for name, info in header.tensors.items():
@@ -175,8 +177,31 @@ def _groups(headers: Sequence[Header]) -> list[_Group]:
     return groups
 
 
+def _wrapper(names: Sequence[str]) -> str:
+    """What stands before all names, as torch.compile ("_orig_mod.") and trainers ("module.", "model.") leave it."""
+    wrapper = ""
+    while names and not _part(names):
+        first, dot, _ = names[0].partition(".")
+        if not dot or not all(name.startswith(first + dot) for name in names):
+            return ""
+        wrapper += first + dot
+        names = [name.removeprefix(first + dot) for name in names]
+    return wrapper
+
+
 def _component(names: Mapping[str, Header], headers: Sequence[Header]) -> str:
-    """Of a file that holds one part."""
+    """Of a file that holds one part. Raises `RequestError`."""
+    if part := _part([*names]):
+        return part
+    first = next(iter(names), None)
+    what = f"nothing of FLUX.1 (its first tensor is {quoted(first)})" if first else "no tensors"
+    raise UnknownError(
+        "model", f"{_place(headers)} holds {what}; give a FLUX.1 transformer, an autoencoder, CLIP-L or T5."
+    )
+
+
+def _part(names: Sequence[str]) -> str:
+    """Which part has tensors of these names; "" where none has."""
 
     def has(*starts: str) -> bool:
         return any(name.startswith(starts) for name in names)
@@ -191,11 +216,7 @@ def _component(names: Mapping[str, Header], headers: Sequence[Header]) -> str:
         return "text_encoder"
     if has("decoder.up.", "decoder.up_blocks.", "decoder.mid"):
         return "vae"
-    first = next(iter(names), None)
-    what = f"nothing of FLUX.1 (its first tensor is {quoted(first)})" if first else "no tensors"
-    raise UnknownError(
-        "model", f"{_place(headers)} holds {what}; give a FLUX.1 transformer, an autoencoder, CLIP-L or T5."
-    )
+    return ""
 
 
 def _refuse_others(names: Mapping[str, Header], headers: Sequence[Header]) -> None:
@@ -258,6 +279,7 @@ OTHERS: tuple[tuple[str, str, Callable[[Mapping[str, Header]], bool]], ...] = (
     ("an IP-Adapter or Redux", TAKE_DEV, _holds("image_proj.", "ip_adapter", "redux_up", "redux_down")),
     ("FLUX.1 Fill", TAKE_DEV, _width_of_input(384)),
     ("FLUX.1 Canny or Depth", TAKE_DEV, _width_of_input(128)),
+    ("a tiny autoencoder for previews (TAESD)", "take FLUX.1's own, ae.safetensors", _holds("decoder.layers.3.conv.")),
     ("Stable Diffusion 3", TAKE_DEV, _holds("joint_blocks.")),
     (
         "Stable Diffusion XL",
@@ -304,7 +326,7 @@ def _layout(group: _Group) -> tuple[str, dict[str, Any] | str]:
     """Whose names a part has, and its configuration or the name of a tensor that it lacks."""
     shapes = group.shapes
     gguf = any(header.gguf for header in group.headers)
-    by_prefix = "all in one" if group.prefix else ""
+    by_prefix = "all in one" if group.prefix in PREFIXES.get(group.component, ()) else ""
     match group.component:
         case "transformer" if _is_bfl(group):
             return "GGUF" if gguf else by_prefix or "BFL", naming.bfl_config(_plain_norms(shapes))
