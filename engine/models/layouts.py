@@ -58,7 +58,7 @@ SPARE = {
     "transformer": re.compile(r"(?!)"),
     "vae": re.compile(r"loss\..*|model_ema\..*"),
     "text_encoder": re.compile(r".*position_ids|logit_scale|text_projection(\.weight)?|vision_model\..*|visual.*"),
-    "text_encoder_2": re.compile(r"decoder\..*|lm_head\.weight|logit_scale|dec\..*|output\.weight"),
+    "text_encoder_2": re.compile(r"decoder\..*|lm_head\.weight|logit_scale|dec\..*|output\.weight|spiece_model"),
     "distill_t5": re.compile(r"(?!)"),
 }
 
