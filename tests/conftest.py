@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from engine import Engine, Request
-
 # Read when the hub's library is first imported: no test finds what the developer has downloaded.
 os.environ["HF_HUB_CACHE"] = str(Path(tempfile.gettempdir()) / "texttoimagetool-tests-have-no-hub-cache")
 # Read when torch is first imported: a thread that waits for another sleeps. It would spin, and take the core from the
 # app or from a second engine, which made long jobs take five times as long. No bit of a picture depends on it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# The tests' own workers keep the cores busy; the small tensors here gain nothing from a second thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # All that an engine's process has imported when it has painted; see `engines`.
 IMPORTED = [
@@ -31,6 +31,7 @@ IMPORTED = [
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "spawned: the engine's process starts as it does for a person, from nothing")
+    config.addinivalue_line("markers", "unmeasured: no plan was measured before")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,14 +46,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def measured_plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the demo model's plan measured, once for all tests that start an engine again and again."""
-    folder = tmp_path_factory.mktemp("measured")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TEXTTOIMAGETOOL_CACHE_DIR", str(folder))
-        with Engine.open("demo", device="cpu") as engine:
-            engine.plan(Request("a circle"))
-    return folder / "plans"
+def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What plans measured, once for all tests and workers: a file's name says all that its number depends on."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "plans"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -83,11 +82,21 @@ def with_environment(environment: Mapping[str, str], target: Callable[..., None]
 
 @pytest.fixture(autouse=True)
 def own_folders(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    plans: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     home = tmp_path_factory.mktemp("home")
-    if request.path.name.startswith(("test_tui", "test_process")):
-        shutil.copytree(request.getfixturevalue("measured_plans"), home / "cache" / "plans")
+    if not request.node.get_closest_marker("unmeasured"):
+        share_plans(plans, home / "cache")
     for name in ("STATE", "CACHE", "CONFIG", "OUTPUT"):
         monkeypatch.setenv(f"TEXTTOIMAGETOOL_{name}_DIR", str(home / name.lower()))
     return home
+
+
+def share_plans(plans: Path, cache: Path) -> None:
+    """Let this cache folder have the measured plans of all tests."""
+    cache.mkdir()
+    with suppress(OSError):  # Windows lets few people make links; there each test measures for itself
+        (cache / "plans").symlink_to(plans, target_is_directory=True)

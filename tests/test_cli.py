@@ -25,6 +25,7 @@ from engine import Engine, events
 from engine.images.metadata import encode_png, read_record
 from engine.interrupts import Interrupts
 from tests.commands import isolated_environment, json_lines, t2i
+from tests.conftest import share_plans
 from tests.tiny import save_tiny
 
 PROMPT = "a large red circle above a small blue square on a white background"
@@ -34,8 +35,10 @@ posix = pytest.mark.skipif(os.name == "nt", reason="signals and pseudo-terminals
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return isolated_environment(tmp_path_factory.mktemp("home"))
+def environment(plans: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    home = tmp_path_factory.mktemp("home")
+    share_plans(plans, home / "cache")
+    return isolated_environment(home)
 
 
 Run = subprocess.CompletedProcess[str]

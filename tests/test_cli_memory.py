@@ -31,15 +31,9 @@ class Run:
 T2I = Callable[..., Run]
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("measured")
-
-
 @pytest.fixture
-def t2i(measured: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
-    """The command line in this process, where torch is imported once; what plans measured is shared."""
-    monkeypatch.setenv("TEXTTOIMAGETOOL_CACHE_DIR", str(measured))
+def t2i(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> T2I:
+    """The command line in this process, where torch is imported once."""
     monkeypatch.setenv("COLUMNS", "80")
 
     def run(*arguments: str) -> Run:

@@ -8,7 +8,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,14 @@ class Run:
 T2I = Callable[..., Run]
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[Callable[[], None]]:
+    """Press Ctrl+C in this process, which a shell may have started in the background, with that signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def kit() -> Kit:
     return small_kit()
@@ -62,15 +70,9 @@ def comfy(kit: Kit, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("measured")
-
-
 @pytest.fixture
-def t2i(measured: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> T2I:
-    """The command line in this process, where torch is imported once; what plans measured is shared."""
-    monkeypatch.setenv("TEXTTOIMAGETOOL_CACHE_DIR", str(measured))
+def t2i(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> T2I:
+    """The command line in this process, where torch is imported once."""
     monkeypatch.setenv("COLUMNS", "80")
 
     def run(*arguments: str | Path) -> Run:
@@ -182,11 +184,11 @@ class TestScan:
         monkeypatch.setattr(console, "SECONDS_PER_LINE", 0)
         assert "\n13 folders with 7 files of weights...\n" in t2i("models", "scan", comfy).stderr
 
-    def test_ctrl_c_keeps_nothing(self, t2i, comfy, monkeypatch):
+    def test_ctrl_c_keeps_nothing(self, t2i, comfy, monkeypatch, ctrl_c):
         from engine.models import finding
 
         monkeypatch.setattr(finding, "TICK_SECONDS", 0)
-        monkeypatch.setattr(console.StatusLine, "show", lambda line, text: signal.raise_signal(signal.SIGINT))
+        monkeypatch.setattr(console.StatusLine, "show", lambda line, text: ctrl_c())
         run = t2i("models", "scan", comfy)
         assert (run.code, run.stdout, run.stderr) == (CANCELLED, "", "cancelled.\n")
         assert registry.read().models == {}
@@ -340,14 +342,11 @@ class TestPull:
         assert run.code == DONE
         assert re.match(r"Take it\.\n8 MiB to download into '.*'\.\n", run.stderr)
 
-    def test_ctrl_c_stops_and_the_next_one_goes_on(self, flux, t2i, monkeypatch):
+    def test_ctrl_c_stops_and_the_next_one_goes_on(self, flux, t2i, monkeypatch, ctrl_c):
         monkeypatch.setattr(transfer, "LEAVE_SECONDS", 5)
         shown = console.StatusLine.show
 
-        def interrupted(line: console.StatusLine, text: str) -> None:
-            signal.raise_signal(signal.SIGINT)
-
-        monkeypatch.setattr(console.StatusLine, "show", interrupted)
+        monkeypatch.setattr(console.StatusLine, "show", lambda line, text: ctrl_c())
         run = t2i("models", "pull", "flux.1-dev", "--yes")
         assert run.code == CANCELLED
         assert "what arrived is kept: t2i models pull flux.1-dev goes on from there.\ncancelled.\n" in run.stderr

@@ -182,6 +182,7 @@ def test_a_repeated_request_plans_in_no_time(card: Card) -> None:
     assert planner.plan(replace(request, width=512)) is not first
 
 
+@pytest.mark.unmeasured
 def test_what_was_measured_is_kept_on_disk(own_folders: Path) -> None:
     with Engine.open("demo", device="cpu") as engine:
         plan = engine.plan(Request("a cat"))
@@ -229,6 +230,7 @@ def test_what_is_not_here_is_refused() -> None:
     assert (target.budget_bytes, target.ram_budget_bytes) == (5 * GIB, 6 * GIB)
 
 
+@pytest.mark.unmeasured
 def test_one_plan_at_full_size_needs_little_memory_and_few_seconds(own_folders: Path) -> None:
     """RssAnon after importing, against its peak: sampled from outside."""
     status = Path("/proc/self/status")

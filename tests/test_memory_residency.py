@@ -44,21 +44,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("measured")
-
-
-@pytest.fixture(autouse=True)
-def shared_plans(own_folders: Path, measured: Path) -> Iterator[None]:
-    """What plans measured is measured once for all tests of this file."""
-    plans = own_folders / "cache" / "plans"
-    shutil.copytree(measured, plans)
-    yield
-    if plans.is_dir():
-        shutil.copytree(plans, measured, dirs_exist_ok=True)
-
-
 def events_of(engine: Engine, request: Request = REQUEST, folder: Path | None = None) -> list[Event]:
     return list(engine.generate(request, plan_output(folder, 1)))
 
