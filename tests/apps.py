@@ -8,6 +8,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
+import textual.app
+import textual.pilot
+from textual._context import active_app
 from textual.pilot import Pilot
 
 from engine.events import Event
@@ -17,6 +20,30 @@ from tui.client import Received
 from tui.launch import open_app
 
 PATIENCE = 120  # seconds; what takes longer hangs
+
+
+async def idle(min_sleep: float = 0, max_sleep: float = 1) -> None:
+    """Wait until the app has nothing left to do or to draw: only the engine, a thread or the person moves it on.
+
+    Textual itself waits until the process takes little CPU for 20 ms, twice for a key. Here the event loop tells: at
+    once, and also on a machine so busy that the process gets no CPU.
+    """
+    loop, app = asyncio.get_running_loop(), cast("Any", active_app.get())
+    deadline = loop.time() + max_sleep
+    await asyncio.sleep(0)
+    while loop.time() < deadline:
+        if loop._ready:  # type: ignore[attr-defined]
+            await asyncio.sleep(0)
+        elif app._resize_timer is not None:  # more sizes may come
+            await asyncio.sleep(0.001)
+        elif app._screen_stack and app.screen._update_timer._active.is_set():  # it would draw at the next 1/60 s
+            app.screen._on_timer_update()
+            await asyncio.sleep(0)
+        else:
+            return
+
+
+textual.app.wait_for_idle = textual.pilot.wait_for_idle = idle  # type: ignore[attr-defined]
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -57,7 +84,13 @@ async def until(pilot: Pilot[None], done: Callable[[], object]) -> None:
 
 async def settled(pilot: Pilot[None], app: T2IApp) -> None:
     """Wait until every thread worker but the engine's reader has ended, and its results are shown."""
-    await until(pilot, lambda: all(worker.is_finished or worker.name == "engine" for worker in app.workers))
+
+    def at_rest() -> bool:
+        return all(worker.is_finished or worker.name == "engine" for worker in app.workers)
+
+    await pilot.pause()  # what was asked for last may begin one, and so may the results of another
+    while not at_rest():
+        await until(pilot, at_rest)
 
 
 def notes(app: T2IApp) -> list[str]:

@@ -273,9 +273,9 @@ class TestPictures:
         assert "the negative prompt has 61 tokens; the first 32 are used." in str(hints[0])
 
     def test_simulated_it_takes_both_passes_and_more_memory(self):
-        request = Request(PROMPT, steps=4, width=512, height=512, precision="fp8")
+        request = Request(PROMPT, steps=4, width=256, height=256, precision="fp8")
         seconds, peaks = [], []
-        with Engine.open("flux.1-dev", simulate=True) as engine:
+        with Engine.open("demo", simulate=True) as engine:
             guided = replace(request, negative_prompt="", guidance_schedule="tv-anchored")
             for asked in (request, guided):
                 events = list(engine.generate(asked))

@@ -355,7 +355,7 @@ def test_arrows_pages_and_ends_move_the_selection_and_stop_at_the_edges() -> Non
                 *(("pageup", 5), ("end", 29), ("down", 29), ("right", 29), ("up", 25), ("home", 0), ("pageup", 0)),
                 *(("end", 29), ("left", 28), ("up", 24), ("right", 25), ("right", 26), ("down", 29)),
             ):
-                await pilot.press(key)
+                await press(app, pilot, key)
                 assert (key, screen.grid.place) == (key, place)
                 assert f"{place + 1}/30" in screen_text(app)
                 assert screen_text(app).count("▶7 a red") == 1  # in sight

@@ -60,7 +60,6 @@ OWNERS: dict[Scope, type] = {
     "models": ModelsScreen,
     "app": T2IApp,
 }
-HOPS = 8  # from the app to the widget with the focus, back up to the app, and the messages that an action posts
 posix = pytest.mark.skipif(os.name == "nt", reason="a closed pipe is another error on Windows")
 
 
@@ -140,8 +139,7 @@ class Terminal:
 
     async def settle(self) -> None:
         """Wait until what is under way has come to its end."""
-        for _ in range(HOPS):
-            await self._pilot.pause(0)
+        await self._pilot.pause()
 
     def record(self, *, dry: bool) -> None:
         """Note the table's actions from now on; `dry`: without running them."""

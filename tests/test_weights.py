@@ -511,6 +511,7 @@ class TestCache:
         assert "cannot be kept" in large.notices[0]
         assert left_in_cache() == []
 
+    @pytest.mark.unmeasured
     def test_a_cache_folder_that_cannot_be_made_is_said(self, model):
         cache_dir().parent.mkdir(exist_ok=True)
         cache_dir().write_text("a file where the folder should be")
