@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from engine.folders import shown_path
-from engine.images.metadata import MAX_TEXT_BYTES, Record, encode_png, parameters_text, read_record
+from engine.images.metadata import MAX_TEXT_BYTES, Record, encode_png, parameters_text, read_parameters, read_record
 from engine.request import Request, RequestError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -317,6 +317,7 @@ def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path: Path) -> None:
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.png")
         assert "not an ordinary file" in refusal(tmp_path / "pipe.png")  # and does not wait for a writer
+        assert read_parameters(tmp_path / "pipe.png") == ""
 
 
 def test_the_file_name_in_a_message_cannot_touch_the_terminal(tmp_path: Path) -> None:

@@ -193,7 +193,12 @@ def test_what_was_measured_is_kept_on_disk(own_folders: Path) -> None:
     with Engine.open("demo", device="cpu") as engine:
         assert engine.plan(Request("a cat")).phases[1].activation_bytes == 12345
     for file in files:
-        file.write_text('{"activation_bytes": "many"}', "utf-8")
+        file.unlink()
+    for file, text in zip(
+        files, ('{"activation_bytes": "many"}', "[" * 100_000, '{"activation_bytes": 1e999}'), strict=False
+    ):
+        file.write_text(text, "utf-8")
+    files[-1].symlink_to("/dev/zero")
     with Engine.open("demo", device="cpu") as engine:
         assert engine.plan(Request("a cat")).phases == plan.phases
 

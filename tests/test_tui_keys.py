@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import string
 import subprocess
 import sys
@@ -937,8 +938,8 @@ def test_several_problems_come_in_one_message_which_stays_readable(read) -> None
     assert all(part in message for part in ("job.cancl", "view.preview", "image.view"))
     assert table["view.gallery"].keys == "z"
     many = "\n".join(f"nothing_{number} = 'z'" for number in range(500))
-    assert "495 more lines are wrong" in read(many)[1]
-    assert len(read(many)[1]) < 1000
+    assert re.search(r" and 49[0-9] more\. The usual keys hold there\.$", read(many)[1])
+    assert len(read(many)[1]) <= 400
 
 
 @pytest.mark.parametrize(

@@ -149,8 +149,10 @@ def test_everything_wrong_is_in_one_message(read) -> None:
 
 def test_a_flood_of_unknown_keys_is_counted(read) -> None:
     _, message = read("\n".join(f"key{number} = 1" for number in range(3000)))
-    assert message.endswith("; 2995 more keys are unknown. Defaults stand in for what is wrong.")
-    assert message.count("there is no key") == 5
+    named = message.count("there is no key")
+    assert named >= 5
+    assert message.endswith(f" and {3000 - named} more. Defaults stand in for what is wrong.")
+    assert len(message) <= 400
 
 
 @pytest.mark.parametrize(

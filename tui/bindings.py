@@ -20,11 +20,11 @@ from typing import Literal
 from textual.binding import Binding, BindingType
 from textual.events import Key
 
-from engine.text import printable
+from engine.text import printable, some_of
 
 Scope = Literal["prompt", "main", "pictures", "gallery", "models", "app"]
 MAX_FILE_BYTES = 64 * 1024
-MAX_PROBLEMS = 5  # that are named in one message; it is for reading
+MAX_PROBLEMS = 320  # characters of clauses in one message; it is for reading
 QUIT = "app.quit"
 UNBOUND = "unbound"  # a name that no key has
 ANYWHERE = re.compile(r"ctrl\+|alt\+|f[0-9]")  # keys that neither type nor edit
@@ -258,9 +258,7 @@ def read_keymap(path: Path) -> tuple[Keys, str | None]:
         return Keys(), f"{name}: it holds a value that is nested too deep; the usual keys hold."
     if not problems:
         return keys, None
-    if len(problems) > MAX_PROBLEMS:
-        problems[MAX_PROBLEMS:] = [f"{len(problems) - MAX_PROBLEMS} more lines are wrong"]
-    return keys, printable(f"{name}: {'; '.join(problems)}. The usual keys hold there.")
+    return keys, f"{printable(name)}: {some_of(problems, MAX_PROBLEMS, '; ')}. The usual keys hold there."
 
 
 def apply_keymap(values: Mapping[str, object]) -> tuple[Keys, list[str]]:

@@ -20,7 +20,8 @@ Images = Literal["auto", "on", "off"]
 
 MAX_FPS = 60
 MAX_CONFIG_BYTES = 64 * 2**10
-MAX_UNKNOWN = 5  # keys that are named in one message; it is for reading
+MAX_HINTS = 10  # for keys that are unknown: looking for the nearest one takes a while
+MAX_SENTENCE = 380  # characters, "and 12 more" not counted; it is for reading
 MAX_SHOWN = 60  # characters of a wrong value
 
 # Of each setting: what is allowed, in words, and a function that gives its value or raises `ValueError`.
@@ -95,12 +96,17 @@ def read_config(path: Path) -> tuple[dict[str, Any], str | None]:
                 faults.append(_fault(key, found[key], error))
     unknown = [key for key in found if key not in RULES]
     every = f", only {', '.join(RULES)}"
-    faults += [f"there is no key {_shown(key)}{_nearest(key, RULES) or every}" for key in unknown[:MAX_UNKNOWN]]
-    if len(unknown) > MAX_UNKNOWN:
-        faults.append(f"{len(unknown) - MAX_UNKNOWN} more keys are unknown")
+    for number, key in enumerate(unknown):
+        hint = _nearest(key, RULES) if number < MAX_HINTS else ""
+        faults.append(f"there is no key {_shown(key)}{hint or every}")
+        every = every if hint else ""  # said once
     if not faults:
         return values, None
-    return values, _escaped(f"{_quoted(path)}: {'; '.join(faults)}. Defaults stand in for what is wrong.")
+    from engine.text import some_of
+
+    beginning, end = f"{_quoted(path)}: ", ". Defaults stand in for what is wrong."
+    room = MAX_SENTENCE - len(beginning) - len(end)
+    return values, _escaped(beginning + some_of(faults, room, "; ") + end)
 
 
 def parse_arguments(argv: Sequence[str]) -> dict[str, Any]:

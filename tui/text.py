@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from engine.text import duration, printable, size
+from engine.text import duration, printable, size, unseen
 
-__all__ = ["clean", "counted", "duration", "printable", "shortened", "size"]
+__all__ = ["clean", "counted", "duration", "marked", "printable", "shortened", "size", "unseen"]
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -14,6 +14,18 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 def clean(text: str) -> str:
     """Text for the prompt: without control characters and halves of characters; line ends are newlines."""
     return CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n").replace("\t", " "))
+
+
+def marked(text: str) -> tuple[str, list[int]]:
+    """`text` as it is painted where it is written: a mark of one cell for each character that cannot be seen, and the
+    places of those, to be painted in reverse."""
+    places = unseen(text)
+    if not places:
+        return text, places
+    characters = list(text)
+    for place in places:
+        characters[place] = "?"
+    return "".join(characters), places
 
 
 def shortened(text: str, width: int, ellipsis: str = "\u2026") -> str:

@@ -9,18 +9,20 @@ with hard limits, and neither pixels nor any text but the one looked for is ever
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
 import os
 import re
-import stat
 import zlib
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from engine.folders import shown_path
 from engine.request import Request, RequestError
+from engine.untrusted import open_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -170,7 +172,7 @@ def read_record(path: str | os.PathLike[str]) -> Record:
 def read_parameters(path: str | os.PathLike[str]) -> str:
     """The `parameters` text in the PNG at `path` as it is there; "" where there is none or it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with _open(path) as file:
             return _find_text(file, PARAMETERS_KEY) or ""
     except (OSError, ValueError, _Unreadable):
         return ""
@@ -185,13 +187,20 @@ _DAMAGED = "has damaged settings in it; use another copy of the picture."
 _TOO_LONG = f"has more than {MAX_TEXT_BYTES // 2**20} MiB of text for its settings; no picture of {SOFTWARE} does."
 
 
-def _read_record(path: str | os.PathLike[str]) -> Record:
-    mode = os.stat(path).st_mode
-    if stat.S_ISDIR(mode):
+def _open(path: str | os.PathLike[str]) -> BinaryIO:
+    """An ordinary file: a pipe or a device could block or never end."""
+    if os.path.isdir(path):
         raise _Unreadable("is a folder; give the PNG picture itself.")
-    if not stat.S_ISREG(mode):  # a pipe or a device could block or never end
-        raise _Unreadable("is not an ordinary file; give a PNG picture.")
-    with open(path, "rb") as file:
+    try:
+        return open_file(Path(path))
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise _Unreadable("is not an ordinary file; give a PNG picture.") from None
+        raise
+
+
+def _read_record(path: str | os.PathLike[str]) -> Record:
+    with _open(path) as file:
         text = _find_text(file, RECORD_KEY)
         if text is not None:
             try:

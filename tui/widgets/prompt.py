@@ -4,20 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
-from textual import events
+from rich.cells import cell_len
+from rich.text import Text
+from textual import events, on
+from textual._cells import cell_width_to_column_index
 from textual.binding import BindingsMap
+from textual.content import Content
+from textual.document._document import DocumentBase
+from textual.document._document_navigator import DocumentNavigator
 from textual.message import Message
 from textual.widgets import TextArea
 
 from tui.bindings import bindings_of, types
-from tui.text import clean
+from tui.text import clean, counted, marked, unseen
 
 PLACEHOLDER = "what the picture shows, such as: a red circle above a blue square"
 How = Literal["as usual", "new seed", "first"]
 
 EDITING = BindingsMap(TextArea.BINDINGS).key_to_bindings
+
+
+MAX_NAMED = 3  # of the characters that cannot be seen
+
+
+class _Painted:
+    """A document as it is painted, for all that counts cells: each character that cannot be seen is a mark."""
+
+    def __init__(self, document: DocumentBase) -> None:
+        self._document = document
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._document, name)
+
+    @property
+    def lines(self) -> list[str]:
+        return [marked(line)[0] for line in self._document.lines]
+
+    def get_line(self, index: int) -> str:
+        return marked(self._document.get_line(index))[0]
+
+    __getitem__ = get_line
 
 
 class PromptArea(TextArea):
@@ -45,6 +73,38 @@ class PromptArea(TextArea):
         self._earlier: Sequence[str] = ()  # while walking
         self._place = -1  # in the history; -1: the draft
         self._draft = ""
+
+    # What cannot be seen (overrides of the direction, zero-width characters) is painted as a mark and counted, or a
+    # prompt would say something else than what is read. The text itself stays as it is.
+
+    def _set_document(self, text: str, language: str | None) -> None:
+        super()._set_document(text, language)
+        self.wrapped_document.document = cast("DocumentBase", _Painted(self.document))
+        self.navigator = DocumentNavigator(self.wrapped_document)
+        self._rewrap_and_refresh_virtual_size()
+
+    def get_line(self, line_index: int) -> Text:
+        """A line as it is painted."""
+        line, hidden = marked(self.document.get_line(line_index))
+        text = Text(line, end="", no_wrap=True)
+        for place in hidden:
+            text.stylize("reverse", place, place + 1)
+        return text
+
+    def get_column_width(self, row: int, column: int) -> int:
+        """The cells before a column."""
+        return cell_len(self.get_line(row).plain[:column])
+
+    def cell_width_to_column_index(self, cell_width: int, row_index: int) -> int:
+        """The column at so many cells."""
+        return cell_width_to_column_index(self.get_line(row_index).plain, cell_width, self.indent_width)
+
+    @on(TextArea.Changed)
+    def _count_hidden(self) -> None:
+        hidden = [line[place] for line in self.document.lines for place in unseen(line)]
+        names = [f"U+{ord(character):04X}" for character in dict.fromkeys(hidden)]
+        listed = ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
+        self.border_subtitle = Content(f"{counted(len(hidden), 'hidden character')}: {listed}" if hidden else "")
 
     def put(self, text: str) -> None:
         """Replace the whole text, which becomes the draft; the cursor goes to its end."""
