@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 LEAVE_SECONDS = 1.0  # for the work at hand to stop politely when the owner has gone
 END_SECONDS = 1.0  # for the process to be reaped after its pipe has closed
+TERMINATE_SECONDS = 0.5  # for a process that does not listen to end, before it is killed
 MAX_LOGS = 10
 MAX_QUOTED_LINES, MAX_QUOTED_CHARACTERS = 3, 300
 
@@ -171,6 +172,12 @@ class EngineProcess:
         with suppress(OSError):
             self._connection.send(None)
         self._reap(LEAVE_SECONDS)
+
+    def end(self) -> bool:
+        """End it though it does not listen, without a word to it; False where the system does not let go of it."""
+        self._process.terminate()
+        self._reap(TERMINATE_SECONDS)  # one that is stopped takes no other signal than the last
+        return not self._process.is_alive()
 
     def close(self) -> None:
         """Give the pipe back; the process has gone."""

@@ -53,6 +53,7 @@ class PictureProgress:
     step: int = 0
     steps: int = 0
     step_seconds: list[float] = field(default_factory=list)
+    stepped: float = 0.0  # by `clock`: when the last step ended
     loading: LoadProgress | None = None
     memory: MemoryUse | None = None
 
@@ -79,18 +80,29 @@ class PictureProgress:
             case StepFinished(step=step, steps=steps, seconds=seconds):
                 self.step, self.steps = step, steps
                 self.step_seconds.append(seconds)
+                self.stepped = self.clock()
 
     @property
     def seconds_per_step(self) -> float | None:
         """Mean of the last eight steps. The first is left out where there are others: it warms caches up."""
-        recent = self.step_seconds[1:][-8:] or self.step_seconds
+        recent = self._recent_steps
         return sum(recent) / len(recent) if recent else None
 
     @property
     def remaining_seconds(self) -> float | None:
-        """Of the step loop; None before its first step."""
-        each = self.seconds_per_step
-        return None if each is None else each * (self.steps - self.step)
+        """Of the step loop; None before its first step. It goes down during a step, and up while one is overdue."""
+        each, steps = self.seconds_per_step, self.steps - self.step
+        if each is None or steps <= 0:
+            return each if each is None else 0.0
+        running = self.clock() - self.stepped
+        if running <= each:
+            return each * steps - running
+        recent = [*self._recent_steps, running]  # the mean will be that at least
+        return sum(recent) / len(recent) * (steps - 1)
+
+    @property
+    def _recent_steps(self) -> list[float]:
+        return self.step_seconds[1:][-8:] or self.step_seconds
 
 
 class Display(Protocol):

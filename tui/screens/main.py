@@ -100,10 +100,11 @@ class MainScreen(PicturesScreen):
             self.update_progress()
             self.update_work()
             self._choose_picture()
-        busy = self.t2i.session.running is not None or self.t2i.session.engine_state in ("starting", "loading")
+        busy = self.t2i.session.is_busy
         if busy != self._ticking:
             self._ticking = busy
             if busy:
+                self.t2i.session.watch.restart()
                 self._ticks.resume()
             else:
                 self._ticks.pause()
@@ -145,6 +146,7 @@ class MainScreen(PicturesScreen):
         self.timeline.show(
             session.progress,
             self._status(),
+            silence="ending the engine ..." if session.ending else session.silence,
             skipped=session.restored,
             failed=session.ended_in,
             estimated=session.estimated,
@@ -156,7 +158,7 @@ class MainScreen(PicturesScreen):
         session = self.t2i.session
         texts = []
         if session.cancelling:
-            texts.append("cancelling ...")
+            texts.append("cancelling ..." if session.at_once is None else "cancelling at once ...")
         last = session.results[0] if session.results else None
         ready = last.message if last is not None and last.simulated and last.state == "done" else "ready"
         if session.running is None:
@@ -300,6 +302,7 @@ class MainScreen(PicturesScreen):
 
     def _tick(self) -> None:
         self.t2i.sample_card()
+        self.t2i.watch_engine()
         self.update_progress()
 
     def _show_keys(self) -> None:
@@ -452,7 +455,7 @@ class MainScreen(PicturesScreen):
             self.app.copy_to_clipboard(selected)
             return
         session = self.t2i.session
-        if session.running is None:
+        if session.running is None and not session.silence:
             self.t2i.say(f"Nothing runs. {self.t2i.keys.shown('app.quit')} leaves.")
             return
         self.t2i.cancel(after_step=not session.cancelling)
