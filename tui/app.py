@@ -33,6 +33,7 @@ from tui.screens.main import MainScreen
 from tui.screens.pictures import PicturesScreen
 from tui.session import LISTEN_SECONDS, Session
 from tui.settings import Settings
+from tui.suspend import CAN_STOP, Suspender
 from tui.text import counted, duration, printable
 from tui.theme_loader import DEFAULT_THEME, VARIABLE_DEFAULTS, load_themes
 from tui.thumbnails import Thumbnails
@@ -105,6 +106,7 @@ class T2IApp(App[None]):
             updates_per_second=profile.fps,
             previews_per_second=profile.previews_per_second,
         )
+        self.suspender = Suspender(self)
         self._library: Library | None = None
         self.models_changed: Signal[object] = Signal(self, "models")  # what ended, if anything did
         self.set_keymap(self.keys.keymap())
@@ -165,6 +167,7 @@ class T2IApp(App[None]):
         """Remember the theme that is chosen; end well when the terminal or the system says so."""
         self.theme_changed_signal.subscribe(self, lambda theme: self.session.history.save("theme", theme.name))
         if self.is_headless is False:
+            self.suspender.watch()
             loop = asyncio.get_running_loop()
             for name, handler in (("SIGHUP", self._hang_up), ("SIGTERM", self._terminate)):
                 if hasattr(signal, name):
@@ -469,7 +472,7 @@ class T2IApp(App[None]):
             self.say(str(error), "error")
             return
         self.session.change_output(str(destination.path))
-        self.session.paused = False
+        self.session.paused = self.session.held = False
         self.say(f"Pictures go to {destination.path} from now on.")
         self.go_on()
 
@@ -489,6 +492,13 @@ class T2IApp(App[None]):
         """After another program wrote over the screen."""
         self.refresh(repaint=True, layout=True)
         self.screen.refresh(repaint=True, layout=True)
+
+    def action_suspend(self) -> None:
+        """Back to the shell; its `fg` comes back here."""
+        if CAN_STOP and self.is_headless is False:
+            self.suspender.ask()
+        else:
+            self.say("This terminal has no shell to go back to.", "warning")
 
     async def action_quit(self) -> None:
         """Leave: what runs and what waits is offered at the next start."""

@@ -59,6 +59,7 @@ class Session:
         self.running: Job | None = None
         self.results: list[Job] = history.results(SHOWN_RESULTS)  # newest first
         self.paused = False
+        self.held = False  # paused, and by the person
         self.cancelling = False  # the person gave the running job up
         self.at_once: float | None = None  # how long that was waited for since "at once" was said
         self.ending = False  # the engine's process is being ended, for it said nothing
