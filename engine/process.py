@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.errors_log import keep_traceback, memory_shortage
 from engine.events import Event
 from engine.folders import state_dir
 from engine.libraries import hush_libraries
@@ -280,6 +281,14 @@ class _Server:
         except RequestError as error:
             self._engine = None
             self._send(ModelRefused(str(error)))
+        except (BrokenPipeError, ConnectionError):
+            raise
+        except Exception as error:  # torch that cannot be imported, for want of memory above all
+            self._engine = None
+            why = memory_shortage(error) or " ".join(str(error).split())[:200] or type(error).__name__
+            log = keep_traceback(error)
+            details = f" (details in {log})" if log is not None else ""
+            self._send(ModelRefused(f"{command.model} could not be opened: {why}{details}."))
         finally:
             gc.freeze()
             gc.enable()
@@ -352,7 +361,8 @@ def _last_lines(log: Path) -> str:
             text = stream.read().decode("utf-8", "replace")
     except OSError:
         return ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # Of a traceback what was wrong, not the lines of code.
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith((" ", "Traceback"))]
     return " / ".join(lines[-MAX_QUOTED_LINES:])[-MAX_QUOTED_CHARACTERS:]
 
 

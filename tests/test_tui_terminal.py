@@ -126,6 +126,26 @@ def test_suspending_gives_the_terminal_to_the_shell_and_fg_paints_it_anew(how: b
     assert shell.exit_code() == 0
 
 
+def test_ctrl_z_gives_the_shell_its_cursor_back_while_the_command_line_paints(tmp_path: Path) -> None:
+    shell = Terminal(SHELL, PS1="shell> ")
+    shell.wait_for(b"shell> ")
+    command = f"{sys.executable} -m tui generate -p circle --steps 1000 --size 256x256 -o {tmp_path}"
+    shell.write(f"{command}\r".encode())
+    shell.wait_for(b"s/step")
+    assert b"\x1b[?25l" in shell.modes()
+    shell.write(b"\x1a")
+    shell.wait_for(b"Stopped")
+    assert b"\x1b[?25h" in shell.modes()
+    shell.write(b"fg\r")
+    shell.wait_for(b"s/step")
+    assert b"\x1b[?25l" in shell.modes()
+    shell.write(b"\x03")
+    shell.wait_for(b"cancelled.")
+    assert b"\x1b[?25h" in shell.modes()
+    shell.write(b"exit\r")
+    assert shell.exit_code() == 130  # of the last command
+
+
 def test_an_app_without_a_terminal_says_so(capfd: pytest.CaptureFixture[str]) -> None:
     import subprocess
 
