@@ -9,12 +9,15 @@ import psutil
 import pytest
 from textual.pilot import Pilot
 
+from engine import folders
 from engine.events import LoadProgress, MemoryUse, PhaseStarted, StepFinished
 from engine.process import JobEvent
 from engine.progress import PictureProgress
 from tests.apps import notes, run, running, screen_text, until
 from tests.test_progress import Clock
 from tui.app import T2IApp
+from tui.history import History
+from tui.session import Session
 from tui.watchdog import FIRST_SECONDS, MAX_TICK_SECONDS, MIN_STEP_SECONDS, OVER_SECONDS, Doing, Watchdog
 
 PROMPT = "a red circle above a blue square"
@@ -124,6 +127,36 @@ def test_what_a_silent_process_does_is_told_apart(doing: Doing, device: str, sho
             assert not session.silence
 
     run(test())
+
+
+@pytest.mark.parametrize(
+    ("doing", "device", "waited", "ends"),
+    [
+        ("stopped", "CPU", 0.0, True),
+        ("waiting", "RTX 3060", 0.5, False),  # for the disk perhaps
+        ("waiting", "RTX 3060", 1.0, True),
+        ("idle", "CPU", 0.5, False),
+        ("idle", "CPU", 1.0, True),
+        ("idle", "RTX 3060", 1.0, False),  # a card is waited for so, too
+        ("busy", "CPU", 1.0, False),  # a block of a large model takes longer; its weights are worth the wait
+        ("busy", "CPU", FIRST_SECONDS + 0.5, True),
+    ],
+)
+def test_an_engine_that_was_told_to_stop_at_once_is_ended_where_it_cannot_listen(
+    doing: Doing, device: str, waited: float, ends: bool
+) -> None:
+    history = History.open(folders.state_dir())
+    session, clock = Session(history, "demo", ""), Clock()
+    session.watch, session.device = Watchdog(clock), device
+    session.enqueue(PROMPT)
+    session.begin_next()
+    session.at_once = 0.0
+    for _ in range(round(2 * waited)):
+        clock.now += 0.5
+        session.look(doing, 7, "^C")
+    session.look(doing, 7, "^C")
+    assert session.must_end == ends
+    history.close()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")

@@ -376,10 +376,10 @@ class Session:
             return ""
         if expected:
             said += f", and {duration(expected)} were to be expected"
-        what = f"{key} ends it and starts another"
+        what = "starts another" if self.running is not None else "the next picture starts another"
         if self.running is not None and not self.cancelling:
             what += ", which begins this picture anew"
-        return f"{said}: {self._explained(pid)}. {what}; nothing of the queue is lost."
+        return f"{said}: {self._explained(pid)}. {key} ends it and {what}; nothing of the queue is lost."
 
     @property
     def must_end(self) -> bool:
