@@ -2,16 +2,14 @@
 
 import sys
 
+from engine.entry import run
 
-def _run() -> int:
-    try:
-        from engine.cli import main
 
-        return main(prog="python -m engine")
-    except KeyboardInterrupt:  # while the imports above were running
-        print("cancelled.", file=sys.stderr)
-        return 130
+def _run(arguments: list[str]) -> int:
+    from engine.cli import main
+
+    return main(arguments, prog="python -m engine")
 
 
 if __name__ == "__main__":
-    sys.exit(_run())
+    sys.exit(run(_run, sys.argv[1:]))

@@ -8,6 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engine.console import write
 from engine.models.catalog import open_model
 from engine.models.model import Model
 from engine.request import RequestError
@@ -74,17 +75,17 @@ def run(name: str, *, as_json: bool = False) -> int:
             }
             for component in model.files
         }
-        print(json.dumps({"event": "model_checked", "model": model.name, "parts": parts, "fp8": report}), flush=True)
+        write(json.dumps({"event": "model_checked", "model": model.name, "parts": parts, "fp8": report}))
         return 0
     for component, by_kind in kinds.items():
         stored = ", ".join((model.layout(component), model.precision(component), size(model.bytes[component])))
-        print(printable(f"{component}: {stored}; every tensor is there, finite and in shape"))
+        write(printable(f"{component}: {stored}; every tensor is there, finite and in shape"))
         if by_kind:
-            print(f"  {'FP8 against the weights, in %':<47}{'layers':>8}{'RMS':>7}{'worst':>7}{'one':>6}")
+            write(f"  {'FP8 against the weights, in %':<47}{'layers':>8}{'RMS':>7}{'worst':>7}{'one':>6}")
         for kind, found in sorted(by_kind.items()):
             figures = f"{found.layers:>8}{100 * found.mean:>7.2f}{100 * found.worst:>7.2f}{100 * found.largest:>6.1f}"
-            print(f"  {kind:<47}{figures}")
-    print("RMS: relative error of all layers of a kind; worst: of one layer; one: of one weight, of its row's largest")
+            write(f"  {kind:<47}{figures}")
+    write("RMS: relative error of all layers of a kind; worst: of one layer; one: of one weight, of its row's largest")
     return 0
 
 

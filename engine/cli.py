@@ -37,6 +37,7 @@ activation_bytes, allowance_bytes, peak_bytes), text_encoder, tile (pixels, 0 fo
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import json
@@ -44,7 +45,7 @@ import random
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -53,8 +54,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.cli_models import models_app
-from engine.console import BAD_INPUT, CANCELLED, DONE, FAILED, abandon_output, say, write, write_path
-from engine.events import Cancelled, Failed, ImageSaved, Simulated
+from engine.console import BAD_INPUT, CANCELLED, DONE, FAILED, OutputError, abandon_output, say, write, write_path
+from engine.events import Cancelled, Failed, ImageSaved, PhaseStarted, Simulated
+from engine.folders import shown_path
 from engine.interrupts import Interrupts
 from engine.libraries import collector_paused, hush_libraries
 from engine.progress import open_display
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "demo"
 MAX_PLAN_COLUMNS = 120
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 KERNELS = ("dequantize", "scaled_mm", "triton", "int_mm", "float32")  # of 8-bit layers
 MAX_THREADS = 256  # that a picture's record may ask for
 EXAMPLE = 't2i generate --prompt "a large red circle above a small blue square on a white background"'
@@ -170,8 +173,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "t2i") -> int:
         except KeyboardInterrupt:
             say("cancelled.")
             code = CANCELLED
-        except BrokenPipeError:
+        except (BrokenPipeError, OutputError):
             raise
+        except OSError as error:
+            if error.errno in DISK_FULL and error.filename is None:  # Typer's help
+                raise OutputError(f"standard output cannot be written to ({_reason(error)}).") from None
+            code = _complain(None, _unexpected(error), as_json=as_json, code=FAILED)
         except Exception as error:
             code = _complain(None, _unexpected(error), as_json=as_json, code=FAILED)
         if sys.stdout is not None:
@@ -179,19 +186,23 @@ def main(argv: Sequence[str] | None = None, prog: str = "t2i") -> int:
     except BrokenPipeError:
         abandon_output()
         code = CANCELLED
-    except OSError as error:  # of stdout or stderr themselves: a full disk behind a redirection
+    except (OutputError, OSError) as error:  # a full disk behind a redirection
         abandon_output()
-        with suppress(OSError):
-            say(f"error: the output could not be written ({error.strerror}).")
+        said = error if isinstance(error, OutputError) else f"standard output cannot be written to ({_reason(error)})."
+        say(f"error: {said}")
         code = FAILED
     return code
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or "unknown reason").lower()
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
         from engine import __version__
 
-        print(f"TextToImageTool {__version__}")
+        write(f"TextToImageTool {__version__}")
         raise typer.Exit
 
 
@@ -481,6 +492,7 @@ def _generate(
         collector_paused(),
         Engine.open(model, **opening) as engine,
     ):
+        interrupts.at_last(display.abandon)
         jobs = _resolved(jobs, engine, display)
         if record is not None and (changed := _changes_since(record, engine)):
             display.note(f"{changed} changed since this picture was made; the new one may differ")
@@ -547,10 +559,16 @@ def _paint(
                 gc.freeze()
                 gc.enable()
             interrupts.ask(engine.cancel, display.cancelling)  # before the first event nothing is lost by just leaving
+            interrupts.saving = isinstance(event, PhaseStarted) and event.phase == "save"
             display.show(event)
             if as_json:
                 fields = event.to_dict()
-                write(json.dumps({"event": fields.pop("event"), "job": number, **fields}))
+                try:
+                    write(json.dumps({"event": fields.pop("event"), "job": number, **fields}))
+                except OutputError as error:
+                    if isinstance(event, ImageSaved):
+                        say(f"the picture is {shown_path(event.path)}.")
+                    raise error
             match event:
                 case ImageSaved(path=path, notice=notice):
                     if notice:
@@ -602,8 +620,8 @@ def _refuse(error: RequestError, *, as_json: bool) -> int:
 
 def _unexpected(error: Exception) -> str:
     """One sentence for an error that nobody foresaw; the traceback goes to a file in the state folder."""
-    from engine.errors_log import keep_traceback
+    from engine.errors_log import keep_traceback, memory_shortage
 
     log = keep_traceback(error)
-    message = f"something unexpected went wrong ({type(error).__name__}: {error})"
+    message = memory_shortage(error) or f"something unexpected went wrong ({type(error).__name__}: {error})"
     return f"{message}; the details could not be saved." if log is None else f"{message}; see {log}."

@@ -7,40 +7,63 @@ import os
 import shutil
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
+from engine.folders import shown_path
 from engine.text import printable
 
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 SECONDS_PER_LINE = 10.0  # in a log
 
 
+class OutputError(Exception):
+    """Standard output cannot be written; the message is a sentence, and says what it did not get."""
+
+
 def say(sentence: str) -> None:
     """A line on stderr, fit for a terminal."""
-    if sys.stderr is not None:
-        print(printable(sentence), file=sys.stderr, flush=True)
+    tell(sentence, sys.stderr)
+
+
+def tell(sentence: str, stream: IO[str] | None) -> None:
+    """A line of progress, or of what went wrong. Where it cannot be written (a full disk) the work goes on."""
+    if stream is None:
+        return
+    try:
+        print(printable(sentence), file=stream, flush=True)
+    except OSError:
+        _abandon(stream)
 
 
 def write(line: str) -> None:
-    """A line on stdout, at once."""
-    if sys.stdout is None:
-        return
-    try:
+    """A line on stdout, at once. Raises `OutputError`, or `BrokenPipeError` where nobody reads any more."""
+    with _writing("what was to be printed is lost."):
         print(line, flush=True)
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # how Windows says that the reader went away
-            raise BrokenPipeError from None
-        raise
 
 
 def write_path(path: Path) -> None:
     """A path on stdout: safe to look at on a terminal, byte for byte for `$(t2i generate ...)`."""
-    if sys.stdout is None or sys.stdout.isatty():
-        write(printable(str(path)))
-    else:
-        sys.stdout.buffer.write(os.fsencode(path) + b"\n")
-        sys.stdout.flush()
+    with _writing(f"the picture is {shown_path(path)}."):
+        if sys.stdout is None or sys.stdout.isatty():
+            print(printable(str(path)), flush=True)
+        else:
+            sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+            sys.stdout.flush()
+
+
+@contextmanager
+def _writing(instead: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EPIPE, errno.EINVAL):  # Windows' way to say that the reader went away
+            raise BrokenPipeError from None
+        raise OutputError(
+            f"standard output cannot be written to ({(error.strerror or 'unknown reason').lower()}); {instead}"
+        ) from None
 
 
 def is_terminal() -> bool:
@@ -54,8 +77,12 @@ def abandon_output() -> None:
         try:
             stream.flush()
         except (OSError, ValueError, AttributeError):
-            with suppress(OSError, ValueError, AttributeError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            _abandon(stream)
+
+
+def _abandon(stream: IO[str]) -> None:
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class StatusLine:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
+from engine.console import write
 from engine.machine import Card, Facts, Terminal, Torch, inspect
 from engine.text import printable
 
@@ -24,9 +25,9 @@ def run(*, as_json: bool = False) -> int:
     facts = inspect()
     if as_json:
         judged = {"advice": advice(facts), "verdict": verdict(facts)}
-        print(json.dumps({"event": "doctor", **asdict(facts), **judged}), flush=True)
+        write(json.dumps({"event": "doctor", **asdict(facts), **judged}))
     else:
-        print("\n".join(map(printable, report(facts))), flush=True)
+        write("\n".join(map(printable, report(facts))))
     return 0 if facts.torch.error is None else 1
 
 

@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 
 from engine.folders import state_dir
+from engine.text import size
 
 
 def keep_traceback(error: BaseException) -> Path | None:
@@ -19,3 +20,24 @@ def keep_traceback(error: BaseException) -> Path | None:
     except Exception:
         return None
     return log
+
+
+def memory_shortage(error: BaseException) -> str:
+    """Which memory is too small, where an error comes of that; else ""."""
+    limit = _memory_limit()
+    # Python itself breaks in many ways when an import gets no memory.
+    if limit and isinstance(error, (MemoryError, ImportError, SystemError)):
+        return f"the {size(limit)} that this process may have (ulimit -v) are too little"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return "the machine ran out of memory"
+    return ""
+
+
+def _memory_limit() -> int:
+    """Bytes; 0 where there is no limit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return 0 if limit == resource.RLIM_INFINITY else limit

@@ -1,29 +1,45 @@
-"""Ctrl+C and SIGTERM: the first asks politely, the second insists."""
+"""Ctrl+C and SIGTERM: the first asks politely, the second ends the process."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
+from engine.console import CANCELLED
+
 
 class Interrupts:
-    """While open, the first signal calls what `ask` was given, the next one raises KeyboardInterrupt.
+    """While open, the first signal calls what `ask` was given; before that it raises KeyboardInterrupt.
 
-    Before `ask` (torch is being imported) the first one raises already.
+    The next one ends the process with 130: an exception that is raised in the middle of anything at all (torch's
+    callbacks, the end of an import) shows its traces. Only the saving of a picture, a moment, is not cut off by it.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.count = 0
+        self.saving = False  # a file is half written
         self._polite: tuple[Callable[[], None], ...] = ()
+        self._last: tuple[Callable[[], None], ...] = ()
         self._before: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether there was a signal."""
+        return self.count > 0
 
     def ask(self, *polite: Callable[[], None]) -> None:
         """From now on call these first. Raises the interrupt that a library's import caught and dropped, if any."""
         if not self._polite and self.requested:
             raise KeyboardInterrupt
         self._polite = polite
+
+    def at_last(self, *last: Callable[[], None]) -> None:
+        """Call these before the process is ended; they may write bytes, nothing else."""
+        self._last = last
 
     def __enter__(self) -> Self:
         for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
@@ -41,8 +57,17 @@ class Interrupts:
             raise KeyboardInterrupt from None
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        first, self.requested = not self.requested, True
-        if not first or not self._polite:
+        self.count += 1
+        if self.count > (2 if self.saving else 1):
+            self._end()
+        if not self._polite:
             raise KeyboardInterrupt
-        for call in self._polite:
+        for call in self._polite if self.count == 1 else ():
             call()
+
+    def _end(self) -> None:
+        for call in self._last:
+            call()
+        if sys.stderr is not None:
+            os.write(2, b"cancelled.\n")
+        os._exit(CANCELLED)

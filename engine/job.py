@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from engine.cancel import CancelledError
-from engine.errors_log import keep_traceback
+from engine.errors_log import keep_traceback, memory_shortage
 from engine.events import (
     Encoded,
     Event,
@@ -442,8 +442,8 @@ class Job:
 
             if card_is_full(error):
                 return f"{self._out_of_memory()}; until then take a smaller size, or allow less with --vram."
-        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
-            return f"the machine ran out of memory in {self.phase}; take a smaller size or close other programs."
+        if shortage := memory_shortage(error):
+            return f"{shortage} in {self.phase}; take a smaller size or close other programs."
         text = " ".join(str(error).split())[:300] or type(error).__name__
         return f"{self.phase} failed: {text}"
 

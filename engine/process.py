@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.errors_log import keep_traceback, memory_shortage
 from engine.events import Event
 from engine.folders import state_dir
 from engine.libraries import hush_libraries
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 LEAVE_SECONDS = 1.0  # for the work at hand to stop politely when the owner has gone
 END_SECONDS = 1.0  # for the process to be reaped after its pipe has closed
+TERMINATE_SECONDS = 0.5  # for a process that does not listen to end, before it is killed
 MAX_LOGS = 10
 MAX_QUOTED_LINES, MAX_QUOTED_CHARACTERS = 3, 300
 
@@ -172,6 +174,12 @@ class EngineProcess:
             self._connection.send(None)
         self._reap(LEAVE_SECONDS)
 
+    def end(self) -> bool:
+        """End it though it does not listen, without a word to it; False where the system does not let go of it."""
+        self._process.terminate()
+        self._reap(TERMINATE_SECONDS)  # one that is stopped takes no other signal than the last
+        return not self._process.is_alive()
+
     def close(self) -> None:
         """Give the pipe back; the process has gone."""
         self._connection.close()
@@ -273,6 +281,14 @@ class _Server:
         except RequestError as error:
             self._engine = None
             self._send(ModelRefused(str(error)))
+        except (BrokenPipeError, ConnectionError):
+            raise
+        except Exception as error:  # torch that cannot be imported, for want of memory above all
+            self._engine = None
+            why = memory_shortage(error) or " ".join(str(error).split())[:200] or type(error).__name__
+            log = keep_traceback(error)
+            details = f" (details in {log})" if log is not None else ""
+            self._send(ModelRefused(f"{command.model} could not be opened: {why}{details}."))
         finally:
             gc.freeze()
             gc.enable()
@@ -345,7 +361,8 @@ def _last_lines(log: Path) -> str:
             text = stream.read().decode("utf-8", "replace")
     except OSError:
         return ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # Of a traceback what was wrong, not the lines of code.
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith((" ", "Traceback"))]
     return " / ".join(lines[-MAX_QUOTED_LINES:])[-MAX_QUOTED_CHARACTERS:]
 
 

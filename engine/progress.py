@@ -7,12 +7,17 @@ passes through `printable` before it reaches a terminal, and is never parsed as 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import IO, TYPE_CHECKING, Protocol
 
+from engine.console import tell
 from engine.events import (
     TERMINAL,
     Encoded,
@@ -39,6 +44,8 @@ if TYPE_CHECKING:
 PHASES: tuple[Phase, ...] = ("load", "encode", "denoise", "decode", "save")
 SECONDS_PER_LINE = 2.0  # without a line in a log, before a step or a part of a file gets one
 RESTORED = "denoised by a run that ended before it was saved; decoding what it kept"
+SHOW_CURSOR, HIDE_CURSOR = b"\x1b[?25h", b"\x1b[?25l"
+LIVE_LINES = len(PHASES) + 2  # title, phases, memory
 REFRESHES_PER_SECOND = 4  # enough to look alive, few enough for a slow SSH line
 
 
@@ -53,6 +60,7 @@ class PictureProgress:
     step: int = 0
     steps: int = 0
     step_seconds: list[float] = field(default_factory=list)
+    stepped: float = 0.0  # by `clock`: when the last step ended
     loading: LoadProgress | None = None
     memory: MemoryUse | None = None
 
@@ -79,18 +87,29 @@ class PictureProgress:
             case StepFinished(step=step, steps=steps, seconds=seconds):
                 self.step, self.steps = step, steps
                 self.step_seconds.append(seconds)
+                self.stepped = self.clock()
 
     @property
     def seconds_per_step(self) -> float | None:
         """Mean of the last eight steps. The first is left out where there are others: it warms caches up."""
-        recent = self.step_seconds[1:][-8:] or self.step_seconds
+        recent = self._recent_steps
         return sum(recent) / len(recent) if recent else None
 
     @property
     def remaining_seconds(self) -> float | None:
-        """Of the step loop; None before its first step."""
-        each = self.seconds_per_step
-        return None if each is None else each * (self.steps - self.step)
+        """Of the step loop; None before its first step. It goes down during a step, and up while one is overdue."""
+        each, steps = self.seconds_per_step, self.steps - self.step
+        if each is None or steps <= 0:
+            return each if each is None else 0.0
+        running = self.clock() - self.stepped
+        if running <= each:
+            return each * steps - running
+        recent = [*self._recent_steps, running]  # the mean will be that at least
+        return sum(recent) / len(recent) * (steps - 1)
+
+    @property
+    def _recent_steps(self) -> list[float]:
+        return self.step_seconds[1:][-8:] or self.step_seconds
 
 
 class Display(Protocol):
@@ -107,6 +126,9 @@ class Display(Protocol):
 
     def cancelling(self) -> None:
         """Called inside a signal handler: may set flags and write bytes, nothing else."""
+
+    def abandon(self) -> None:
+        """Called where the process is ended, inside a signal handler: give the terminal back by writing bytes."""
 
     def close(self) -> None:
         """Leave the terminal as it was found; may be called twice."""
@@ -134,6 +156,9 @@ class QuietDisplay:
         """Nothing."""
 
     def cancelling(self) -> None:
+        """Nothing."""
+
+    def abandon(self) -> None:
         """Nothing."""
 
     def close(self) -> None:
@@ -187,11 +212,15 @@ class LineDisplay:
     def note(self, sentence: str) -> None:
         """The sentence, as a line."""
         self._last_line = self._clock()
-        print(printable(sentence), file=self._stream, flush=True)
+        tell(sentence, self._stream)
 
     def cancelling(self) -> None:
         """Straight to the file descriptor: the stream may be in the middle of a write."""
-        os.write(self._stream.fileno(), b"cancelling... (again to stop at once)\n")
+        with suppress(OSError):
+            os.write(self._stream.fileno(), b"cancelling... (again to stop at once)\n")
+
+    def abandon(self) -> None:
+        """A line is whole."""
 
     def close(self) -> None:
         """Nothing is left open."""
@@ -210,6 +239,8 @@ class LiveDisplay:
         self._count = 1
         self._cancelling = False
         self._live: Live | None = None
+        self._may_paint = threading.Event()
+        self._may_paint.set()
 
     def begin(self, title: str, count: int = 1) -> None:
         """Show the title and count the load phase from now: importing torch is most of it."""
@@ -250,11 +281,44 @@ class LiveDisplay:
         """Say so at the next refresh."""
         self._cancelling = True
 
+    def abandon(self) -> None:
+        """The live lines stay; what follows begins a line."""
+        if self._live is not None:
+            self._put(SHOW_CURSOR + b"\r\n")
+
     def close(self) -> None:
         """Wipe the live lines and give the cursor back."""
         live, self._live = self._live, None
         if live is not None:
             live.stop()
+            self._watch_stops(False)
+
+    def _watch_stops(self, wanted: bool) -> None:
+        """Ctrl+Z gives the cursor back to the shell, and `fg` takes it again."""
+        for name, handler in (("SIGTSTP", self._stop), ("SIGCONT", self._go_on)):
+            number = getattr(signal, name, None)
+            if number is None or threading.current_thread() is not threading.main_thread():
+                continue
+            if signal.getsignal(number) in (signal.SIG_DFL, handler):  # ignored on purpose otherwise
+                signal.signal(number, handler if wanted else signal.SIG_DFL)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._may_paint.clear()  # or it would go up over the shell's lines, before any handler is called
+        self._put(SHOW_CURSOR + b"\r\n")
+        self._watch_stops(False)
+        signal.raise_signal(number)  # stops here, and goes on here
+        self._watch_stops(True)
+        self._go_on(number, frame)
+        self._may_paint.set()
+
+    def _go_on(self, number: int, frame: FrameType | None) -> None:
+        # The next refresh goes up as many lines as stand there: these, not the shell's.
+        self._put(HIDE_CURSOR + b"\r\n" * LIVE_LINES)
+
+    def _put(self, data: bytes) -> None:
+        """Bytes alone: a signal may come in the middle of a refresh."""
+        with suppress(OSError):
+            os.write(2, data)
 
     def _start(self) -> None:
         from rich.live import Live
@@ -269,8 +333,10 @@ class LiveDisplay:
             redirect_stderr=False,
         )
         self._live.start()
+        self._watch_stops(True)
 
     def _picture(self) -> RenderableType:
+        self._may_paint.wait()
         title = self._title if self._count == 1 else f"{self._title} ({self._image + 1} of {self._count})"
         return render(self._progress, title, cancelling=self._cancelling)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -19,6 +20,7 @@ import psutil
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 20  # seconds
+MODE = re.compile(rb"\x1b\[\?([0-9]+)[hl]")
 
 
 class Terminal:
@@ -34,12 +36,17 @@ class Terminal:
         self.bytes_read = 0
         self.last_write = time.monotonic()  # when the program last wrote
         self.tail = b""
+        self._set: dict[bytes, bytes] = {}  # the last that was done to each private mode
         self._closing = False
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def resize(self, columns: int, rows: int) -> None:
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def modes(self) -> set[bytes]:
+        """What every private mode was set to last: b"\\x1b[?25l" says that the cursor is hidden."""
+        return set(self._set.values())
 
     def write(self, data: bytes) -> None:
         os.write(self._master, data)
@@ -87,4 +94,6 @@ class Terminal:
                 return
             self.bytes_read += len(data)
             self.last_write = time.monotonic()
+            for mode in MODE.finditer(data):
+                self._set[mode[1]] = mode[0]
             self.tail = (self.tail + data)[-100_000:]

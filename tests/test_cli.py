@@ -343,18 +343,63 @@ def test_a_reader_that_goes_away_ends_the_run_quietly(tmp_path: Path, environmen
     assert list(tmp_path.iterdir()) == []
 
 
+class Ended(BaseException):
+    """In the place of the process's end."""
+
+
 @posix
-def test_the_first_signal_asks_and_the_second_insists() -> None:
+def test_the_first_signal_asks_and_the_second_ends_it_but_not_in_the_middle_of_a_file(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    monkeypatch.setattr("engine.interrupts.os._exit", end)
     before = signal.getsignal(signal.SIGTERM)
-    asked: list[int] = []
+    asked: list[str] = []
     with Interrupts() as interrupts:
-        interrupts.ask(lambda: asked.append(1))
+        interrupts.ask(lambda: asked.append("polite"))
+        interrupts.at_last(lambda: asked.append("last"))
+        interrupts.saving = True
         signal.raise_signal(signal.SIGTERM)
-        assert (asked, interrupts.requested) == ([1], True)
-        with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+        assert (asked, interrupts.requested) == (["polite"], True)
+        interrupts.saving = False
+        with pytest.raises(Ended, match="130"):
             signal.raise_signal(signal.SIGTERM)
-    assert asked == [1]
+    assert asked == ["polite", "last"]
     assert signal.getsignal(signal.SIGTERM) is before
+    assert capfd.readouterr().err == "cancelled.\n"
+
+
+@posix
+def test_ctrl_c_pressed_twice_is_quiet_and_130(environment: dict[str, str], tmp_path: Path) -> None:
+    with start("generate", "-p", PROMPT, "--steps", "1000", "--json", "-o", str(tmp_path), env=environment) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line)["event"] == "step_finished":
+                break
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)  # two of one kind would arrive as one
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == CANCELLED
+    assert said.endswith("cancelled.\n")
+    assert "Traceback" not in said
+
+
+@posix
+def test_ctrl_c_before_anybody_listens_is_quiet_and_130(environment: dict[str, str]) -> None:
+    code = "import os, signal; from engine.entry import run; run(lambda _: os.kill(os.getpid(), signal.SIGINT), [])"
+    command = [sys.executable, "-c", "import signal; signal.signal(2, signal.default_int_handler); " + code]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (CANCELLED, "", "")
+
+
+@posix
+def test_ctrl_c_after_the_work_is_done_changes_nothing(environment: dict[str, str]) -> None:
+    code = "import os, signal; from engine.entry import run; run(lambda _: 0, []); os.kill(os.getpid(), signal.SIGINT)"
+    command = [sys.executable, "-c", "import signal; signal.signal(2, signal.default_int_handler); " + code]
+    assert subprocess.run(command, env=environment).returncode == 0
 
 
 @posix
@@ -488,14 +533,82 @@ def test_names_that_mean_nothing_are_bad_input(arguments: tuple[str, str], words
     assert run.stderr.count("\n") == 1
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_output_that_cannot_be_written_is_the_machines_fault(environment: dict[str, str]) -> None:
-    with open("/dev/full", "wb") as full:
-        command = [sys.executable, "-m", "engine", "generate", "-p", PROMPT, "--steps", "0", "--json"]
-        run = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE)
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+SHORT = ("generate", "-p", PROMPT, "--steps", "1", "--seed", "7", "-q")
+
+
+@needs_full
+@pytest.mark.parametrize("more", [(), ("--json",)], ids=["path", "json"])
+def test_a_path_that_cannot_be_printed_is_said_on_stderr(
+    more: tuple[str, ...], environment: dict[str, str], main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        run = main(*SHORT, *more, "-o", str(tmp_path))
+    made = list(tmp_path.glob("*.png"))
     assert run.returncode == FAILED
-    assert b"the output could not be written (No space left on device)" in run.stderr
-    assert b"Traceback" not in run.stderr
+    assert run.stderr.startswith("error: standard output cannot be written to (no space left on device); ")
+    if more:  # the first event could not be written: nothing was begun
+        assert not made
+    else:
+        assert run.stderr.endswith(f"the picture is '{made[0]}'.\n")
+
+
+@needs_full
+@pytest.mark.parametrize("arguments", ["generate --help", "keys", "--version", "doctor --json"])
+def test_whatever_cannot_be_printed_is_one_sentence(arguments: str, environment: dict[str, str]) -> None:
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "tui", *arguments.split()]
+        run = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert run.returncode == FAILED
+    assert run.stderr.startswith("error: standard output cannot be written to (no space left on device)")
+    assert run.stderr.count("\n") == 1
+
+
+@needs_full
+def test_progress_that_cannot_be_written_stops_no_picture(
+    environment: dict[str, str], main: Main, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        run = main(*SHORT[:-1], "-o", str(tmp_path / "a.png"))
+        assert (run.returncode, run.stdout) == (DONE, f"{tmp_path / 'a.png'}\n")
+
+
+@posix
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        ("exec -m tui <&-", BAD_INPUT, "error: the app needs a terminal; "),
+        ("exec -m tui smoke >&-", FAILED, "error: standard output is closed, "),
+        ("exec -m engine doctor >&-", FAILED, "error: standard output is closed, "),
+        ("mkdir gone; cd gone; rmdir ../gone; exec -m tui generate -p x", FAILED, "error: the folder that this was "),
+    ],
+)
+def test_what_is_missing_at_the_start_is_one_sentence(
+    command: str, code: int, words: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    shell = command.replace("exec", f"exec {sys.executable}")
+    run = subprocess.run(["sh", "-c", shell], env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert run.returncode == code
+    assert run.stderr.startswith(words)
+    assert run.stderr.count("\n") == 1
+
+
+@posix
+def test_a_picture_needs_no_output_to_be_made(environment: dict[str, str], tmp_path: Path) -> None:
+    command = f"exec {sys.executable} -m tui generate -p x --steps 1 -o {tmp_path / 'a.png'} <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command], env=environment).returncode == DONE
+    assert read_record(tmp_path / "a.png").request.prompt == "x"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS counts on Linux")
+def test_too_little_memory_is_said_in_words_of_ours(environment: dict[str, str], tmp_path: Path) -> None:
+    command = f"ulimit -v 700000; exec {sys.executable} -m tui generate -q -p x --steps 1 -o {tmp_path / 'a.png'}"
+    run = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True)
+    assert run.returncode == FAILED
+    assert run.stderr.startswith("error: the 684 MiB that this process may have (ulimit -v) are too little")
+    assert run.stderr.count("\n") == 1
 
 
 def test_a_picture_whose_folder_went_away_is_rescued_and_exits_1(

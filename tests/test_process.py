@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 import pytest
@@ -27,6 +29,7 @@ from engine.process import (
     ModelRefused,
     OpenModel,
     Paint,
+    _Server,
 )
 from engine.request import Request
 
@@ -229,6 +232,30 @@ def test_what_the_process_prints_goes_to_its_log(process: EngineProcess, capfd: 
     assert "Segmentation fault" in process.log.read_text()
     assert str(process.log) in reason
     assert capfd.readouterr() == ("", "")
+
+
+def test_of_a_traceback_only_what_was_wrong_is_quoted(process: EngineProcess) -> None:
+    psutil.Process(process.pid).kill()
+    hear_the_end(process)
+    with process.log.open("a") as log:
+        log.write(
+            'Traceback (most recent call last):\n  File "a.py", line 1, in <module>\n    work()\nOSError: no luck\n'
+        )
+    assert "Its last words: OSError: no luck (all of them in" in process.death()
+
+
+def test_a_model_that_cannot_be_opened_for_want_of_memory_is_refused_in_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def out_of_memory(engine: object) -> NoReturn:
+        raise MemoryError
+
+    ours, theirs = multiprocessing.Pipe()
+    monkeypatch.setattr("engine.engine.Engine.load", out_of_memory)
+    _Server(theirs)._open(OpenModel("demo"))
+    said = [ours.recv(), ours.recv()]
+    assert isinstance(said[1], ModelRefused)
+    assert said[1].message.startswith("demo could not be opened: the machine ran out of memory (details in ")
 
 
 def test_the_process_leaves_when_its_owner_is_killed(tmp_path: Path) -> None:

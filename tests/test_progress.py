@@ -58,25 +58,39 @@ def test_phases_show_state_and_seconds_and_fit_80_columns() -> None:
     progress.apply(PhaseStarted(**stamp(), phase="denoise"))
     for number in (998, 999):
         progress.apply(step(number, 12.5, steps=1000))
-    clock.now += 3723
+    clock.now += 5
+    progress.started -= 3718
     title, load, encode, denoise, decode, save, memory = shown(progress, "a [red] circle \x1b[2J " + "long " * 40)
     assert title.startswith("a [red] circle \\x1b[2J long")
     assert load.split() == ["load", "done", "2.5", "s", "transformer", "1.0", "GiB", "of", "23.0", "GiB"]
     assert encode.split() == ["encode", "done", "0.30", "s"]
     assert denoise.startswith("denoise  running  1:02:03")
-    assert denoise.endswith("999 of 1000, 12.50 s/step, 12.5 s left")
+    assert denoise.endswith("999 of 1000, 12.50 s/step, 7.5 s left")
     assert [decode.split(), save.split()] == [["decode", "waiting"], ["save", "waiting"]]
     assert memory == "memory 512 MiB RAM, 1.0 GiB VRAM (peak 3.0 GiB)"
     assert max(map(len, (title, load, denoise, memory))) <= 80
 
 
 def test_the_first_step_does_not_count_once_there_is_another() -> None:
-    progress = PictureProgress()
+    progress = PictureProgress(Clock())
     seen = [(progress.seconds_per_step, progress.remaining_seconds)]
     for number, seconds in enumerate((9.0, 1.0, 3.0), start=1):
         progress.apply(step(number, seconds))
         seen.append((progress.seconds_per_step, progress.remaining_seconds))
     assert seen == [(None, None), (9.0, 27.0), (1.0, 2.0), (2.0, 2.0)]
+
+
+def test_the_remaining_time_does_not_stand_still_during_a_step_nor_beyond_it() -> None:
+    clock = Clock()
+    progress = PictureProgress(clock)
+    progress.apply(step(1, 2.0))
+    seen = []
+    for _ in range(4):
+        clock.now += 1.0
+        seen.append(progress.remaining_seconds)
+    assert seen == [5.0, 4.0, 5.0, 6.0]  # what the running step takes longer, the next ones may, too
+    progress.apply(step(4, 2.0))
+    assert progress.remaining_seconds == 0.0
 
 
 def test_loading_in_pieces_adds_up() -> None:

@@ -92,6 +92,60 @@ def test_quitting_while_it_denoises_leaves_the_terminal_as_it_was(how: bytes | s
     check_what_is_left(engine)
 
 
+SHELL = ("-c", "import os; os.execvp('bash', ['bash', '--norc', '--noprofile', '-i'])")
+
+
+@pytest.mark.parametrize("how", [b"\x1a", signal.SIGTSTP, signal.SIGSTOP], ids=["ctrl+z", "SIGTSTP", "SIGSTOP"])
+def test_suspending_gives_the_terminal_to_the_shell_and_fg_paints_it_anew(how: bytes | signal.Signals) -> None:
+    history = History.open(folders.state_dir())
+    history.save("draft", "a red circle")
+    history.close()
+    shell = Terminal(SHELL, PS1="shell> ")
+    shell.wait_for(b"shell> ")
+    shell.write(f"{sys.executable} {' '.join(APP)}\r".encode())
+    shell.wait_for(b"a red circle")
+    app = next(child for child in shell.children() if "tui" in child.cmdline())
+    if isinstance(how, bytes):
+        shell.write(how)
+    else:
+        app.send_signal(how)
+    shell.wait_for(b"Stopped")
+    raw, shown = (False, True) if how != signal.SIGSTOP else (True, False)  # of which no program is told
+    assert (b"\x1b[?1049h" in shell.modes(), b"\x1b[?25h" in shell.modes()) == (raw, shown)
+    shell.write(b"echo in the sh''ell\r")
+    shell.wait_for(b"in the shell")
+    shell.write(b"fg\r")
+    shell.wait_for(b"pictures")
+    shell.wait(lambda: {b"\x1b[?1049h", b"\x1b[?25l", b"\x1b[?2004h"} <= shell.modes())
+    shell.write(b" at sunset")
+    shell.wait_for(b"sunset")
+    shell.write(b"\x11")
+    shell.wait_for(b"shell> ")
+    assert left_behind().draft == "a red circle at sunset"
+    shell.write(b"exit\r")
+    assert shell.exit_code() == 0
+
+
+def test_ctrl_z_gives_the_shell_its_cursor_back_while_the_command_line_paints(tmp_path: Path) -> None:
+    shell = Terminal(SHELL, PS1="shell> ")
+    shell.wait_for(b"shell> ")
+    command = f"{sys.executable} -m tui generate -p circle --steps 1000 --size 256x256 -o {tmp_path}"
+    shell.write(f"{command}\r".encode())
+    shell.wait_for(b"s/step")
+    assert b"\x1b[?25l" in shell.modes()
+    shell.write(b"\x1a")
+    shell.wait_for(b"Stopped")
+    assert b"\x1b[?25h" in shell.modes()
+    shell.write(b"fg\r")
+    shell.wait_for(b"s/step")
+    assert b"\x1b[?25l" in shell.modes()
+    shell.write(b"\x03")
+    shell.wait_for(b"cancelled.")
+    assert b"\x1b[?25h" in shell.modes()
+    shell.write(b"exit\r")
+    assert shell.exit_code() == 130  # of the last command
+
+
 def test_an_app_without_a_terminal_says_so(capfd: pytest.CaptureFixture[str]) -> None:
     import subprocess
 

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
 
 def main() -> int:
     """Run `t2i` with the process's own arguments; returns the exit code."""
-    arguments = sys.argv[1:]
-    try:
-        if not arguments or arguments[0].startswith("-"):
-            from tui.launch import main as open_app
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # as `run` does, a moment earlier
+    from engine.entry import run
 
-            return open_app(arguments)
-        if arguments[0] == "smoke":
-            from tui.smoke import main as smoke
+    return run(_run, sys.argv[1:])
 
-            return smoke(arguments[1:])
-        if arguments[0] == "keys":
-            from tui.keys import main as keys
 
-            return keys(arguments[1:])
-        from engine import cli
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0].startswith("-"):
+        from tui.launch import main as open_app
 
-        return cli.main(arguments)
-    except BrokenPipeError:
-        sys.stdout = None  # nobody reads; keep the interpreter's last flush quiet
-        return 130
-    except KeyboardInterrupt:  # while the imports above were running
-        print("cancelled.", file=sys.stderr)
-        return 130
+        return open_app(arguments)
+    if arguments[0] == "smoke":
+        from tui.smoke import main as smoke
+
+        return smoke(arguments[1:])
+    if arguments[0] == "keys":
+        from tui.keys import main as keys
+
+        return keys(arguments[1:])
+    from engine import cli
+
+    return cli.main(arguments)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,9 @@ from tui.profile import TerminalProfile
 from tui.screens.dialogs import ReadText
 from tui.screens.main import MainScreen
 from tui.screens.pictures import PicturesScreen
-from tui.session import Session
+from tui.session import LISTEN_SECONDS, Session
 from tui.settings import Settings
+from tui.suspend import CAN_STOP, Suspender
 from tui.text import counted, duration, printable
 from tui.theme_loader import DEFAULT_THEME, VARIABLE_DEFAULTS, load_themes
 from tui.thumbnails import Thumbnails
@@ -105,6 +106,7 @@ class T2IApp(App[None]):
             updates_per_second=profile.fps,
             previews_per_second=profile.previews_per_second,
         )
+        self.suspender = Suspender(self)
         self._library: Library | None = None
         self.models_changed: Signal[object] = Signal(self, "models")  # what ended, if anything did
         self.set_keymap(self.keys.keymap())
@@ -165,6 +167,7 @@ class T2IApp(App[None]):
         """Remember the theme that is chosen; end well when the terminal or the system says so."""
         self.theme_changed_signal.subscribe(self, lambda theme: self.session.history.save("theme", theme.name))
         if self.is_headless is False:
+            self.suspender.watch()
             loop = asyncio.get_running_loop()
             for name, handler in (("SIGHUP", self._hang_up), ("SIGTERM", self._terminate)):
                 if hasattr(signal, name):
@@ -337,17 +340,43 @@ class T2IApp(App[None]):
             self.main.update()
 
     def cancel(self, *, after_step: bool) -> None:
-        """Give the running job up. A second press that comes late is not meant for the job that began since."""
-        job, now = self.session.running, time.monotonic()
-        if job is not None:
-            if self.last_cancel is not None:
-                cancelled, when = self.last_cancel
-                if job.id != cancelled and now - when < SECOND_PRESS_SECONDS:
-                    return
+        """Give the running job up; where the engine does not listen, end it, and keep the job that nobody gave up.
+
+        A second press that comes late is not meant for the job that began since.
+        """
+        session, job, now = self.session, self.session.running, time.monotonic()
+        if self.last_cancel is not None and now - self.last_cancel[1] < SECOND_PRESS_SECONDS:
+            cancelled, _ = self.last_cancel
+            if job is None or job.id != cancelled:
+                return
+        deaf = session.at_once is not None and session.at_once >= LISTEN_SECONDS
+        if session.silence or deaf:
+            self._end_engine()
+        elif job is not None:
             self.last_cancel = job.id, now
-            self.session.cancelling = True
+            session.cancelling = True
+            if not after_step and session.at_once is None:
+                session.at_once = 0.0
             self.client.cancel(job.id, after_step=after_step)
-            self.main.update_progress()
+            self.watch_engine()
+        self.main.update_progress()
+
+    def watch_engine(self) -> None:
+        """Once a tick while the engine has something to do: whether it still says anything, or is to be ended."""
+        session = self.session
+        if session.is_busy and not self.client.is_dying:
+            sentence = session.look(self.client.doing(), self.client.pid, self.keys.shown("job.cancel"))
+            if sentence:
+                self.say(sentence, "warning")
+            if session.must_end:
+                self._end_engine()
+
+    def _end_engine(self) -> None:
+        """The engine does not listen. `EngineEnded` follows, and then the next job, in a fresh process."""
+        session = self.session
+        if self.client.end(f"the engine did not listen, said nothing for {session.watch.said} and was ended."):
+            session.ending, session.silence = True, ""
+            self.last_cancel = "", time.monotonic()  # one press more is not meant for the picture that begins next
 
     def sample_card(self) -> None:
         """Ask the graphics card how it is, in a thread; nothing where there is none."""
@@ -443,7 +472,7 @@ class T2IApp(App[None]):
             self.say(str(error), "error")
             return
         self.session.change_output(str(destination.path))
-        self.session.paused = False
+        self.session.paused = self.session.held = False
         self.say(f"Pictures go to {destination.path} from now on.")
         self.go_on()
 
@@ -463,6 +492,13 @@ class T2IApp(App[None]):
         """After another program wrote over the screen."""
         self.refresh(repaint=True, layout=True)
         self.screen.refresh(repaint=True, layout=True)
+
+    def action_suspend(self) -> None:
+        """Back to the shell; its `fg` comes back here."""
+        if CAN_STOP and self.is_headless is False:
+            self.suspender.ask()
+        else:
+            self.say("This terminal has no shell to go back to.", "warning")
 
     async def action_quit(self) -> None:
         """Leave: what runs and what waits is offered at the next start."""

@@ -25,7 +25,7 @@ from engine.text import printable, some_of
 Scope = Literal["prompt", "main", "pictures", "gallery", "models", "app"]
 MAX_FILE_BYTES = 64 * 1024
 MAX_PROBLEMS = 320  # characters of clauses in one message; it is for reading
-QUIT = "app.quit"
+QUIT, SUSPEND = "app.quit", "app.suspend"
 UNBOUND = "unbound"  # a name that no key has
 ANYWHERE = re.compile(r"ctrl\+|alt\+|f[0-9]")  # keys that neither type nor edit
 # With the Kitty protocol or not: these arrive as another key, or not at all, in one terminal or another.
@@ -42,7 +42,6 @@ UNREACHABLE = {
     "alt+b": "arrives as ctrl+left",
     "alt+f": "arrives as ctrl+right",
     "ctrl+s": "stops the output of many terminals",
-    "ctrl+z": "suspends the app",
     "ctrl+backslash": "ends the app in many terminals",
 }
 # Prompt and list move their own cursor with these, and Enter is the prompt's: no other command would see them.
@@ -73,11 +72,11 @@ class Command:
     def textual_keys(self, *, first: bool) -> list[str]:
         """Textual's names of the keys that are asked first, before what has the focus, or of the others.
 
-        First come those of the prompt, which would type them, the Alt aliases of letters, and the way out.
+        First come those of the prompt, which would type them, the Alt aliases of letters, and both ways out.
         """
         found = []
         for key in self.key_list:
-            if first == (self.scope == "prompt" or (self.id == QUIT and bool(ANYWHERE.match(key)))):
+            if first == (self.scope == "prompt" or (self.id in (QUIT, SUSPEND) and bool(ANYWHERE.match(key)))):
                 found.append(_textual_key(key))
             if first and (alias := _alias(key)):
                 found.append(alias)
@@ -102,6 +101,8 @@ COMMANDS = (
     Command("prompt.leave", "prompt", "escape tab", "leave", "List", "From the prompt to the pictures"),
     Command("prompt.history_prev", "prompt", "up", "history(-1)", "Earlier", "On the first line: the prompt before"),
     Command("prompt.history_next", "prompt", "down", "history(1)", "Later", "On the last line: the prompt after"),
+    Command("prompt.undo", "prompt", "ctrl+t", "undo", "Undo", "Take the last words back, or another change"),
+    Command("prompt.redo", "prompt", "ctrl+y", "redo", "Redo", "Do again what was taken back"),
     Command("job.generate", "main", "ctrl+g f5 g", "generate", "Generate", "Make a picture; while one runs, queue it"),
     Command("job.new_seed", "main", "n", "generate_new_seed", "New seed", "Make a picture with a new seed"),
     Command("job.submit_now", "main", "G", "generate_now", "Generate now", "Cancel the running picture, make this one"),
@@ -149,6 +150,7 @@ COMMANDS = (
     Command("app.help", "app", "f1 ?", "help", "Help", "All keys"),
     Command("app.messages", "app", "m", "messages", "Messages", "What was said, the latest first"),
     Command("app.redraw", "app", "ctrl+l", "redraw", "Redraw", "Paint the whole screen again"),
+    Command(SUSPEND, "app", "ctrl+z", "suspend", "Suspend", "To the shell; fg there comes back"),
     Command("app.leave", "main", "q", "leave_app", "Quit", "Leave, after asking if something runs"),
     Command(QUIT, "app", "ctrl+q", "quit", "Quit", "Leave; prompt, queue and settings are kept"),
 )

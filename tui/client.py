@@ -16,6 +16,7 @@ from engine import process
 from engine.events import StepFinished
 from engine.process import EngineProcess, JobEvent, ModelOpened, OpenModel
 from tui.jobs import Job
+from tui.watchdog import Doing, ProcessLook
 
 
 @dataclass
@@ -70,7 +71,8 @@ class EngineClient:
         self._opening: OpenModel | None = None  # what the process was started with
         self._model = ""  # what the process calls its model
         self._process: EngineProcess | None = None
-        self._dying = False  # the pipe has closed, and why is being found out
+        self._dying = False  # the pipe has closed, and why is being found out; or it is being ended
+        self._looks = ProcessLook()
         self._closed = False
 
     @property
@@ -117,6 +119,24 @@ class EngineClient:
         if self._process is not None:
             self._process.send(process.Cancel(job_id, after_step))
 
+    def doing(self) -> Doing:
+        """What the process does, as far as that can be seen from outside; call it at every tick."""
+        return self._looks.look(self.pid)
+
+    def end(self, reason: str) -> bool:
+        """End a process that does not listen, in a thread; `EngineEnded` follows. False where there is none to end."""
+        engine = self._process
+        if engine is None or self._dying:
+            return False
+        self._dying = True  # before the pipe closes: the reason is ours
+
+        def work() -> None:
+            told = "" if engine.end() else f" Its process ({engine.pid}) is still held by the system, or by a driver."
+            self._post(EngineEnded(engine, reason + told))
+
+        self._run_worker(work, name="ending", thread=True, exit_on_error=False)
+        return True
+
     def stop(self) -> None:
         """End the process, whatever it does. Takes up to two seconds where it does not listen."""
         if self._process is not None:
@@ -153,7 +173,7 @@ class EngineClient:
                 if message is not None:
                     self._post(Received(engine, message))
         except EOFError:
-            if engine is self._process:  # else it was stopped on purpose
+            if engine is self._process and not self._dying:  # else it was stopped on purpose
                 self._dying = True
                 self._post(EngineEnded(engine, engine.death()))
         finally:

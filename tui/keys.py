@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from engine import folders
+from engine.console import say, write
 from tui.bindings import Keys, Scope, display, read_keymap
 
 HEADINGS: dict[Scope, str] = {
@@ -32,10 +33,10 @@ def main(argv: Sequence[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a key's character gets its number
         sys.stdout.reconfigure(errors="backslashreplace")
     if any(word in ("-h", "--help") for word in argv):
-        print(USAGE, end="", flush=True)
+        write(USAGE.rstrip("\n"))
         return 0
     if any(word != "--markdown" for word in argv):
-        print("error: t2i keys takes nothing but --markdown; see t2i keys --help.", file=sys.stderr)
+        say("error: t2i keys takes nothing but --markdown; see t2i keys --help.")
         return 2
     path = folders.config_dir() / "keymap.toml"
     keys, problem = read_keymap(path)
@@ -43,9 +44,9 @@ def main(argv: Sequence[str]) -> int:
         text = markdown_table(keys)
     else:
         text = f"{plain_table(keys)}\n{LETTERS}\nYour own keys go into {folders.shown_path(path)}.\n"
-    print(text, end="", flush=True)
+    write(text.rstrip("\n"))
     if problem is not None:
-        print(f"error: {problem}", file=sys.stderr)
+        say(f"error: {problem}")
         return 1
     return 0
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from engine import folders
+from engine.console import is_terminal, say
 
 if TYPE_CHECKING:
     from tui.app import T2IApp
@@ -21,16 +23,18 @@ def main(argv: Sequence[str]) -> int:
 
     gc.disable()  # until the first paint: importing and composing make few cycles and many objects
     flags = parse_arguments(argv)
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not is_terminal():
         from engine.cli import EXAMPLE
 
-        print(f"error: the app needs a terminal; without one this works: {EXAMPLE}", file=sys.stderr)
+        say(f"error: the app needs a terminal; without one this works: {EXAMPLE}")
         return 2
     try:
         app = open_app(flags)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 2
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the app's loop takes it over
     app.run(mouse=app.profile.mouse)
     if app.return_code:
         return app.return_code

@@ -1,6 +1,8 @@
-"""Pasted text is text: Textual's parser would take what follows an escape character in a paste for keys: commands.
+"""What the terminal sends, read with more care than Textual's parser takes.
 
-Most terminals take escape characters out of what is pasted; tmux and some others hand them on.
+Pasted text is text: what follows an escape character in a paste would be taken for keys: commands. Most terminals take
+escape characters out of what is pasted; tmux and some others hand them on. And Esc with Space behind it in one packet,
+or with a sign that is a command, is both: the Esc would be dropped. With a letter it may be Alt, too.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import sys
 from collections.abc import Iterable
 
 from textual._xterm_parser import XTermParser
+from textual.events import Key
 from textual.message import Message
 
 START, END, ESCAPE = "\x1b[200~", "\x1b[201~", "\x1b"
@@ -48,6 +51,13 @@ class PasteSafeParser(XTermParser):
                     parts.append(data)
                     data, self._passed = "", both[1 - len(START) :]
         return super().feed(text) if (text := "".join(parts)) else ()
+
+    def _sequence_to_key_events(self, sequence: str, alt: bool = False) -> Iterable[Key]:
+        """`alt`: an escape character came before, and it begins no sequence (`[` may be the half of one)."""
+        for key in super()._sequence_to_key_events(sequence, alt):
+            if alt and key.is_printable and sequence != "[" and not key.key.startswith("alt+"):
+                yield Key("escape", ESCAPE)
+            yield key
 
 
 def make_pastes_safe() -> None:

@@ -125,8 +125,9 @@ def parse_arguments(argv: Sequence[str]) -> dict[str, Any]:
     given = vars(namespace)
     if given.pop("version", False):
         from engine import __version__
+        from engine.console import write
 
-        print(f"TextToImageTool {__version__}")
+        write(f"TextToImageTool {__version__}")
         raise SystemExit(0)
     if rest:
         _refuse(_stray(rest[0]))

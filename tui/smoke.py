@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import folders
+from engine.console import say, write
 from engine.events import TERMINAL, Event, Simulated
 from engine.process import EngineProcess, JobEvent, JobRefused, ModelRefused, OpenModel, Paint
 from engine.request import Request
@@ -45,14 +45,14 @@ class SmokeError(Exception):
 def main(argv: Sequence[str]) -> int:
     """Run the smoke test; returns the exit code."""
     if list(argv) in (["-h"], ["--help"]):
-        print(USAGE, end="")
+        write(USAGE.rstrip("\n"))
         return 0
     keep = Path(argv[1]).expanduser().absolute() if len(argv) == 2 and argv[0] == "--keep" else None
     if argv and keep is None:
-        print("error: t2i smoke takes nothing but --keep DIR; see t2i smoke --help.", file=sys.stderr)
+        say("error: t2i smoke takes nothing but --keep DIR; see t2i smoke --help.")
         return 2
     if keep is not None and not keep.is_dir():
-        print(f"error: {folders.shown_path(keep)} is no folder; create it first.", file=sys.stderr)
+        say(f"error: {folders.shown_path(keep)} is no folder; create it first.")
         return 2
     scratch = Path(tempfile.mkdtemp(prefix="t2i-smoke-"))
     try:
@@ -61,10 +61,10 @@ def main(argv: Sequence[str]) -> int:
         began = time.monotonic()
         asyncio.run(_run(keep))
         _simulate()
-        print(f"the smoke test passed in {time.monotonic() - began:.1f} s")
+        write(f"the smoke test passed in {time.monotonic() - began:.1f} s")
         return 0
     except SmokeError as error:
-        print(f"error: {error}.", file=sys.stderr)
+        say(f"error: {error}.")
         _show_log(scratch)
         return 1
     finally:
@@ -175,11 +175,12 @@ def _check(right: bool, what: str) -> None:
 
 
 def _say(what: str) -> None:
-    print(f"ok  {what}", flush=True)
+    write(f"ok  {what}")
 
 
 def _show_log(scratch: Path) -> None:
     """What the engine's process had to say."""
     for log in sorted((scratch / "state" / "logs").glob("*.log")):
         lines = log.read_text("utf-8", errors="replace").splitlines()
-        print("\n".join(["the engine's log ends:", *lines[-10:]]), file=sys.stderr)
+        for line in ("the engine's log ends:", *lines[-10:]):
+            say(line)

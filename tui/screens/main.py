@@ -56,7 +56,7 @@ class MainScreen(PicturesScreen):
         """From top to bottom; the stylesheet decides what is seen at which size."""
         t2i, profile = self.t2i, self.t2i.profile
         yield HeaderLine(ascii_only=profile.ascii, id="header")
-        yield PromptArea(t2i.session.history.prompts, id="prompt")
+        yield PromptArea(t2i.session.history.prompts, self._to_pictures, id="prompt")
         yield Static(id="variants")
         yield Timeline(ascii_only=profile.ascii, id="timeline")
         yield Gauge(ascii_only=profile.ascii, id="gauge")
@@ -85,7 +85,7 @@ class MainScreen(PicturesScreen):
         self._favourites: set[Path] = self.t2i.session.history.favourites()
         self._shown_path: Path | None = None
         self._variants = ""  # the line below the prompt
-        self.prompt.focus()
+        self.set_focus(self.prompt)
         self._show_keys()
         self.update(follow=True)
         self.t2i.models_changed.subscribe(self, lambda _: self.update_work())
@@ -100,10 +100,11 @@ class MainScreen(PicturesScreen):
             self.update_progress()
             self.update_work()
             self._choose_picture()
-        busy = self.t2i.session.running is not None or self.t2i.session.engine_state in ("starting", "loading")
+        busy = self.t2i.session.is_busy
         if busy != self._ticking:
             self._ticking = busy
             if busy:
+                self.t2i.session.watch.restart()
                 self._ticks.resume()
             else:
                 self._ticks.pause()
@@ -145,6 +146,7 @@ class MainScreen(PicturesScreen):
         self.timeline.show(
             session.progress,
             self._status(),
+            silence="ending the engine ..." if session.ending else session.silence,
             skipped=session.restored,
             failed=session.ended_in,
             estimated=session.estimated,
@@ -156,7 +158,7 @@ class MainScreen(PicturesScreen):
         session = self.t2i.session
         texts = []
         if session.cancelling:
-            texts.append("cancelling ...")
+            texts.append("cancelling ..." if session.at_once is None else "cancelling at once ...")
         last = session.results[0] if session.results else None
         ready = last.message if last is not None and last.simulated and last.state == "done" else "ready"
         if session.running is None:
@@ -168,8 +170,8 @@ class MainScreen(PicturesScreen):
                     "gone": "the engine is off; the next picture starts it",
                     "refused": "no model can be used",
                 }[session.engine_state]
-                if not session.paused or not session.queue
-                else f"paused, {len(session.queue)} waiting: {self.t2i.pause_keys} goes on"
+                if not (session.paused and session.queue) and not session.held
+                else f"paused, {len(session.queue) or 'nothing'} waiting: {self.t2i.pause_keys} goes on"
             )
         elif session.plan is not None and session.progress.step == 0 and not session.hint:
             texts.append(f"plan: {plan_summary(session.plan)}")
@@ -300,6 +302,7 @@ class MainScreen(PicturesScreen):
 
     def _tick(self) -> None:
         self.t2i.sample_card()
+        self.t2i.watch_engine()
         self.update_progress()
 
     def _show_keys(self) -> None:
@@ -355,9 +358,10 @@ class MainScreen(PicturesScreen):
         self.t2i.session.history.save("draft", self.prompt.text)
         self.t2i.tell_notices()
 
-    @on(PromptArea.Left)
-    def _left(self) -> None:
-        self.jobs.focus()
+    # The focus moves at once, not by a message as with `focus`: the next key may be here already.
+
+    def _to_pictures(self) -> None:
+        self.set_focus(self.jobs)
 
     def take_prompt(self, text: str) -> None:
         """Put a text into the prompt and go there; what was there is in the history."""
@@ -365,11 +369,14 @@ class MainScreen(PicturesScreen):
         if before and before != clean(text).strip():
             self.t2i.session.history.add_prompt(before)
         self.prompt.put(text)
-        self.prompt.focus()
+        self.set_focus(self.prompt)
 
     def action_toggle_focus(self) -> None:
         """Between the prompt and the pictures."""
-        (self.jobs if self.prompt.has_focus else self.prompt).focus()
+        if self.prompt.has_focus:
+            self.prompt.action_leave()
+        else:
+            self.set_focus(self.prompt)
 
     def action_edit(self) -> None:
         """The prompt in $VISUAL or $EDITOR."""
@@ -386,7 +393,7 @@ class MainScreen(PicturesScreen):
             path = Path(name)
             with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as stream:
                 stream.write(self.prompt.text)
-            with self.app.suspend():
+            with self.t2i.suspender.lent():
                 result = subprocess.run([*command, name], check=False)
             if result.returncode:
                 self.t2i.say(
@@ -437,7 +444,8 @@ class MainScreen(PicturesScreen):
             return
         self.t2i.submitted_text, self.t2i.last_cancel = event.text, None
         self.save_draft()
-        if session.running is None and len(session.queue) == len(jobs):  # nothing else waits for the pause to end
+        # Nothing else waits for the pause to end, and it was not the person who asked for it.
+        if session.running is None and len(session.queue) == len(jobs) and not session.held:
             session.paused = False
         if first and session.running is not None:
             self.t2i.cancel(after_step=False)
@@ -452,7 +460,7 @@ class MainScreen(PicturesScreen):
             self.app.copy_to_clipboard(selected)
             return
         session = self.t2i.session
-        if session.running is None:
+        if session.running is None and not session.silence:
             self.t2i.say(f"Nothing runs. {self.t2i.keys.shown('app.quit')} leaves.")
             return
         self.t2i.cancel(after_step=not session.cancelling)
@@ -460,7 +468,7 @@ class MainScreen(PicturesScreen):
     def action_pause(self) -> None:
         """Hold the queue, or go on."""
         session = self.t2i.session
-        session.paused = not session.paused
+        session.paused = session.held = not session.paused
         if session.paused:
             self.t2i.say(f"Nothing new begins until {self.t2i.keys.shown('queue.pause')} is pressed again.")
         self.t2i.go_on()
@@ -527,7 +535,7 @@ class MainScreen(PicturesScreen):
         """To the panel, which is a window where the screen has no room for it."""
         panel = self.query_one(ParametersPanel)
         if panel.display:
-            (self.prompt if panel.has_focus else panel).focus()
+            self.set_focus(self.prompt if panel.has_focus else panel)
         else:
             self.app.push_screen(
                 ParametersWindow(

@@ -24,6 +24,7 @@ PLACEHOLDER = "what the picture shows, such as: a red circle above a blue square
 How = Literal["as usual", "new seed", "first"]
 
 EDITING = BindingsMap(TextArea.BINDINGS).key_to_bindings
+MAX_UNDONE = 1000  # steps: words, mostly
 
 
 MAX_NAMED = 3  # of the characters that cannot be seen
@@ -60,16 +61,21 @@ class PromptArea(TextArea):
         text: str
         how: How
 
-    @dataclass
-    class Left(Message):
-        """The person wants to leave the prompt for the pictures."""
-
-    def __init__(self, history: Callable[[], Sequence[str]], *, id: str) -> None:
-        """`history` gives the earlier prompts, newest first."""
-        super().__init__(id=id, soft_wrap=True, tab_behavior="focus", highlight_cursor_line=False, compact=True)
+    def __init__(self, history: Callable[[], Sequence[str]], leave: Callable[[], None], *, id: str) -> None:
+        """`history` gives the earlier prompts, newest first; `leave` moves the focus to the pictures, at once."""
+        super().__init__(
+            id=id,
+            soft_wrap=True,
+            tab_behavior="focus",
+            highlight_cursor_line=False,
+            compact=True,
+            max_checkpoints=MAX_UNDONE,
+        )
         self.placeholder = PLACEHOLDER
         self.cursor_blink = False  # a blinking cursor writes all the time
         self._history = history
+        self._leave = leave
+        self._left = False  # until the focus comes back
         self._earlier: Sequence[str] = ()  # while walking
         self._place = -1  # in the history; -1: the draft
         self._draft = ""
@@ -136,7 +142,15 @@ class PromptArea(TextArea):
 
     def action_leave(self) -> None:
         """To the pictures."""
-        self.call_later(lambda: self.post_message(self.Left()))
+        self.call_later(self._go)
+
+    def _go(self) -> None:
+        self._left = True
+        self._leave()
+
+    def on_focus(self) -> None:
+        """What is typed from now on is text again."""
+        self._left = False
 
     def action_history(self, step: int) -> None:
         """An earlier (-1) or later (1) prompt, from the first or the last line only."""
@@ -170,7 +184,20 @@ class PromptArea(TextArea):
         else:
             self.action_cursor_down()
 
+    def action_undo(self) -> None:
+        """One word, or one change of another kind."""
+        self.call_later(self.undo)
+
+    def action_redo(self) -> None:
+        """What was undone."""
+        self.call_later(self.redo)
+
     async def _on_key(self, event: events.Key) -> None:
+        if self._left:  # it came behind the key that left, while the app was busy
+            event.stop()
+            event.prevent_default()
+            self.app.post_message(events.Key(event.key, event.character))
+            return
         if event.is_printable and not types(event):
             event.prevent_default()  # it goes on to the bindings
             return
@@ -181,6 +208,8 @@ class PromptArea(TextArea):
                 event.prevent_default()
                 return
         await super()._on_key(event)
+        if event.key == "space":
+            self.history.checkpoint()  # a word is what undo takes back: a long text would be gone at once
 
     async def _on_paste(self, event: events.Paste) -> None:
         event.prevent_default()  # Textual would run TextArea's own handler as well

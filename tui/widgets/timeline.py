@@ -52,6 +52,7 @@ class Timeline(Widget):
         self.ellipsis = "..." if ascii_only else "\u2026"
         self.progress = PictureProgress()
         self.status = ""  # what is said in the last line when nothing runs, and before the rest when something does
+        self.silence = ""  # of the engine, where it is longer than it may be: said instead of how far it is
         self.skipped = False  # encode and denoise were done by an earlier run
         self.failed: Phase | None = None
         self.estimated: Collection[Phase] = ()  # whose seconds nobody measured
@@ -64,13 +65,14 @@ class Timeline(Widget):
         progress: PictureProgress,
         status: str = "",
         *,
+        silence: str = "",
         skipped: bool = False,
         failed: Phase | None = None,
         estimated: Collection[Phase] = (),
     ) -> None:
         """Take over the state; repaints only if anything that is seen changed."""
         self.progress, self.status, self.skipped, self.failed = progress, status, skipped, failed
-        self.estimated = estimated
+        self.silence, self.estimated = silence, estimated
         if progress.running == "load" and progress.loading is not None:
             self._speed.take(progress.clock(), progress.loading)
         self._arrange()
@@ -147,7 +149,7 @@ class Timeline(Widget):
     def _one_line(self, width: int) -> list[tuple[str, str]]:
         running = self.progress.running
         if running is None:
-            return [(shortened(self.status or "ready", width, self.ellipsis), "")]
+            return [(shortened(self.silence or self.status or "ready", width, self.ellipsis), "")]
         text = f"{self.marks['running']} {running}"
         detail = self._detail(max(0, width - len(text) - 2))
         return [(text, "running"), ("  " + detail, "")]
@@ -188,7 +190,7 @@ class Timeline(Widget):
             elif state == "skipped":
                 line.append(("kept from an earlier run", "waiting"))
             lines.append(line)
-        lines.append([(shortened(self.status, width, self.ellipsis), "")])
+        lines.append([(shortened(self.silence or self.status, width, self.ellipsis), "")])
         return lines
 
     def _steps(self) -> str:
@@ -197,13 +199,16 @@ class Timeline(Widget):
         if each is None or left is None:
             return f"{progress.step}/{progress.steps}"
         about = self._about("denoise")
-        remaining = f", {about}{duration(left)} left" if progress.running == "denoise" else ""
+        runs = progress.running == "denoise" and not self.silence
+        remaining = f", {about}{duration(left)} left" if runs else ""
         return f"{progress.step}/{progress.steps}  {about}{each:.3g} s/step{remaining}"
 
     def _detail(self, width: int) -> str:
         """How far the running phase is; the status where none runs."""
         progress = self.progress
         texts = []
+        if self.silence:
+            return shortened(self.silence, width, self.ellipsis)
         if progress.running == "load":
             texts.append(_load(progress.loading, self._speed))
         elif progress.running == "denoise" and progress.steps:
