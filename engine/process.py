@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.events import Event
+from engine.files import make_folder, open_own
 from engine.folders import state_dir
 from engine.libraries import hush_libraries
 from engine.request import MAX_GUIDANCE, Defaults, Option, Request, RequestError
@@ -305,7 +306,7 @@ class _Server:
 
 def _redirect_output(log: Path) -> None:
     """Point standard output and error at the log, for C libraries too, and standard input at nothing."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -321,8 +322,8 @@ def _new_log() -> Path:
     name = f"engine-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     folder = state_dir() / "logs"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch(mode=0o600)
+        make_folder(folder)
+        os.close(open_own(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
     except OSError:
         try:
             handle, temporary = tempfile.mkstemp(suffix=f"-{name}")

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from engine.files import write_whole
+from engine.files import PUBLIC, write_whole
 from engine.folders import APP, shown_path
 from engine.models.headers import read_header
 from engine.models.sources import HUB, SOURCES, Repository, Source
@@ -220,7 +220,7 @@ def _name_commit(listing: Listing) -> None:
     """Say which commit is `main`, as others look for it."""
     reference = listing.snapshot.parent.parent / "refs" / "main"
     try:
-        write_whole(reference, listing.snapshot.name.encode())
+        write_whole(reference, listing.snapshot.name.encode(), mode=PUBLIC)  # the cache is other programs', too
     except OSError as error:
         raise _disk_error(error, reference) from None
 

@@ -92,7 +92,7 @@ def write(registry: Registry) -> None:
         "loose": [str(path) for path in registry.loose],
     }
     try:
-        write_whole(file, (json.dumps(values, indent=2) + "\n").encode("utf-8", "surrogateescape"), durable=True)
+        write_whole(file, (json.dumps(values, indent=2) + "\n").encode("utf-8", "surrogateescape"))
     except OSError as error:
         raise RequestError("model", f"{shown_path(file)} cannot be written: {error.strerror}.", machine=True) from None
 
