@@ -7,8 +7,10 @@ import io
 import os
 import re
 import stat
+import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -103,6 +105,37 @@ class Temporary:
         if not self._placed:
             with suppress(OSError):
                 self.path.unlink()
+
+
+@contextmanager
+def locked(path: Path, seconds: float) -> Iterator[None]:
+    """Hold the lock that a file stands for. Raises `TimeoutError` where another has it for so long, and `OSError`."""
+    descriptor = open_own(path, os.O_CREAT | os.O_RDWR)
+    try:
+        deadline = time.monotonic() + seconds
+        while not _lock(descriptor):
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            time.sleep(0.01)
+        yield
+    finally:
+        os.close(descriptor)  # which lets go of it
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether the lock is ours now; also where the file system has none."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+    return True
 
 
 def sync_folder(folder: Path) -> None:
