@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
-from engine.folders import is_ours
+from engine.folders import cache_dir, config_dir, is_ours, state_dir
 
 PUBLIC, PRIVATE = 0o666, 0o600  # modes of files, before the umask
 PRIVATE_FOLDER = 0o700
@@ -146,6 +146,16 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def clean_up() -> None:
+    """Remove what killed processes left in the folders of state, cache and settings. Never raises."""
+    for root in (state_dir(), cache_dir(), config_dir()):
+        with suppress(OSError):
+            remove_leftovers(root)
+            for folder in [path for path in root.iterdir() if path.is_dir()]:
+                remove_leftovers(folder)
+    remove_leftovers(cache_dir() / "weights" / "index")
 
 
 def remove_leftovers(folder: Path) -> None:

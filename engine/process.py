@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.events import Event
-from engine.files import make_folder, open_own
+from engine.files import is_stale, make_folder, open_own
 from engine.folders import state_dir
 from engine.libraries import hush_libraries
 from engine.request import MAX_GUIDANCE, Defaults, Option, Request, RequestError
@@ -330,12 +330,31 @@ def _new_log() -> Path:
         except OSError:
             return Path(os.devnull)
         os.close(handle)
+        _remove_empty_logs(Path(temporary).parent)
         return Path(temporary)
     old = sorted(folder.glob("engine-*.log"), key=lambda path: path.name)
     for path in old[: max(0, len(old) - MAX_LOGS)]:
         with suppress(OSError):
             path.unlink()
     return folder / name
+
+
+def _remove_empty_logs(folder: Path) -> None:
+    """Of the temporary folder, where processes that have gone wrote nothing."""
+    for path in folder.glob("tmp*-engine-*.log"):
+        owner = path.stem.rpartition("-")[2]
+        with suppress(OSError):
+            if is_stale(path) and path.stat().st_size == 0 and owner.isdecimal() and not _is_running(int(owner)):
+                path.unlink()
+
+
+def _is_running(pid: int) -> bool:
+    import psutil
+
+    try:
+        return psutil.pid_exists(pid)
+    except (ValueError, OverflowError):
+        return False
 
 
 def _last_lines(log: Path) -> str:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from engine import Engine
 from engine.cli import _recorded_model
 from engine.errors_log import keep_traceback
 from engine.files import Temporary, make_folder, open_own, remove_leftovers, write_whole
-from engine.folders import cache_dir, state_dir
+from engine.folders import cache_dir, config_dir, state_dir
 from engine.images.save import Destination, save_image
+from engine.memory.measure import _read as measured
 from engine.models import registry
 from engine.models.registry import Registry
 from engine.process import _new_log
@@ -175,3 +179,46 @@ def test_temporary_files_of_killed_processes_go_after_an_hour_and_nothing_else(t
     remove_leftovers(tmp_path)
     assert set(tmp_path.iterdir()) == {young, *kept}
     remove_leftovers(tmp_path / "missing")
+
+
+def test_a_start_cleans_every_folder_of_ours(own_folders: Path) -> None:
+    state, cache = state_dir(), cache_dir()
+    folders = (state, state / "rescued", state / "latents", cache / "plans", cache / "weights" / "index", config_dir())
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".t2i-0123456789abcdef.tmp").write_bytes(b"half")
+        os.utime(folder / ".t2i-0123456789abcdef.tmp", (time.time() - 3700,) * 2)
+    with Engine.open("demo"):
+        assert list(own_folders.rglob("*.tmp")) == []
+
+
+@posix
+def test_empty_logs_of_engines_that_have_gone_are_removed_from_the_temporary_folder(
+    own_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    state_dir().write_text("no log can be kept here")
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    logs = {
+        "removed": (gone.pid, b"", 3700),
+        "young": (gone.pid, b"", 0),
+        "telling": (gone.pid, b"Segmentation fault", 3700),
+        "alive": (os.getpid(), b"", 3700),
+    }
+    for name, (pid, content, age) in logs.items():
+        path = tmp_path / f"tmp{name}-engine-20260101-000000-{pid}.log"
+        path.write_bytes(content)
+        os.utime(path, (time.time() - age,) * 2)
+    new = _new_log()
+    assert new.parent == tmp_path
+    left = {path.name.partition("-")[0] for path in tmp_path.iterdir()} - {new.name.partition("-")[0]}
+    assert left == {"tmpyoung", "tmptelling", "tmpalive"}
+
+
+@posix
+def test_a_plan_is_not_read_through_a_link_to_a_file(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    write_whole(plan, b'{"activation_bytes": 7}')
+    (tmp_path / "link.json").symlink_to(plan)
+    assert (measured(plan), measured(tmp_path / "link.json")) == (7, None)

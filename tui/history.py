@@ -138,6 +138,8 @@ class History:
             with suppress(sqlite3.Error):
                 self._db.execute(f"PRAGMA busy_timeout = {LEAVING_SECONDS * 1000:.0f}")
         self._write(("ended",), "UPDATE sessions SET ended = 1 WHERE id = ?", self._session)
+        if self._waiting:
+            self.notices.append("What the history could not be given is lost; pictures are where they were saved.")
         with suppress(sqlite3.Error):
             self._db.close()
 

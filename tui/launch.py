@@ -32,6 +32,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     app.run(mouse=app.profile.mouse)
+    for notice in app.session.history.take_notices():  # of leaving
+        print(notice, file=sys.stderr)
     if app.return_code:
         return app.return_code
     return 0

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 MAX_SLUG_CHARACTERS = 40
 MAX_SLUG_BYTES = 100  # in UTF-8: a whole name stays below 143 bytes, the least that a file system in use allows
 OTHER_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".webp", ".avif", ".jxl", ".heic", ".gif", ".bmp", ".tif", ".tiff")
-NUMBERED = re.compile(r"([0-9]{6,18})_seed[0-9]+.*\.png", re.IGNORECASE)
+NUMBERED = re.compile(r"([0-9]{6,9})_seed[0-9]+.*\.png", re.IGNORECASE)
+MAX_NUMBER = 999_999_999  # nobody has so many pictures: what is numbered like this or beyond is not ours
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -51,11 +52,13 @@ def plan_output(output: Path | None, count: int) -> Destination:
     try:
         if output is None:
             default = default_output_dir()
+            if default.exists() and not default.is_dir():
+                raise _refused(default, "is a file, and pictures go into a folder of this name; choose another folder.")
             default.mkdir(parents=True, exist_ok=True)
             destination = Destination(default)
         else:
             destination = _named_destination(Path(os.path.expanduser(output)).absolute(), count)
-        folder = destination.path.parent if destination.is_file else destination.path
+        folder = _target(destination.path).parent if destination.is_file else destination.path
         _try_writing(folder)
         remove_leftovers(folder)
     except RequestError:
@@ -142,11 +145,16 @@ def _try_writing(folder: Path) -> None:
 
 def _save_as(data: bytes, path: Path) -> Path:
     """Write `data` to exactly `path`, replacing what is there in one step; a link stays one, and leads to it."""
-    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    target = _target(path)
     with Temporary(target.parent, PUBLIC) as temporary:
         temporary.write(data)
         temporary.replace(target)
     return path
+
+
+def _target(path: Path) -> Path:
+    """The file itself, where `path` is a link to it."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def _save_in_folder(data: bytes, record: Record, folder: Path, mode: int) -> Path:
@@ -172,7 +180,8 @@ def _save_in_folder(data: bytes, record: Record, folder: Path, mode: int) -> Pat
 
 def _highest_number(folder: Path) -> int:
     with os.scandir(folder) as entries:
-        return max((int(match[1]) for entry in entries if (match := NUMBERED.fullmatch(entry.name))), default=0)
+        numbers = (int(match[1]) for entry in entries if (match := NUMBERED.fullmatch(entry.name)))
+        return max((number for number in numbers if number < MAX_NUMBER), default=0)
 
 
 def _place_new(temporary: Temporary, path: Path, mode: int) -> None:

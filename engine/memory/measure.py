@@ -27,11 +27,13 @@ from engine.memory.ledger import counted
 from engine.memory.units import LISTS_OF_LAYERS, precision_of
 from engine.models.model import Model
 from engine.true_cfg import TrueGuidance
+from engine.untrusted import parse_json, read_file
 
 META = torch.device("meta")
 STEPS = 2  # what a step leaves behind is there from the second on; more of them change nothing
 BLOCK_LISTS, BLOCKS = ("transformer_blocks", "single_transformer_blocks", *LISTS_OF_LAYERS.values()), 2
 MAX_FILES = 500
+MAX_BYTES = 1024  # of one
 EIGHT_BITS = ("fp8", "int8")
 FORMAT = 2  # to be raised when the same phases would be measured differently
 
@@ -179,7 +181,7 @@ def _versions() -> list[str]:
 
 def _read(file: Path) -> int | None:
     try:
-        value: Any = json.loads(file.read_text("utf-8"))["activation_bytes"]
+        value: Any = None if file.is_symlink() else parse_json(read_file(file, MAX_BYTES))["activation_bytes"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return value if type(value) is int and 0 <= value < 2**50 else None
