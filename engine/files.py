@@ -34,6 +34,7 @@ def make_folder(folder: Path) -> None:
         if not place.is_dir():
             with suppress(FileExistsError):  # another process was faster
                 place.mkdir(PRIVATE_FOLDER)
+                sync_folder(place.parent)
         elif os.name == "posix" and is_ours(place) and not place.is_symlink():
             about = place.stat()
             if about.st_mode & 0o077 and about.st_uid == os.geteuid():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -10,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,11 +21,12 @@ from engine.errors_log import keep_traceback
 from engine.files import Temporary, make_folder, open_own, remove_leftovers, write_whole
 from engine.folders import cache_dir, config_dir, state_dir
 from engine.images.save import Destination, save_image
+from engine.latents import KeptLatents
 from engine.memory.measure import _read as measured
 from engine.models import registry
-from engine.models.registry import Registry
+from engine.models.registry import Registered, Registry
 from engine.process import _new_log
-from engine.request import RequestError
+from engine.request import Request, RequestError
 from tests.test_images_save import colour, record_of
 from tui.history import History
 from tui.screens.pictures import move_to_trash
@@ -140,32 +143,79 @@ def test_a_picture_may_name_models_of_this_machine(name: str) -> None:
     assert _recorded_model(name) == name
 
 
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What decides over a power cut, in the order in which it is done."""
+    done: list[str] = []
+
+    def noted(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(*arguments: Any) -> None:
+            real(*arguments)
+            is_folder = name == "fsync" and stat.S_ISDIR(os.fstat(arguments[0]).st_mode)
+            done.append("sync folder" if is_folder else name)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("fsync", "replace", "link", "mkdir"):
+        noted(name)
+    return done
+
+
 def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_before_it_is_told(
-    own_folders: Path, monkeypatch: pytest.MonkeyPatch
+    own_folders: Path, done: list[str]
 ) -> None:
     """What a power cut at any moment leaves is the old file or the new one."""
-    done: list[str] = []
-    fsync, replace = os.fsync, os.replace
-
-    def synced(descriptor: int) -> None:
-        fsync(descriptor)
-        done.append("sync folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "sync file")
-
-    def replaced(source: Path, target: Path) -> None:
-        replace(source, target)
-        done.append("rename")
-
-    monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(os, "replace", replaced)
+    folder = ["sync folder"] * (os.name == "posix")
+    order = ["fsync", "replace", *folder]
     write_whole(state_dir() / "models.json", b"{}")
-    order = ["sync file", "rename"] + ["sync folder"] * (os.name == "posix")
-    assert done == order
+    assert done == ["mkdir", *folder, *order]
     done.clear()
     with Temporary(state_dir()) as temporary:  # as converted weights are written
         temporary.stream.write(b"weights")
         temporary.finish()
         temporary.replace(state_dir() / "weights")
     assert done == order
+
+
+def test_a_picture_is_on_the_disk_before_it_is_told(tmp_path: Path, done: list[str]) -> None:
+    folder = ["sync folder"] * (os.name == "posix")
+    save_image(colour(), record_of(), Destination(tmp_path))
+    assert done == ["fsync", "link", *folder]
+    done.clear()
+    save_image(colour(), record_of(), Destination(tmp_path / "out.png", is_file=True))
+    assert done == ["fsync", "replace", *folder]
+
+
+@pytest.fixture
+def full_disk(own_folders: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Full from then on; as on disks over the network, which say so when all is to be written."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return lambda: monkeypatch.setattr(os, "fsync", full)
+
+
+def test_a_full_disk_leaves_the_old_list_of_models(full_disk: Callable[[], None]) -> None:
+    registry.write(Registry(loose=(Path("/old"),)))
+    full_disk()
+    with pytest.raises(RequestError, match=r"models\.json' cannot be written: No space left on device") as refused:
+        registry.change(lambda known: known.with_model(Registered("new", Path("/new"))))
+    assert refused.value.machine
+    assert registry.read() == Registry(loose=(Path("/old"),))
+    assert {path.name for path in state_dir().iterdir()} == {"models.json", "models.lock"}
+
+
+def test_latents_that_cannot_be_kept_stop_nothing(full_disk: Callable[[], None]) -> None:
+    import torch
+
+    latents = KeptLatents(Request("a circle", seed=1))
+    full_disk()
+    latents.keep(torch.zeros(1, 4, 16))
+    assert latents.find((1, 4, 16)) is None
+    assert list(latents.path.parent.iterdir()) == []
 
 
 def test_temporary_files_of_killed_processes_go_after_an_hour_and_nothing_else(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import sqlite3
 import stat
@@ -1160,10 +1162,39 @@ def test_a_closed_history_stops_nobody(open_history: Callable[..., History], fol
     assert open_history().prompts() == []
 
 
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_every_change_is_synced_before_its_call_returns(folder: Path, tmp_path: Path) -> None:
+    """As the system sees it, from a state folder that nobody has made yet."""
+    code = (
+        "import os, sys; from pathlib import Path; from engine.request import Request; from tui.jobs import Job\n"
+        "from tui.history import History\n"
+        "def told(what): os.write(1, f'told {what};'.encode())\n"
+        "history = History.open(Path(sys.argv[1])); told('opened')\n"
+        "history.put(Job(Request('waits'), 'demo', '')); told('job')\n"
+        "history.put(Job(Request('done'), 'demo', '', state='done')); told('result')\n"
+        "history.set_favourite(Path('x'), True); told('star')\n"
+        "history.add_prompt('a prompt'); told('prompt')\n"
+        "os._exit(0)"
+    )
+    trace = tmp_path / "trace"
+    traced = ["strace", "-f", "-y", "-o", str(trace), "-e", "trace=fsync,fdatasync,write,pwrite64,mkdir"]
+    run = subprocess.run([*traced, sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True)
+    if run.returncode or "told prompt" not in run.stdout:
+        pytest.skip(f"strace may not trace here: {run.stderr[-200:]}")
+    opening, *changes = re.split(r"write\(1<.*told .*\n", trace.read_text())
+    assert re.search(rf'mkdir\("{folder}".*\n.*fsync\(\d+<{folder.parent}>\)', opening)
+    assert re.search(rf"fsync\(\d+<{folder}>\)", opening)
+    assert len(changes) == 5
+    for place, change in enumerate(changes[:-1]):
+        calls = re.findall(r"(fsync|fdatasync|pwrite64)\(\d+<([^>]*)>", change)
+        assert calls[-1] == ("fdatasync", f"{file_of(folder)}-wal"), calls
+        assert place or ("fdatasync", str(folder)) in calls  # the log's own name
+
+
 def test_it_is_written_as_promised(open_history: Callable[..., History], folder: Path) -> None:
     one = open_history()
     assert one._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert one._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL: synced when it is told
+    assert one._db.execute("PRAGMA synchronous").fetchone() == (3,)  # EXTRA: synced when it is told
     assert ask(folder, "PRAGMA user_version") == [(history.SCHEMA_VERSION,)]
     one.put(a_job())
     stored = json.loads(ask(folder, "SELECT job FROM jobs")[0][0])

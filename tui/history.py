@@ -477,7 +477,7 @@ def _prepare(db: sqlite3.Connection) -> bool:
         raise sqlite3.DatabaseError("another program made it")
     if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
         raise sqlite3.DatabaseError(DAMAGED)
-    db.execute("PRAGMA synchronous = FULL")  # what is told is on the disk: one sync of the log for each change
+    db.execute("PRAGMA synchronous = EXTRA")  # what is told is on the disk, with or without WAL
     with _transaction(db):
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version == 0 and db.execute("SELECT 1 FROM sqlite_master").fetchone():
