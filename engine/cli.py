@@ -388,8 +388,11 @@ def doctor(
 
 
 def _recorded_model(name: str) -> str:
-    """The model that a picture names. A picture is not trusted: no network share is opened on its word."""
-    if name.startswith(("\\\\", "//")):
+    """The model that a picture names. A picture is not trusted: no network share is opened on its word.
+
+    Judged by what Windows makes of it, wherever this runs: slashes of both kinds are one there.
+    """
+    if name.replace("/", "\\").startswith(("\\\\", "\\??\\")):  # the second: a name of the kernel's
         raise RequestError("model", f"the picture names a model on a network share ({name!r}); say it with --model.")
     return name
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from engine.cancel import CancelFlag, CancelledError
 from engine.events import Cancelled, Event, Plan
+from engine.files import clean_up
 from engine.job import Job
 from engine.memory.budget import read_size
 from engine.models import calibrations
@@ -79,6 +80,7 @@ class Engine:
         if card not in CARD_NAMES:
             raise RequestError("card", f"card must be one of {', '.join(CARD_NAMES)}, got {card[:40]!r}.")
         vram_bytes, ram_bytes = read_size(vram, "vram"), read_size(ram, "ram")
+        clean_up()
         source = open_model(model)
         return cls(source, Settings(device, vram_bytes, ram_bytes, simulate, card, repeat))
 

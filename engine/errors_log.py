@@ -6,6 +6,7 @@ import time
 import traceback
 from pathlib import Path
 
+from engine.files import write_whole
 from engine.folders import state_dir
 from engine.text import size
 
@@ -14,9 +15,8 @@ def keep_traceback(error: BaseException) -> Path | None:
     """Write the error's traceback to `error.log` in the state folder; None where even that fails. Never raises."""
     try:
         log = state_dir() / "error.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
         text = time.strftime("%Y-%m-%d %H:%M:%S\n") + "".join(traceback.format_exception(error))
-        log.write_text(text, "utf-8", errors="backslashreplace")
+        write_whole(log, text.encode("utf-8", "backslashreplace"))
     except Exception:
         return None
     return log

@@ -35,6 +35,18 @@ def default_output_dir() -> Path:
     return _folder("TEXTTOIMAGETOOL_OUTPUT_DIR", lambda: platformdirs.user_pictures_path() / "TextToImageTool")
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether a folder that is there is of our making: one of the platform's for this program, or in state or cache."""
+    for variable, root in (
+        ("TEXTTOIMAGETOOL_STATE_DIR", state_dir()),
+        ("TEXTTOIMAGETOOL_CACHE_DIR", cache_dir()),
+        ("TEXTTOIMAGETOOL_CONFIG_DIR", config_dir()),
+    ):
+        if root in folder.parents or (root == folder and not os.environ.get(variable)):
+            return True
+    return False
+
+
 def shown_path(path: str | os.PathLike[str]) -> str:
     """`path` in quotes, fit for a message: one line, not too long, control characters written as escapes."""
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in os.fspath(path))

@@ -38,7 +38,7 @@ class KeptLatents:
         with suppress(OSError):
             for stale in sorted([*_folder().glob("*.safetensors"), *_folder().glob("*.tmp")], key=_age)[MAX_KEPT - 1 :]:
                 stale.unlink(missing_ok=True)
-            write_whole(self.path, safetensors.torch.save({"latents": latents.contiguous()}), durable=True)
+            write_whole(self.path, safetensors.torch.save({"latents": latents.contiguous()}))
 
     def find(self, shape: tuple[int, ...]) -> Tensor | None:
         """The latents, if they are there, of this shape, and whole."""

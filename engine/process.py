@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors_log import keep_traceback, memory_shortage
 from engine.events import Event
+from engine.files import is_stale, make_folder, open_own
 from engine.folders import state_dir
 from engine.libraries import hush_libraries
 from engine.request import MAX_GUIDANCE, Defaults, Option, Request, RequestError
@@ -321,7 +322,7 @@ class _Server:
 
 def _redirect_output(log: Path) -> None:
     """Point standard output and error at the log, for C libraries too, and standard input at nothing."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -337,20 +338,39 @@ def _new_log() -> Path:
     name = f"engine-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     folder = state_dir() / "logs"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch(mode=0o600)
+        make_folder(folder)
+        os.close(open_own(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
     except OSError:
         try:
             handle, temporary = tempfile.mkstemp(suffix=f"-{name}")
         except OSError:
             return Path(os.devnull)
         os.close(handle)
+        _remove_empty_logs(Path(temporary).parent)
         return Path(temporary)
     old = sorted(folder.glob("engine-*.log"), key=lambda path: path.name)
     for path in old[: max(0, len(old) - MAX_LOGS)]:
         with suppress(OSError):
             path.unlink()
     return folder / name
+
+
+def _remove_empty_logs(folder: Path) -> None:
+    """Of the temporary folder, where processes that have gone wrote nothing."""
+    for path in folder.glob("tmp*-engine-*.log"):
+        owner = path.stem.rpartition("-")[2]
+        with suppress(OSError):
+            if is_stale(path) and path.stat().st_size == 0 and owner.isdecimal() and not _is_running(int(owner)):
+                path.unlink()
+
+
+def _is_running(pid: int) -> bool:
+    import psutil
+
+    try:
+        return psutil.pid_exists(pid)
+    except (ValueError, OverflowError):
+        return False
 
 
 def _last_lines(log: Path) -> str:

@@ -97,6 +97,13 @@ def test_readme_opens_with_the_two_commands() -> None:
     assert "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest" in opening
 
 
+def test_every_test_that_holds_what_is_safe_is_there() -> None:
+    held = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "tui" / "README.md").read_text("utf-8"))
+    assert held
+    gone = [name for file, name in held if f"def {name}(" not in (ROOT / "tests" / file).read_text("utf-8")]
+    assert gone == []
+
+
 def test_readme_has_the_table_of_keys() -> None:
     from tui.bindings import Keys
     from tui.keys import markdown_table

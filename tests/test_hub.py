@@ -500,13 +500,30 @@ def test_a_full_disk_is_told_before_the_first_byte(server: Hub, monkeypatch: pyt
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux' always full device")
-def test_a_disk_that_fills_up_in_the_middle_is_told(server: Hub, tmp_path: Path) -> None:
-    partial = partial_file(tmp_path / "cache")
-    partial.parent.mkdir(parents=True)
-    partial.symlink_to("/dev/full")
+def test_a_disk_that_fills_up_in_the_middle_is_told(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "open_own", lambda *_: os.open("/dev/full", os.O_RDWR))
     with pytest.raises(RequestError, match="is full; what arrived is kept") as refused:
         pulled()
     assert refused.value.machine
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need no right here, and there are pipes")
+@pytest.mark.parametrize("kind", ["file", "lock", "pipe"])
+def test_nothing_is_received_through_a_link_or_a_pipe(server: Hub, tmp_path: Path, kind: str) -> None:
+    own = tmp_path / "diary.txt"
+    own.write_text("not yours")
+    partial = partial_file(tmp_path / "cache")
+    lock = tmp_path / "cache" / ".locks" / "models--someone--tiny" / f"{partial.stem}.lock"
+    for folder in (partial.parent, lock.parent):
+        folder.mkdir(parents=True)
+    if kind == "pipe":
+        os.mkfifo(partial)
+    else:
+        (partial if kind == "file" else lock).symlink_to(own)
+    with pytest.raises(RequestError, match=r"link|ordinary|device"):
+        pulled()
+    assert own.read_text() == "not yours"
+    assert not server.asked_for(SHARD)
 
 
 def test_a_cache_that_cannot_be_written_is_named(server: Hub, tmp_path: Path) -> None:

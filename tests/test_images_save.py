@@ -131,6 +131,37 @@ def test_a_pipe_is_not_replaced_by_a_picture(folder: Path) -> None:
     assert "not an ordinary file" in refusal(folder / "pipe.png")
 
 
+def test_a_file_in_place_of_the_default_folder_is_called_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "pictures").write_text("x")
+    monkeypatch.setenv("TEXTTOIMAGETOOL_OUTPUT_DIR", str(folder / "pictures"))
+    assert "is a file, and pictures go into a folder" in refusal(None)
+
+
+@pytest.mark.skipif(not POSIX, reason="links need a right of their own on Windows")
+@pytest.mark.parametrize("there", [True, False])
+def test_a_picture_is_written_through_a_link_and_the_link_stays(folder: Path, tmp_path: Path, there: bool) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    target, link = tmp_path / "elsewhere" / "target.png", folder / "link.png"
+    if there:
+        target.write_bytes(b"old")
+    link.symlink_to(Path("..") / "elsewhere" / "target.png")
+    destination = plan_output(link, 1)
+    assert save_image(colour(), record_of(), destination) == (link, None)
+    assert link.is_symlink()
+    assert_whole(target)
+    assert names(folder) == ["link.png"]
+    assert names(tmp_path / "elsewhere") == ["target.png"]
+
+
+@pytest.mark.parametrize("number", ["9" * 9, "9" * 18, "1" + "0" * 9])
+def test_a_number_beyond_what_we_write_is_not_ours(folder: Path, number: str) -> None:
+    (folder / f"{number}_seed1.png").write_bytes(b"whose")
+    (folder / "000041_seed1.png").write_bytes(b"ours")
+    for expected in ("000042", "000043"):
+        path, _ = save_image(colour(), record_of(), Destination(folder))
+        assert path.name.startswith(expected)
+
+
 def test_a_default_folder_that_cannot_be_made_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "file").write_text("x")
     monkeypatch.setenv("TEXTTOIMAGETOOL_OUTPUT_DIR", str(folder / "file" / "pictures"))

@@ -408,6 +408,14 @@ def test_a_model_whose_files_shrink_while_it_is_open_fails_with_a_sentence(model
     assert "\n" not in final.message
 
 
+def test_a_cache_that_cannot_be_written_is_said_once(own_folders: Path, tmp_path: Path) -> None:
+    (own_folders / "cache").mkdir(exist_ok=True)
+    (own_folders / "cache" / "weights").write_text("a file where the folder should be")
+    with Engine.open("demo", device="cpu") as engine:
+        events = events_of(engine, replace(SMALL, precision="fp8"), tmp_path)
+    assert len([event for event in events if isinstance(event, Noticed) and "cannot be kept in" in event.message]) == 1
+
+
 def test_fp8_weights_are_made_once_and_a_damaged_cache_is_rebuilt_and_told(own_folders: Path, tmp_path: Path) -> None:
     request = replace(SMALL, precision="fp8")
     with Engine.open("demo", device="cpu") as engine:

@@ -469,6 +469,22 @@ def test_parameters_are_changed_in_their_window_and_kept() -> None:
     run(test())
 
 
+def test_a_draft_that_is_typed_without_a_pause_is_kept_all_the_same() -> None:
+    async def test() -> None:
+        async with running(engine=False) as (app, pilot):
+            await pilot.press("a")
+            timer = app.main._draft_timer
+            assert timer is not None
+            for key in "bcd":
+                await pilot.press(key)
+                assert app.main._draft_timer is timer, "another letter puts it off"
+            await until(pilot, lambda: app.session.history.load("draft") == "abcd")
+            await pilot.press("e")
+            assert app.main._draft_timer not in (None, timer)
+
+    run(test())
+
+
 def test_draft_queue_and_parameters_come_back() -> None:
     async def test() -> None:
         async with running(engine=False) as (app, pilot):

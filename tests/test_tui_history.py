@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import sqlite3
 import stat
@@ -153,8 +155,8 @@ def test_the_newest_prompt_is_first_and_none_is_there_twice(open_history: Callab
 
 def test_the_last_ten_thousand_prompts_are_kept(open_history: Callable[..., History], folder: Path) -> None:
     one = open_history()
-    for number in range(10_003):
-        one.add_prompt(f"{number}")
+    with history._transaction(one._db):  # one sync for all
+        one._db.executemany(history.ADD_PROMPT, [(f"{number}".encode(),) for number in range(10_003)])
     newest = [f"{number}" for number in range(10_002, 2, -1)]
     assert one.prompts(limit=20_000) == newest
     assert open_history().prompts(limit=20_000) == newest
@@ -262,8 +264,7 @@ def test_results_of_the_same_moment_are_in_the_order_they_came(open_history: Cal
 def test_old_results_go_and_the_queue_stays(open_history: Callable[..., History], folder: Path) -> None:
     one = open_history()
     one.put(a_job("waits"))
-    for number in range(5_003):
-        one.put(a_job(f"{number}", "done"))
+    one.put_all([a_job(f"{number}", "done") for number in range(5_003)])
     later = open_history()
     kept = later.results(limit=10_000)
     assert prompts_of(kept) == [f"{number}" for number in range(5_002, 2, -1)]
@@ -591,20 +592,113 @@ def test_a_truncated_file_is_set_aside(folder: Path, size: int) -> None:
     assert_began_anew(folder, content)
 
 
-@pytest.mark.parametrize("version", [history.SCHEMA_VERSION + 1, 2**31 - 1, -1])
-def test_a_file_of_another_version_is_set_aside(folder: Path, version: int) -> None:
+@pytest.mark.parametrize("version", [history.SCHEMA_VERSION + 1, 2**31 - 1])
+def test_a_history_of_a_newer_version_is_left_alone_and_another_is_used_beside_it(folder: Path, version: int) -> None:
     filled(folder)
     ask(folder, f"PRAGMA user_version = {version}")
     ask(folder, "PRAGMA wal_checkpoint(TRUNCATE)")
-    assert_began_anew(folder, file_of(folder).read_bytes(), "another version")
+    newer = file_of(folder).read_bytes()
+    for session in range(2):
+        one = History.open(folder)
+        (notice,) = one.take_notices()
+        assert "newer version" in notice
+        assert "history-2.sqlite3" in notice
+        assert one.prompts() == ["beside"] * session
+        one.add_prompt("beside")
+        one.put(a_job("beside", "done", id="beside"))
+        one.close()
+    assert file_of(folder).read_bytes() == newer
+    ask(folder, f"PRAGMA user_version = {history.SCHEMA_VERSION}")  # the program was brought up to date
+    one = History.open(folder)
+    assert one.notices == []
+    assert one.prompts()[:2] == ["beside", "99 " + "x" * 1000]
+    assert prompts_of(one.results())[:2] == ["beside", "99"]
+    one.close()
 
 
-@pytest.mark.parametrize("version", [0, history.SCHEMA_VERSION])
+def test_an_older_history_is_brought_up_to_date(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(folder)
+    further = ("CREATE TABLE notes (text TEXT)", "INSERT INTO notes VALUES ('made')")
+    monkeypatch.setattr(history, "VERSIONS", (*history.VERSIONS, further))
+    monkeypatch.setattr(history, "SCHEMA_VERSION", history.SCHEMA_VERSION + 1)
+    for _ in range(2):
+        one = History.open(folder)
+        assert one.notices == []
+        assert len(one.prompts()) == len(one.results()) == 100
+        one.close()
+    assert ask(folder, "SELECT text FROM notes") == [("made",)]
+    assert ask(folder, "PRAGMA user_version") == [(history.SCHEMA_VERSION,)]
+
+
+@pytest.mark.parametrize("version", [-1, 0, history.SCHEMA_VERSION])
 def test_another_programs_database_is_set_aside(folder: Path, version: int) -> None:
     folder.mkdir()
     ask(folder, "CREATE TABLE mine (x)")
     ask(folder, f"PRAGMA user_version = {version}")
-    assert_began_anew(folder, file_of(folder).read_bytes(), "another program" if version == 0 else "no such table")
+    reason = "not this program's" if version > 0 else "another program"
+    assert_began_anew(folder, file_of(folder).read_bytes(), reason)
+
+
+def test_a_history_of_zero_bytes_is_said(folder: Path) -> None:
+    folder.mkdir()
+    file_of(folder).touch()
+    os.utime(file_of(folder), (1e9, 1e9))
+    one = History.open(folder)
+    (notice,) = one.take_notices()
+    assert "0 bytes" in notice
+    one.add_prompt("new")
+    one.close()
+    one = History.open(folder)
+    assert (one.notices, one.prompts()) == ([], ["new"])
+    one.close()
+
+
+def test_rows_that_cannot_be_read_cost_themselves_alone_and_are_said_once(folder: Path) -> None:
+    """Whoever wrote them: the app opens, and everything else is there."""
+    one = History.open(folder)
+    for number in range(5):
+        one.add_prompt(f"prompt {number}")
+    good = a_job("good", "done", id="good", seconds=2.5, path=Path("/pictures/1.png"))
+    one.put(good)
+    stored = json.loads(ask(folder, "SELECT job FROM jobs")[0][0])
+    faults: dict[str, list[Any]] = {
+        "seconds": ["2.5", [], -1, True, 10**30, math.inf, math.nan],
+        "created": ["today", None, 10**400],
+        "peak_bytes": ["1", 2**70, {}],
+        "path": ["a\0b", 7, ["x"]],
+        "model": [None, 7, {}],
+        "output": ["a\0b", None],
+        "message": [None, 5],
+        "simulated": ["yes", 1, None],
+    }
+    texts = [json.dumps({**stored, name: value}) for name, values in faults.items() for value in values]
+    texts += ["[" * 100_000, '{"request":' * 100_000, "1" * 5000, "x" * 2_000_000, "赤"]
+    rows = [("done", text) for text in texts]
+    rows += [(state, json.dumps(stored)) for state in ("finished", "", "\u202e")]
+    with closing(sqlite3.connect(file_of(folder))) as db, db:
+        put = f"INSERT INTO jobs VALUES (?, ?, ?, {2**63 - 1}, 1.0, CAST(? AS TEXT))"
+        db.executemany(put, [(f"bad {place}", one._session, *row) for place, row in enumerate(rows)])
+        db.execute(put, ("bytes", one._session, "done", b'{"request": {"prompt": "\xff\xfe"}}'))
+        db.executemany("INSERT INTO prompts (text) VALUES (?)", [(b"\xff\xfe",), (b"x" * 2_000_000,)])
+        db.execute("INSERT INTO favourites VALUES (?)", (b"a\0b",))
+        saved = [("gone", "draft", "[" * 100_000), ("gone", "output", "{")]
+        db.executemany("INSERT INTO saved VALUES (?, ?, ?)", saved)
+        db.execute("INSERT INTO sessions VALUES ('gone', ?, ?, ?, 0)", (2**63 - 1, math.inf, -math.inf))
+    one.close()
+    one = History.open(folder)
+    assert one.adopt() == Adopted("", {"output": None}, [])
+    assert one.results() == [good]
+    assert one.prompts() == [f"prompt {number}" for number in range(4, -1, -1)]
+    assert one.favourites() == set()
+    notices = one.take_notices()
+    assert sorted(notice[:2] for notice in notices) == ["2 ", str(len(rows) + 1)]
+    assert_sentences(notices)
+    one.put(a_job("next", id="next"))  # whose place comes after the last
+    assert [job.id for job in one.queue()] == ["next"]
+    one.results()
+    one.prompts()
+    assert one.take_notices() == []
+    one.close()
 
 
 def test_files_that_break_in_the_same_second_are_all_kept(folder: Path) -> None:
@@ -617,12 +711,12 @@ def test_files_that_break_in_the_same_second_are_all_kept(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not POSIX, reason="Windows has no SIGKILL")
-def test_what_a_newer_app_has_open_is_left_alone_and_goes_aside_whole_later(folder: Path) -> None:
+def test_what_another_program_has_open_is_left_alone_and_goes_aside_whole_later(folder: Path) -> None:
     """Its last changes are in the log beside the file."""
     filled(folder)
     code = (
         "import sqlite3; db = sqlite3.connect(folder / 'history.sqlite3', isolation_level=None)\n"
-        "db.execute('PRAGMA user_version = 1000'); db.execute('DELETE FROM prompts')"
+        "db.execute('PRAGMA user_version = -1000'); db.execute('DELETE FROM prompts')"
     )
     with process(code, folder):
         one = History.open(folder)
@@ -635,7 +729,7 @@ def test_what_a_newer_app_has_open_is_left_alone_and_goes_aside_whole_later(fold
     (aside,) = folder.glob("history-broken-*.sqlite3")
     assert str(aside) in one.notices[0]
     with closing(sqlite3.connect(aside)) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (1000,)
+        assert db.execute("PRAGMA user_version").fetchone() == (-1000,)
         assert db.execute("SELECT count(*) FROM prompts").fetchone() == (0,)
         assert db.execute("SELECT count(*) FROM jobs").fetchone() == (100,)
     assert one.results() == []
@@ -720,8 +814,33 @@ def test_a_locked_history_is_left_alone_and_another_is_used(folder: Path, statem
             one.close()
     after = History.open(folder)
     assert after.notices == []
-    assert after.prompts() == ["before"]
+    assert after.prompts() == ["elsewhere", "before"]  # taken over
     after.close()
+    after = History.open(folder)
+    assert after.prompts() == ["elsewhere", "before"]
+    after.close()
+
+
+def test_what_another_app_wrote_beside_a_locked_history_is_its_own_until_it_is_closed(folder: Path) -> None:
+    History.open(folder).close()
+    code = (
+        "history = History.open(folder); history.put(Job(Request('waits'), 'demo', '')); history.save('draft', 'half')"
+    )
+    with locked(folder, LOCKS["a writer"]):
+        other = process(code, folder)
+        other.__enter__()
+    try:
+        one = History.open(folder)
+        assert one.notices == []
+        assert one.adopt() is None
+        one.close()
+    finally:
+        other.__exit__(None, None, None)
+    one = History.open(folder)
+    adopted = one.adopt()
+    assert adopted is not None
+    assert (adopted.draft, prompts_of(adopted.jobs)) == ("half", ["waits"])
+    one.close()
 
 
 def test_with_every_file_locked_the_app_still_works(folder: Path) -> None:
@@ -731,25 +850,88 @@ def test_with_every_file_locked_the_app_still_works(folder: Path) -> None:
         assert_in_memory(folder, "locked")
 
 
-@pytest.mark.parametrize("statements", [LOCKS["a writer"]])
-def test_a_lock_in_mid_session_costs_the_change_and_one_notice(folder: Path, statements: list[str]) -> None:
+def test_what_happens_while_the_history_is_locked_is_written_with_the_next_change(folder: Path) -> None:
     one = History.open(folder)
     one.add_prompt("before")
-    for _ in range(2):
-        with locked(folder, statements):
-            for _ in range(2):
-                start = time.monotonic()
-                one.add_prompt("lost")
-                assert time.monotonic() - start < 2 * history.BUSY_SECONDS
-                assert "before" in one.prompts()  # reading works, and does not make the next failure a new one
+    running = a_job("running", "running", id="running")
+    one.put_all([running, a_job("first", id="first"), a_job("second", id="second"), a_job("gone", id="gone")])
+    for round in range(2):
+        with locked(folder, LOCKS["a writer"]):
+            start = time.monotonic()
+            one.add_prompt(f"meanwhile {round}")
+            assert time.monotonic() - start < 2 * history.BUSY_SECONDS
+            assert "before" in one.prompts()  # reading works, and does not make the next failure a new one
+            one.put(replace(running, state="done"))
+            one.set_order(["second", "first"])
+            one.remove("gone")
+            one.set_favourite(Path("star"), True)
+            for length in range(3):
+                one.save("draft", "x" * length)
             assert one.adopt() is None
             notices = one.take_notices()
             assert len(notices) == 1
             assert "locked" in notices[0]
             assert_sentences(notices)
-        one.add_prompt("after")
-        assert one.prompts() == ["after", "before"]
-        assert one.take_notices() == []
+        if round == 0:
+            one.add_prompt("after")
+            assert one.prompts() == ["after", "meanwhile 0", "before"]
+            assert one.take_notices() == []
+    one.close()  # which is the last change
+    one = History.open(folder)
+    assert one.prompts() == ["meanwhile 1", "after", "meanwhile 0", "before"]
+    assert prompts_of(one.results()) == ["running"]
+    assert one.favourites() == {Path("star")}
+    adopted = one.adopt()
+    assert adopted is not None
+    assert (adopted.draft, prompts_of(adopted.jobs)) == ("xx", ["second", "first"])
+    one.close()
+
+
+@pytest.mark.skipif(not POSIX, reason="Windows removes nothing that is open")
+@pytest.mark.parametrize("instead", ["nothing", "a new history"])
+def test_a_state_folder_that_is_removed_in_mid_session_is_said_and_made_anew(folder: Path, instead: str) -> None:
+    one = History.open(folder)
+    one.add_prompt("before")
+    done, waits = a_job("done", "done", id="done"), a_job("waits", id="waits")
+    one.put_all([done, waits])
+    one.set_favourite(Path("star"), True)
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    if instead == "a new history":
+        History.open(folder).close()
+    one.save("draft", "half")
+    notices = one.take_notices()
+    assert len(notices) == 1
+    assert "removed while the app was open" in notices[0]
+    assert_sentences(notices)
+    one.add_prompt("after")
+    assert one.take_notices() == []
+    one.close()
+    one = History.open(folder)
+    assert one.prompts() == ["after", "before"]
+    assert one.results() == [done]
+    assert one.favourites() == {Path("star")}
+    adopted = one.adopt()
+    assert adopted is not None
+    assert (adopted.draft, adopted.jobs) == ("half", [waits])
+    one.close()
+    assert names(folder) == ["history.sqlite3"]
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(not POSIX, reason="Windows removes nothing that is open")
+def test_where_no_new_file_can_be_made_what_was_in_the_old_one_stays_in_memory(folder: Path) -> None:
+    one = History.open(folder)
+    one.add_prompt("before")
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    folder.write_text("a file")
+    one.add_prompt("after")
+    (notice,) = one.take_notices()
+    assert "will be gone" in notice
+    assert one.prompts() == ["after", "before"]
     one.close()
 
 
@@ -810,14 +992,24 @@ def assert_in_memory(folder: Path, reason: str) -> None:
 
 def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    assert_in_memory(tmp_path / "file", "exists")
-    assert_in_memory(tmp_path / "file" / "below", "not a directory" if POSIX else "")
+    assert_in_memory(tmp_path / "file", "not a folder")
+    assert_in_memory(tmp_path / "file" / "below", "not a" if POSIX else "")
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_folder_in_place_of_the_file(folder: Path) -> None:
     file_of(folder).mkdir(parents=True)
-    assert_in_memory(folder, "cannot be opened")
+    one = History.open(folder)
+    (notice,) = one.take_notices()
+    assert "it is a folder" in notice
+    assert "history-2.sqlite3" in notice
+    one.add_prompt("kept")
+    one.close()
+    assert History.open(folder).prompts() == ["kept"]
+    for name in history.FILES[1:]:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).mkdir()
+    assert_in_memory(folder, "it is a folder")
 
 
 def test_a_folder_whose_name_is_hostile(tmp_path: Path) -> None:
@@ -908,23 +1100,24 @@ def test_a_full_disk_is_noticed_at_opening_though_another_app_has_made_every_fil
 
 
 @pytest.mark.skipif(not POSIX, reason="limits on file sizes are a POSIX thing")
-def test_a_disk_that_fills_up_in_mid_session_costs_the_change_and_one_notice(folder: Path) -> None:
+def test_what_happens_while_the_disk_is_full_is_written_with_the_next_change(folder: Path) -> None:
     code = (
         f"{FULL_DISK}history = History.open(folder); history.add_prompt('before')\n"
         "fill(0)\n"
-        "for _ in range(3): history.add_prompt('lost'); assert history.prompts() == ['before']\n"
+        "for n in range(3): history.add_prompt(f'{n}'); assert history.prompts() == ['before']\n"
         "notices = history.take_notices(); assert len(notices) == 1, notices\n"
         "assert 'written to (the disk' in notices[0], notices\n"
-        "use_everything(history); assert not history.take_notices()\n"
+        "history.put(Job(Request('done'), 'demo', '', state='done')); assert not history.take_notices()\n"
         "fill(resource.RLIM_INFINITY)\n"
-        "history.add_prompt('after'); assert history.prompts() == ['after', 'before']\n"
-        "fill(0); history.add_prompt('lost'); assert len(history.take_notices()) == 1\n"
-        "history.close()"
+        "history.add_prompt('after'); assert history.prompts() == ['after', '2', '1', '0', 'before']\n"
+        "fill(0); history.add_prompt('last'); assert len(history.take_notices()) == 1\n"
+        "fill(resource.RLIM_INFINITY); history.close()"
     )
     with process(code, folder):
         pass
     one = History.open(folder)
-    assert (one.notices, one.prompts()) == ([], ["after", "before"])
+    assert (one.notices, one.prompts()) == ([], ["last", "after", "2", "1", "0", "before"])
+    assert prompts_of(one.results()) == ["done"]
     one.close()
 
 
@@ -969,10 +1162,39 @@ def test_a_closed_history_stops_nobody(open_history: Callable[..., History], fol
     assert open_history().prompts() == []
 
 
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_every_change_is_synced_before_its_call_returns(folder: Path, tmp_path: Path) -> None:
+    """As the system sees it, from a state folder that nobody has made yet."""
+    code = (
+        "import os, sys; from pathlib import Path; from engine.request import Request; from tui.jobs import Job\n"
+        "from tui.history import History\n"
+        "def told(what): os.write(1, f'told {what};'.encode())\n"
+        "history = History.open(Path(sys.argv[1])); told('opened')\n"
+        "history.put(Job(Request('waits'), 'demo', '')); told('job')\n"
+        "history.put(Job(Request('done'), 'demo', '', state='done')); told('result')\n"
+        "history.set_favourite(Path('x'), True); told('star')\n"
+        "history.add_prompt('a prompt'); told('prompt')\n"
+        "os._exit(0)"
+    )
+    trace = tmp_path / "trace"
+    traced = ["strace", "-f", "-y", "-o", str(trace), "-e", "trace=fsync,fdatasync,write,pwrite64,mkdir"]
+    run = subprocess.run([*traced, sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True)
+    if run.returncode or "told prompt" not in run.stdout:
+        pytest.skip(f"strace may not trace here: {run.stderr[-200:]}")
+    opening, *changes = re.split(r"write\(1<.*told .*\n", trace.read_text())
+    assert re.search(rf'mkdir\("{folder}".*\n.*fsync\(\d+<{folder.parent}>\)', opening)
+    assert re.search(rf"fsync\(\d+<{folder}>\)", opening)
+    assert len(changes) == 5
+    for place, change in enumerate(changes[:-1]):
+        calls = re.findall(r"(fsync|fdatasync|pwrite64)\(\d+<([^>]*)>", change)
+        assert calls[-1] == ("fdatasync", f"{file_of(folder)}-wal"), calls
+        assert place or ("fdatasync", str(folder)) in calls  # the log's own name
+
+
 def test_it_is_written_as_promised(open_history: Callable[..., History], folder: Path) -> None:
     one = open_history()
     assert one._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert one._db.execute("PRAGMA synchronous").fetchone() == (1,)
+    assert one._db.execute("PRAGMA synchronous").fetchone() == (3,)  # EXTRA: synced when it is told
     assert ask(folder, "PRAGMA user_version") == [(history.SCHEMA_VERSION,)]
     one.put(a_job())
     stored = json.loads(ask(folder, "SELECT job FROM jobs")[0][0])

@@ -19,6 +19,7 @@ from textual.pilot import Pilot
 from textual.widgets import OptionList, Static
 
 from engine.events import ImageSaved, MemoryUse
+from engine.folders import state_dir
 from engine.models import catalog, hub, inventory, pairing, registry, transfer
 from engine.models.sources import Repository, Source
 from engine.process import ModelOpened, ModelRefused, OpenModel
@@ -248,6 +249,20 @@ def test_ascii_means_ascii(tiny: Path) -> None:
             assert screen_text(app).isascii()
             await press(app, pilot, "a")
             assert screen_text(app).isascii()
+
+    run(test())
+
+
+def test_a_list_that_is_damaged_is_said_and_what_comes_along_is_listed() -> None:
+    state_dir().mkdir()
+    (state_dir() / registry.FILE).write_text("{")
+
+    async def test() -> None:
+        async with models() as (app, pilot, screen):
+            screen.refresh_list()
+            await settled(pilot, app)
+            assert len([note for note in notes(app) if "the list of your models, is damaged" in note]) == 1
+            assert "demo" in screen_text(app)
 
     run(test())
 

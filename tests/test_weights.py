@@ -537,14 +537,14 @@ class TestCache:
             list(conversion)
         assert left_in_cache() == []
 
-    def test_leavings_of_killed_conversions_are_removed_after_a_day(self, model):
+    def test_leavings_of_killed_conversions_are_removed_after_an_hour(self, model):
         folder = cache_dir() / "weights"
         folder.mkdir(parents=True)
-        old, new = folder / "old.tmp", folder / "new.tmp"
+        old, new = folder / ".t2i-0123456789abcdef.tmp", folder / "tmp_0new123.tmp"  # the second: of older versions
         for file in (old, new):
             file.write_bytes(b"half")
-        yesterday = time.time() - 25 * 60 * 60
-        os.utime(old, (yesterday, yesterday))
+        an_hour_ago = time.time() - 3700
+        os.utime(old, (an_hour_ago, an_hour_ago))
         model.path()
         assert not old.exists()
         assert new.exists()

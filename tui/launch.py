@@ -36,6 +36,8 @@ def main(argv: Sequence[str]) -> int:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # the app's loop takes it over
     app.run(mouse=app.profile.mouse)
+    for notice in app.session.history.take_notices():  # of leaving
+        print(notice, file=sys.stderr)
     if app.return_code:
         return app.return_code
     return 0

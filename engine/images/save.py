@@ -12,14 +12,14 @@ import os
 import re
 import stat
 import tempfile
-import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
+from engine.files import PRIVATE, PUBLIC, Temporary, make_folder, remove_leftovers, sync_folder
 from engine.folders import default_output_dir, shown_path, state_dir
 from engine.images.metadata import Record, encode_png
 from engine.request import RequestError
@@ -30,11 +30,9 @@ if TYPE_CHECKING:
 MAX_SLUG_CHARACTERS = 40
 MAX_SLUG_BYTES = 100  # in UTF-8: a whole name stays below 143 bytes, the least that a file system in use allows
 OTHER_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".webp", ".avif", ".jxl", ".heic", ".gif", ".bmp", ".tif", ".tiff")
-NUMBERED = re.compile(r"([0-9]{6,18})_seed[0-9]+.*\.png", re.IGNORECASE)
-LEFTOVER, LEFTOVER_SECONDS = re.compile(r"\.t2i-[0-9a-f]{6,18}\.tmp"), 3600
-CREATE_NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+NUMBERED = re.compile(r"([0-9]{6,9})_seed[0-9]+.*\.png", re.IGNORECASE)
+MAX_NUMBER = 999_999_999  # nobody has so many pictures: what is numbered like this or beyond is not ours
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-PUBLIC, PRIVATE = 0o666, 0o600  # file modes, before the umask
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +52,15 @@ def plan_output(output: Path | None, count: int) -> Destination:
     try:
         if output is None:
             default = default_output_dir()
+            if default.exists() and not default.is_dir():
+                raise _refused(default, "is a file, and pictures go into a folder of this name; choose another folder.")
             default.mkdir(parents=True, exist_ok=True)
             destination = Destination(default)
         else:
             destination = _named_destination(Path(os.path.expanduser(output)).absolute(), count)
-        folder = destination.path.parent if destination.is_file else destination.path
+        folder = _target(destination.path).parent if destination.is_file else destination.path
         _try_writing(folder)
-        _remove_leftovers(folder)
+        remove_leftovers(folder)
     except RequestError:
         raise
     except (OSError, ValueError) as error:
@@ -88,7 +88,7 @@ def save_image(image: Image, record: Record, destination: Destination) -> tuple[
         problem = f"The picture could not be saved to {shown_path(destination.path)} ({_reason(error)})"
     for folder in _rescue_folders():
         with suppress(OSError, ValueError):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             path = _save_in_folder(data, record, folder, PRIVATE)  # the temporary folder is everybody's
             return path, f"{problem}, so it is kept as {shown_path(path)}."
     raise OSError(f"{problem}, nor to the state folder or the temporary folder; free some space and paint it again.")
@@ -139,28 +139,22 @@ def _mode(path: Path) -> int | None:
 
 def _try_writing(folder: Path) -> None:
     """Raise `OSError` if no file can be written in `folder`: permission bits alone do not tell, least of all root."""
-    with _Temporary(folder / f".t2i-{os.urandom(8).hex()}.tmp", PUBLIC) as temporary:
+    with Temporary(folder, PUBLIC) as temporary:
         temporary.write(b"\0")
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of runs that were killed while they saved; a living one needs seconds, not an hour."""
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if LEFTOVER.fullmatch(entry.name):
-                with suppress(OSError):
-                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFTOVER_SECONDS:
-                        os.unlink(entry.path)
-
-
 def _save_as(data: bytes, path: Path) -> Path:
-    """Write `data` to exactly `path`, replacing what is there in one step."""
-    with _Temporary(path.parent / f".t2i-{os.urandom(8).hex()}.tmp", PUBLIC) as temporary:
+    """Write `data` to exactly `path`, replacing what is there in one step; a link stays one, and leads to it."""
+    target = _target(path)
+    with Temporary(target.parent, PUBLIC) as temporary:
         temporary.write(data)
-        os.replace(temporary.path, path)
-        temporary.placed = True
-    _sync_folder(path.parent)
+        temporary.replace(target)
     return path
+
+
+def _target(path: Path) -> Path:
+    """The file itself, where `path` is a link to it."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def _save_in_folder(data: bytes, record: Record, folder: Path, mode: int) -> Path:
@@ -172,81 +166,44 @@ def _save_in_folder(data: bytes, record: Record, folder: Path, mode: int) -> Pat
     for number in itertools.count(_highest_number(folder) + 1):
         path = folder / file_name(number, record)
         try:
-            with _Temporary(folder / f".t2i-{number:06d}.tmp", mode) as temporary:
+            with Temporary(folder, mode, f"{number:06d}") as temporary:
                 if _highest_number(folder) >= number:
                     continue
                 temporary.write(data)
                 _place_new(temporary, path, mode)
         except FileExistsError:
             continue
-        _sync_folder(folder)
+        sync_folder(folder)
         return path
     raise AssertionError("unreachable: numbers do not end")
 
 
 def _highest_number(folder: Path) -> int:
     with os.scandir(folder) as entries:
-        return max((int(match[1]) for entry in entries if (match := NUMBERED.fullmatch(entry.name))), default=0)
+        numbers = (int(match[1]) for entry in entries if (match := NUMBERED.fullmatch(entry.name)))
+        return max((number for number in numbers if number < MAX_NUMBER), default=0)
 
 
-def _place_new(temporary: _Temporary, path: Path, mode: int) -> None:
+def _place_new(temporary: Temporary, path: Path, mode: int) -> None:
     """Give a finished file its name. Raises `FileExistsError` instead of replacing another file."""
     try:
         os.link(temporary.path, path)  # unlike a rename, a link never replaces anything
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links (exFAT, some network shares): take the name, then replace that
-        os.close(os.open(path, CREATE_NEW, mode))
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
         try:
-            os.replace(temporary.path, path)
+            temporary.replace(path)
         except BaseException:
             with suppress(OSError):
                 path.unlink()
             raise
-        temporary.placed = True
-
-
-class _Temporary:
-    """A new file under a temporary name, gone at the end of the `with` unless it was renamed (`placed`)."""
-
-    def __init__(self, path: Path, mode: int) -> None:
-        self.path = path
-        self.placed = False
-        self._descriptor = os.open(path, CREATE_NEW, mode)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def write(self, data: bytes) -> None:
-        """Put `data` on the disk, not only in the system's memory, and close the file."""
-        descriptor, self._descriptor = self._descriptor, -1
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def __exit__(self, *_: object) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        if not self.placed:  # the name may be another process's by now
-            with suppress(OSError):
-                self.path.unlink()
 
 
 def _rescue_folders() -> Iterator[Path]:
     yield state_dir() / "rescued"
     with suppress(OSError):  # there may be no temporary folder that can be written to
         yield Path(tempfile.gettempdir())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new name last through a power cut, where the system can: the picture itself is already safe."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _slug(prompt: str) -> str:

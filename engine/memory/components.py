@@ -91,6 +91,7 @@ class Components:
         self.device = Device(device)
         self.resident: str | None = None  # the component on the device now
         self.notices: list[str] = []  # sentences for the person
+        self._told: set[str] = set()  # those that each conversion would say again
         self._said_unpinned = False
         self.traffic = Traffic()
         self._open: dict[str, _Opened] = {}
@@ -222,7 +223,8 @@ class Components:
                         converted = end.value
                     finally:
                         conversion.close()
-                    self.notices.extend(notices)
+                    self.notices.extend(sentence for sentence in notices if sentence not in self._told)
+                    self._told.update(notices)
                     if converted is not None:
                         source.close()
                         source, is_converted = converted, True

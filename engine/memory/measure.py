@@ -180,7 +180,7 @@ def _versions() -> list[str]:
 
 def _read(file: Path) -> int | None:
     try:
-        value: Any = parse_json(read_file(file, MAX_FILE_BYTES))["activation_bytes"]
+        value: Any = None if file.is_symlink() else parse_json(read_file(file, MAX_FILE_BYTES))["activation_bytes"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return value if type(value) is int and 0 <= value < 2**50 else None

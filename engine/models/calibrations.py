@@ -53,7 +53,7 @@ def write(calibration: Calibration, file: Path | None = None) -> Path:
     }
     file = file or file_of(calibration.model_hash)
     try:
-        write_whole(file, safetensors.torch.save(tensors, about), durable=True)
+        write_whole(file, safetensors.torch.save(tensors, about))
     except OSError as error:
         raise RequestError(
             "salience",

@@ -31,10 +31,14 @@ def open_model(model: str | Path) -> Model:
     """
     known = registry.known()
     text = str(model)
+    if fault := known.fault_of(text):
+        raise RequestError("model", fault)
     opened = open_name(text, known)
     if opened is None:
         path = existing(text)
         if path is None:
+            if known.problem:
+                raise RequestError("model", f"the model {quoted(text[:80])} is not found: {known.problem}")
             near = difflib.get_close_matches(text, names(), n=1)
             listed = f"known names: {some_of(names())}; or give a folder or a file."
             hint = f"did you mean {quoted(near[0])}?" if near else listed

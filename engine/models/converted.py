@@ -11,8 +11,6 @@ import io
 import json
 import os
 import shutil
-import tempfile
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.files import write_whole
+from engine.files import Temporary, make_folder, remove_leftovers, write_whole
 from engine.folders import shown_path
 from engine.models.conversions import FORMAT, cache_file, index_file, indexed_content, weights_folder
 from engine.models.weights import DTYPES, StoredTensor, WeightFiles, is_finite, not_finite
@@ -35,7 +33,6 @@ PIECE_BYTES = 4 * 2**20  # of the source, converted at a time
 PROGRESS_EVERY_BYTES = 32 * 2**20
 DROP_EVERY_BYTES = 64 * 2**20  # written, until the system is asked to forget it
 SPARE_BYTES = 256 * 2**20  # of the disk, left to everybody else
-STALE_SECONDS = 24 * 60 * 60
 ALIGNMENT = 64
 FP8_FORM = Form("fp8")
 NAMES_OF_DTYPES = {dtype: name for name, dtype in DTYPES.items()}
@@ -59,8 +56,9 @@ def converted_files(
         if content and not outdated and (known := _opened(layout, content, notices)) is not None:
             return known
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _remove_stale(folder)
+            make_folder(folder)
+            remove_leftovers(folder)
+            remove_leftovers(folder / "index")
             needed = len(layout.header()) + layout.data_bytes + SPARE_BYTES
             free = shutil.disk_usage(folder).free
             if needed > free:
@@ -214,9 +212,9 @@ def _convert(
     pieces = (piece for tensor in source.tensors.values() for piece in _pieces(tensor, layout))
     done = reported = dropped = 0
     total = sum(tensor.nbytes for tensor in source.tensors.values())
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-    try:
-        with open(handle, "wb", buffering=0) as stream, ThreadPoolExecutor(1) as reader:
+    with Temporary(folder) as temporary:
+        with ThreadPoolExecutor(1) as reader:
+            stream = temporary.stream
             yield 0, total
             for piece, data in _fetched_ahead(pieces, fetch, reader):
                 for tensor, offset in _converted(piece, data, layout):
@@ -233,13 +231,11 @@ def _convert(
             _write_at(stream, memoryview(layout.header(content)), 0)
             os.fsync(stream.fileno())
             _drop_pages(stream)
+            temporary.finish()
         if (same := _opened(layout, content, notices)) is not None:  # made from a copy of this model
             same.close()
         else:
-            os.replace(temporary, cache_file(content, layout.form.kind))
-    finally:
-        with suppress(OSError):
-            os.unlink(temporary)
+            temporary.replace(cache_file(content, layout.form.kind))
     return content
 
 
@@ -364,14 +360,6 @@ def _is_sound(files: WeightFiles, layout: _Layout, content: str) -> bool:
             if info is not None:
                 found[shown] = DTYPES[info.kind], info.shape
     return found == {name: (tensor.dtype, tensor.shape) for name, tensor in layout.tensors.items()}
-
-
-def _remove_stale(folder: Path) -> None:
-    """Remove what conversions left behind that were killed."""
-    for file in (*folder.glob("*.tmp"), *(folder / "index").glob("*.tmp")):
-        with suppress(OSError):
-            if time.time() - file.stat().st_mtime > STALE_SECONDS:
-                file.unlink()
 
 
 def _write_at(stream: io.FileIO, data: memoryview, offset: int) -> None:

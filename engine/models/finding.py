@@ -243,11 +243,15 @@ class _Search:
 
 def _keep(changed: Registry, known: Registry) -> None:
     """Write what is new; others may have changed the registry since it was read."""
-    latest = registry.read().with_loose(place for place in changed.loose if place not in known.loose)
-    for name, entry in changed.models.items():
-        if name not in known.models and name not in latest.models:
-            latest = latest.with_model(entry)
-    registry.write(latest)
+
+    def put(latest: Registry) -> Registry:
+        latest = latest.with_loose(place for place in changed.loose if place not in known.loose)
+        for name, entry in changed.models.items():
+            if name not in known.models and name not in latest.models:
+                latest = latest.with_model(entry)
+        return latest
+
+    registry.change(put)
 
 
 def _folders_in(folder: Path) -> Iterator[Path]:

@@ -8,7 +8,6 @@ are not. The library is imported when it is needed: it takes half a second.
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import re
@@ -22,7 +21,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from engine.files import write_whole
+from engine.files import PUBLIC, write_whole
 from engine.folders import APP, shown_path
 from engine.models.headers import read_header
 from engine.models.sources import HUB, SOURCES, Repository, Source
@@ -39,11 +38,12 @@ from engine.models.transfer import (
 )
 from engine.request import RequestError
 from engine.text import size
+from engine.untrusted import MAX_INDEX_BYTES, is_plain_name, read_file, read_object
 
 __all__ = ["SOURCES", "Prepared", "PullProgress", "Source", "delete", "found_in_cache", "prepare", "pull"]
 
 TICK_SECONDS = 0.2  # between two reports
-MAX_INDEX_BYTES = 32 * 2**20
+MAX_REFERENCE_BYTES = 1024
 OTHERS_BYTES = 16 * 2**20  # a larger file that a source does not bring is somebody else's
 
 
@@ -195,7 +195,7 @@ def _complete_snapshot(repository: Repository, cache: Path) -> Path | None:
     place = cache / _local(repository)
     current = ""
     with suppress(OSError, ValueError):
-        current = (place / "refs" / "main").read_text("utf-8").strip()
+        current = read_file(place / "refs" / "main", MAX_REFERENCE_BYTES).decode().strip()
     for snapshot in sorted(place.glob("snapshots/*"), key=lambda path: (path.name != current, path.name)):
         if all(any(_is_whole(snapshot / path) for path in entry.split("|")) for entry in repository.needed):
             return snapshot
@@ -206,9 +206,8 @@ def _is_whole(path: Path) -> bool:
     """Whether a file is there, with as many bytes as its header says, and with the shards that it names."""
     try:
         if path.name.endswith(".safetensors.index.json"):
-            with path.open("rb") as stream:
-                shards = set(json.loads(stream.read(MAX_INDEX_BYTES))["weight_map"].values())
-            return bool(shards) and all(Path(name).name == name and _is_whole(path.parent / name) for name in shards)
+            shards = set(read_object(path, MAX_INDEX_BYTES)["weight_map"].values())
+            return bool(shards) and all(is_plain_name(name) and _is_whole(path.parent / name) for name in shards)
         if path.suffix == ".safetensors":
             read_header(path)
         return path.is_file()
@@ -220,7 +219,7 @@ def _name_commit(listing: Listing) -> None:
     """Say which commit is `main`, as others look for it."""
     reference = listing.snapshot.parent.parent / "refs" / "main"
     try:
-        write_whole(reference, listing.snapshot.name.encode())
+        write_whole(reference, listing.snapshot.name.encode(), mode=PUBLIC)  # the cache is other programs', too
     except OSError as error:
         raise _disk_error(error, reference) from None
 

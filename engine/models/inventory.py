@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from engine.folders import shown_path
@@ -42,7 +43,7 @@ from engine.models.subjects import (
     uselessness,
 )
 from engine.request import RequestError
-from engine.text import some_of
+from engine.text import printable, quoted, some_of
 
 __all__ = ["Listing", "Part", "Scanned", "add", "listed", "loose", "pulled", "pulling", "remove", "scan", "show"]
 
@@ -52,7 +53,7 @@ CONVERTED = ("transformer", "text_encoder_2")  # whose FP8 forms are kept
 def listed() -> list[Listing]:
     """The published models, those that were added, and what completes models; never raises for a broken one."""
     known = registry.known()
-    added = sorted(known.models.keys() - {*catalog.BUILT_IN, *PARTS_ALONE})
+    added = sorted({*known.models, *known.broken} - {*catalog.BUILT_IN, *PARTS_ALONE})
     return [listing_of_name(name, known) for name in (*catalog.BUILT_IN, *added, *PARTS_ALONE)]
 
 
@@ -69,7 +70,7 @@ def loose() -> list[Part]:
 def show(name: str) -> Listing:
     """A model by name, or what lies in a file or a folder. Raises `RequestError` with the nearest name."""
     known = registry.known()
-    if name in (*catalog.BUILT_IN, *known.models, *PARTS_ALONE):
+    if name in (*catalog.BUILT_IN, *known.models, *known.broken, *PARTS_ALONE):
         return listing_of_name(name, known)
     path = catalog.existing(name)
     if path is None:
@@ -81,6 +82,8 @@ def show(name: str) -> Listing:
 
 
 def _unknown(name: str, known: Registry) -> RequestError:
+    if known.problem:
+        return RequestError("model", f"the model {quoted(name[:80])} is not found: {known.problem}")
     names = [*dict.fromkeys((*catalog.BUILT_IN, *known.models, *PARTS_ALONE))]
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known names: {some_of(names)}."
@@ -93,7 +96,11 @@ def add(path: Path, name: str | None = None, parts: Mapping[str, Path] = {}) -> 
     `parts` are places by component, also by `tokenizers`: a folder with both. Raises `RequestError` for what cannot
     be used, and for a model whose parts are missing.
     """
-    known = registry.read()
+    with registry.changing():  # its name must stay free until it is written
+        return _add(path, name, parts, registry.read())
+
+
+def _add(path: Path, name: str | None, parts: Mapping[str, Path], known: Registry) -> Listing:
     place = catalog.existing(str(path))
     if place is None:
         raise RequestError("path", f"{shown_path(path)} is not there; give a file or a folder with weights.")
@@ -186,6 +193,10 @@ def remove(name: str, *, files: bool = False) -> tuple[str, int]:
     known = registry.read()
     if name == catalog.DEMO:
         raise RequestError("model", "the demo model is part of the program; it stays.")
+    broken = next((key for key in known.broken if name in (key, printable(key))), None)
+    if broken is not None:
+        registry.change(lambda latest: latest.without_model(broken))
+        return f"the entry {quoted(name)}, which cannot be read, is forgotten.", 0
     entry = known.models.get(name)
     if entry is None:
         return _remove_unregistered(name, known, files=files)
@@ -198,7 +209,7 @@ def remove(name: str, *, files: bool = False) -> tuple[str, int]:
     freed = _forget_conversions(name, known) if files else 0
     if entry.pulled and files:
         freed += hub.delete(name)
-    registry.write(known.without_model(name))
+    registry.change(lambda latest: latest.without_model(name))
     if entry.pulled:
         return f"{name} is deleted.", freed
     return f"{name} is forgotten; its files are yours and stay at {shown_path(entry.path)}.", freed
@@ -210,9 +221,9 @@ def _remove_unregistered(name: str, known: Registry, *, files: bool) -> tuple[st
     def is_meant(place: Path) -> bool:
         return str(place) == name or is_same(place, path) or is_same(place.parent, path)
 
-    left = tuple(place for place in known.loose if not is_meant(place))
-    if left != known.loose:
-        registry.write(Registry(known.models, left))
+    meant = {place for place in known.loose if is_meant(place)}
+    if meant:
+        registry.change(lambda latest: replace(latest, loose=tuple(p for p in latest.loose if p not in meant)))
         return f"{shown_path(name)} is forgotten; it is yours and stays.", 0
     if name not in hub.SOURCES:
         raise _unknown(name, known)
@@ -256,17 +267,17 @@ def pulling(name: str, folder: Path) -> None:
             f"{name} is at {shown_path(entry.path)}, as you said; forget that first: t2i models remove {name}.",
         )
     if entry is None:
-        registry.write(known.with_model(Registered(name, folder, pulled=True)))
+        registry.change(lambda latest: latest.with_model(Registered(name, folder, pulled=True)))
 
 
 def pulled(name: str, where: Path | dict[str, Path]) -> Listing:
     """Make known what was downloaded: `where` is its folder, or are its folders by part."""
-    known = registry.read()
     parts = {} if isinstance(where, Path) else {part: path for part, path in where.items() if part in registry.PLACES}
     path = where if isinstance(where, Path) else next(iter(where.values()))
     entry = Registered(name, path, parts, pulled=True)
-    before = known.models.get(name)
-    if before is None or (before.pulled and before != entry):
-        known = known.with_model(entry)
-        registry.write(known)
-    return listing_of_name(name, known)
+
+    def put(latest: Registry) -> Registry:
+        before = latest.models.get(name)
+        return latest.with_model(entry) if before is None or before.pulled else latest
+
+    return listing_of_name(name, registry.change(put))

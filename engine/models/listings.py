@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.folders import shown_path
@@ -14,7 +14,7 @@ from engine.models.layouts import TITLES, Found
 from engine.models.model import DESCRIBING, DISTILLED, TOKENIZERS, Model, open_folder
 from engine.models.registry import DISTILLT5, TOKENIZERS_ALONE, Registered, Registry
 from engine.request import RequestError
-from engine.text import quoted
+from engine.text import printable, quoted
 
 KINDS = {True: "dev", False: "schnell"}  # by whether guidance is embedded
 LICENCES = {
@@ -60,6 +60,8 @@ class Listing:
 def listing_of_name(name: str, known: Registry) -> Listing:
     """Of a name that is known."""
     entry = known.models.get(name)
+    if fault := known.fault_of(name):
+        return replace(_broken(name, None, fault), name=printable(name), can_remove=True)
     if name == DISTILLT5:
         return distilled_listing(entry)
     if name == TOKENIZERS_ALONE:

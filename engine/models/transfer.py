@@ -9,6 +9,7 @@ named by their content, snapshots by their commit, and a lock that the library t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -21,6 +22,7 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import IO, Any
 
+from engine.files import PUBLIC, open_own, sync_folder
 from engine.folders import APP
 from engine.models.sources import Repository
 from engine.request import RequestError
@@ -187,6 +189,8 @@ class Transfer:
         lock = local.parent / ".locks" / local.name / f"{file.etag}.lock"
         for folder in (blob.parent, lock.parent, pointer.parent):
             folder.mkdir(parents=True, exist_ok=True)
+        if lock.is_symlink():  # older versions of the lock's library would empty what it leads to
+            raise OSError(errno.ELOOP, "it is a link, and nothing is written through one", str(lock))
         with self._lock:
             self._in_work[pointer] = file.path
         with self._locked(lock):
@@ -194,6 +198,7 @@ class Transfer:
                 if length(blob) != file.size:
                     self._receive(listing, file, _partial(blob), pointer)
                     os.replace(_partial(blob), blob)
+                    sync_folder(blob.parent)
                 _point(blob, pointer)
         with self._lock:
             self._have[pointer] = file.size
@@ -217,9 +222,9 @@ class Transfer:
 
         commit = listing.snapshot.name
         url = hf_hub_url(listing.repository.id, file.path, revision=commit, endpoint=constants.ENDPOINT)
-        with partial.open("ab") as stream:
+        with open(open_own(partial, os.O_CREAT | os.O_RDWR | os.O_APPEND, PUBLIC), "a+b") as stream:
             arriving = _Arriving(file, stream)
-            for _ in arriving.resume(partial):
+            for _ in arriving.resume():
                 self._raise_if_stopped()
             for _ in range(2):
                 self._receive_rest(url, arriving, key)
@@ -324,14 +329,14 @@ class _Arriving:
         self._stream = stream  # appends
         self._digest = _digest(file)
 
-    def resume(self, path: Path) -> Iterator[None]:
+    def resume(self) -> Iterator[None]:
         """Take over what an earlier pull left, a piece at a time."""
-        there = length(path) or 0
-        with path.open("rb") as stream:
-            while piece := stream.read(min(READ_BYTES, there - self.have)):
-                self._digest.update(piece)
-                self.have += len(piece)
-                yield
+        there = os.fstat(self._stream.fileno()).st_size
+        self._stream.seek(0)
+        while piece := self._stream.read(min(READ_BYTES, there - self.have)):
+            self._digest.update(piece)
+            self.have += len(piece)
+            yield
 
     def restart(self) -> None:
         self._stream.truncate(0)

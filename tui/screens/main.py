@@ -39,7 +39,7 @@ from tui.widgets.prompt import PromptArea
 from tui.widgets.timeline import Timeline
 
 PREVIEWS: tuple[PreviewSize, ...] = ("off", "low", "high")
-DRAFT_SECONDS = 0.5  # of quiet before the draft is written
+DRAFT_SECONDS = 1.0  # of what is typed, the most that a kill costs
 
 # Parameters that the header names only where the person chose them.
 UNUSUAL = ("cfg", "negative_prompt", "guidance_schedule", "cfg_zero", "apg", "salience", "distill")
@@ -330,9 +330,8 @@ class MainScreen(PicturesScreen):
 
     @on(TextArea.Changed, "#prompt")
     def _prompt_changed(self) -> None:
-        if self._draft_timer is not None:
-            self._draft_timer.stop()
-        self._draft_timer = self.set_timer(DRAFT_SECONDS, self.save_draft)
+        if self._draft_timer is None:  # one that is set stays: who types without a pause is not left out
+            self._draft_timer = self.set_timer(DRAFT_SECONDS, self.save_draft)
         self._show_variants()
 
     def _show_variants(self) -> None:
@@ -355,6 +354,9 @@ class MainScreen(PicturesScreen):
 
     def save_draft(self) -> None:
         """For the next start."""
+        if self._draft_timer is not None:
+            self._draft_timer.stop()
+            self._draft_timer = None
         self.t2i.session.history.save("draft", self.prompt.text)
         self.t2i.tell_notices()
 

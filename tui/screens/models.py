@@ -132,14 +132,14 @@ class ModelsScreen(Screen[None]):
         """Read it anew; returns at once."""
 
         def read() -> None:
-            from engine.models import inventory
+            from engine.models import inventory, registry
 
             try:
                 listings = inventory.listed()
                 for place in dict.fromkeys(part.place for part in inventory.loose()):
                     with suppress(RequestError):
                         listings.append(inventory.show(place))
-                self.post_message(self.Listed(listings, select=select))
+                self.post_message(self.Listed(listings, registry.known().problem, select=select))
             except (RequestError, OSError) as error:
                 self.post_message(self.Listed([], str(error)))
 
@@ -147,6 +147,8 @@ class ModelsScreen(Screen[None]):
 
     @on(Listed)
     def _listed(self, event: Listed) -> None:
+        if event.problem and event.listings and event.problem != self._problem:
+            self.t2i.say(event.problem, "warning")
         self._busy, self._problem = "", event.problem
         before = self.selected
         wanted = event.select or (before.name if before is not None else "")

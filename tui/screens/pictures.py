@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import shutil
@@ -275,6 +276,8 @@ class PicturesScreen(Screen[None]):
 def move_to_trash(path: Path) -> Path:
     """Move a picture to `.trash` beside it, never over another file; returns its new place. Raises OSError."""
     folder = path.parent / TRASH
+    if folder.is_symlink():
+        raise OSError(errno.ELOOP, "the trash folder is a link to elsewhere")
     folder.mkdir(exist_ok=True)
     for name in (path.name, f"{path.stem}-{time.time_ns()}{path.suffix}"):
         target = folder / name
