@@ -14,12 +14,15 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import pyte
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 20  # seconds
+UNPLAYED = re.compile(rb"\x1b\[\?[0-9]+\$p|\x1b\[[<>=][0-9]*u")  # what the emulator would print
 MODE = re.compile(rb"\x1b\[\?([0-9]+)[hl]")
 
 
@@ -32,21 +35,37 @@ class Terminal:
             os.chdir(ROOT)
             os.environ.update({"TERM": "xterm-256color", "COLORTERM": "truecolor", "LANG": "C.UTF-8", **environment})
             os.execv(sys.executable, [sys.executable, *command])
-        self.resize(*size)
         self.bytes_read = 0
         self.last_write = time.monotonic()  # when the program last wrote
         self.tail = b""
+        self._lock = threading.Lock()
+        self._screens = [pyte.Screen(*size), pyte.Screen(*size)]  # the usual one, and that of full-screen programs
+        self._streams = [pyte.ByteStream(screen) for screen in self._screens]
+        self._alternate = False
         self._set: dict[bytes, bytes] = {}  # the last that was done to each private mode
         self._closing = False
+        self.resize(*size)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def resize(self, columns: int, rows: int) -> None:
+        with self._lock:
+            for screen in self._screens:
+                screen.resize(rows, columns)
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def modes(self) -> set[bytes]:
         """What every private mode was set to last: b"\\x1b[?25l" says that the cursor is hidden."""
         return set(self._set.values())
+
+    def shown(self) -> str:
+        """What is on the screen, line by line."""
+        with self._lock:
+            return "\n".join(line.rstrip() for line in self._screens[self._alternate].display)
+
+    def wait_to_see(self, text: str) -> None:
+        """Until `text` is on the screen, however it came there."""
+        self.wait(lambda: text in self.shown())
 
     def write(self, data: bytes) -> None:
         os.write(self._master, data)
@@ -97,3 +116,17 @@ class Terminal:
             for mode in MODE.finditer(data):
                 self._set[mode[1]] = mode[0]
             self.tail = (self.tail + data)[-100_000:]
+            self._play(data)
+
+    def _play(self, data: bytes) -> None:
+        """Show it, and answer what a terminal answers."""
+        for _ in range(data.count(b"\x1b[5n")):
+            with suppress(OSError):
+                os.write(self._master, b"\x1b[0n")
+        with self._lock:
+            for part in re.split(rb"(\x1b\[\?1049[hl])", UNPLAYED.sub(b"", data)):
+                if part.startswith(b"\x1b[?1049"):
+                    self._alternate = part.endswith(b"h")
+                    self._screens[1].reset()
+                else:
+                    self._streams[self._alternate].feed(part)

@@ -22,7 +22,7 @@ class Editors(App[None]):
     CSS = "PromptArea { height: 6; border: round; } Field { height: 1; }"
 
     def compose(self) -> ComposeResult:
-        yield PromptArea(list, id="prompt")
+        yield PromptArea(list, lambda: None, id="prompt")
         yield Field(HIDDEN, id="field")
 
 

@@ -222,6 +222,7 @@ def test_textual_is_told_the_rate_and_the_colours(
         "TEXTUAL_FPS": fps,
         "TEXTUAL_ANIMATIONS": "none",
         "TEXTUAL_SMOOTH_SCROLL": "0",
+        "TEXTUAL_ESCAPE_DELAY": "10",
         "TEXTUAL_COLOR_SYSTEM": color,
     }
 

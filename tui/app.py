@@ -7,14 +7,17 @@ import gc
 import os
 import re
 import signal
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from textual._compositor import ChopsUpdate, LayoutUpdate
 from textual.app import App, SystemCommand
+from textual.driver import Driver
 from textual.screen import Screen
 from textual.scrollbar import ScrollBar, ScrollBarRender
 from textual.signal import Signal
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 Severity = Literal["information", "warning", "error"]
 DEFAULT_MODEL = "demo"
 SECOND_PRESS_SECONDS = 1.5  # a key pressed twice
+SECONDS_TO_END = 2.5  # until the process ends without its loop, when it is told to end
 NOTE_SECONDS, MAX_SAID = 6.0, 200
 
 
@@ -66,12 +70,14 @@ class T2IApp(App[None]):
         theme_is_chosen: bool = True,
         images: type[Any] | None = None,
         notices: Iterable[str] = (),
+        driver: type[Driver] | None = None,
     ) -> None:
         """`notices` are sentences for the person from before the start; `theme_is_chosen`: not just the default.
 
-        `images` is the widget that shows a picture by the terminal's own graphics, where it has some.
+        `images` is the widget that shows a picture by the terminal's own graphics, where it has some. `driver` is the
+        way to the terminal, where it is not Textual's.
         """
-        super().__init__()
+        super().__init__(driver_class=driver)
         self.settings, self.profile, self.keys = settings, profile, keys or Keys()
         self.images = images
         self.thumbnails = Thumbnails()
@@ -168,11 +174,23 @@ class T2IApp(App[None]):
         self.theme_changed_signal.subscribe(self, lambda theme: self.session.history.save("theme", theme.name))
         if self.is_headless is False:
             self.suspender.watch()
-            loop = asyncio.get_running_loop()
-            for name, handler in (("SIGHUP", self._hang_up), ("SIGTERM", self._terminate)):
+            for name, handler in (("SIGHUP", self.terminal_gone), ("SIGTERM", self._terminate)):
                 if hasattr(signal, name):
-                    with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows; not the main thread
-                        loop.add_signal_handler(getattr(signal, name), handler)
+                    self._end_at(getattr(signal, name), handler)
+
+    def _end_at(self, number: signal.Signals, handler: Callable[[], None]) -> None:
+        """Call `handler` in the loop when this signal comes, and end without it where the loop does not answer."""
+        loop = asyncio.get_running_loop()
+
+        def end(signalled: int, frame: object) -> None:
+            timer = threading.Timer(SECONDS_TO_END, os._exit, (128 + signalled,))
+            timer.daemon = True
+            timer.start()
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(handler)
+
+        with suppress(ValueError):  # not the main thread
+            signal.signal(number, end)
 
     def on_ready(self) -> None:
         """Painted for the first time."""
@@ -490,8 +508,7 @@ class T2IApp(App[None]):
 
     def action_redraw(self) -> None:
         """After another program wrote over the screen."""
-        self.refresh(repaint=True, layout=True)
-        self.screen.refresh(repaint=True, layout=True)
+        self.repaint()
 
     def action_suspend(self) -> None:
         """Back to the shell; its `fg` comes back here."""
@@ -521,15 +538,50 @@ class T2IApp(App[None]):
 
     def _terminate(self) -> None:
         self.leave()
-        self.exit()
+        self.exit(return_code=128 + signal.SIGTERM)
 
-    def _hang_up(self) -> None:
-        """The terminal has gone: nothing can be painted any more, so keep everything and end."""
+    def terminal_gone(self) -> None:
+        """Nothing can be painted any more: keep everything and end. A terminal that is there after all is put back."""
         with suppress(Exception):
             self.main.save_draft()
             self.session.save_parameters()
             self.session.history.close()
+        with suppress(Exception):
+            if self._driver is not None:
+                self._driver.stop_application_mode()
+                self._driver.close()
         os._exit(129)  # the engine sees the pipe close
+
+    def _display(self, screen: Screen[object], renderable: Any) -> None:
+        """Send a frame by our driver, which compares it with what the terminal shows."""
+        driver = self._driver
+        show = getattr(driver, "show", None)
+        if show is None or self._batch_count or not self._running or self._closed:
+            super()._display(screen, renderable)
+            return
+        try:
+            if isinstance(renderable, LayoutUpdate | ChopsUpdate):
+                cursor = self.screen.outer_size.clamp_offset(self.cursor_position)
+                show(renderable, (cursor.x, cursor.y), self.size)
+            elif renderable is not None:
+                super()._display(screen, renderable)
+                driver.forget()  # type: ignore[union-attr]
+        except Exception as error:
+            self._handle_exception(error)
+        finally:
+            self.post_display_hook()
+
+    def catch_up(self) -> None:
+        """The terminal takes frames again, after some were left out: show it what there is now."""
+        if self._running and not self._closed:
+            self._display(self.screen, self.screen._compositor.render_full_update())
+
+    def repaint(self) -> None:
+        """Another program wrote over the screen: all of it is sent again."""
+        forget = getattr(self._driver, "forget", None)
+        if forget is not None:
+            forget()
+        self.catch_up()
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """Every command of the table that works on this screen, with its key; then the themes."""

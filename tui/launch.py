@@ -14,6 +14,8 @@ from engine import folders
 from engine.console import is_terminal, say
 
 if TYPE_CHECKING:
+    from textual.driver import Driver
+
     from tui.app import T2IApp
 
 
@@ -81,7 +83,18 @@ def open_app(flags: dict[str, object]) -> T2IApp:
         theme_is_chosen="theme" in {**config, **flags},
         images=images,
         notices=[text for text in (problem, output_problem, keymap_problem) if text],
+        driver=_driver(slow=profile.ssh),
     )
+
+
+def _driver(*, slow: bool) -> type[Driver] | None:
+    """Our way to the terminal; on Windows Textual's. A `slow` line may part what belongs together."""
+    if sys.platform == "win32":
+        return None
+    from tui.display.driver import TerminalDriver
+
+    TerminalDriver.rest_seconds = 0.25 if slow else 0.1
+    return TerminalDriver
 
 
 def _terminal_images() -> type[Any] | None:

@@ -98,6 +98,7 @@ def environment(profile: TerminalProfile) -> dict[str, str]:
         "TEXTUAL_FPS": str(max(typing_fps, profile.fps)),
         "TEXTUAL_ANIMATIONS": "none",
         "TEXTUAL_SMOOTH_SCROLL": "0",
+        "TEXTUAL_ESCAPE_DELAY": "10",  # milliseconds; our driver waits for the rest of a sequence
     }
     if profile.color == "none":  # Textual then draws in the greys that it finds for itself
         return {**variables, "NO_COLOR": "1"}

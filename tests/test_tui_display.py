@@ -1,0 +1,362 @@
+"""What is sent to the terminal: only what changed, right in every terminal, and never waited for."""
+
+from __future__ import annotations
+
+import os
+import pty
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import pyte
+import pytest
+from rich.color import ColorSystem
+from rich.segment import Segment
+from rich.style import Style
+from textual.geometry import Region
+from textual.strip import Strip
+
+from tests.apps import run, running, screen_text
+from tui.display.cells import Cells, Look, Piece, change, look_of
+from tui.display.driver import ANSWERS, TerminalDriver, pieces_of
+from tui.display.writer import QUESTION, Writer
+
+WIDTH, HEIGHT = 40, 12
+DEPTHS = [ColorSystem.STANDARD, ColorSystem.EIGHT_BIT, ColorSystem.TRUECOLOR]
+TEXTS = ["a", "red circle", "  ", "▀▄▀", "█▌", "─╮", "日本", "é", "ü…", "→", "x日y", " · ", "ー"]
+
+
+def seen(screen: pyte.Screen) -> list[list[tuple[Any, ...]]]:
+    """What a person sees, cell by cell: of a space only the background, half a block on its own colour is a space."""
+    rows: list[list[tuple[Any, ...]]] = []
+    for y in range(screen.lines):
+        row: list[tuple[Any, ...]] = []
+        for x in range(screen.columns):
+            cell = screen.buffer[y][x]
+            foreground, background = (cell.bg, cell.fg) if cell.reverse else (cell.fg, cell.bg)
+            lines = (cell.underscore, cell.strikethrough)
+            if cell.data == " " or (cell.data in "▀▄" and foreground == background and foreground != "default"):
+                row.append((" ", background, lines, foreground if any(lines) else ""))
+            else:
+                row.append((cell.data, background, lines, foreground, cell.bold, cell.italics))
+        rows.append(row)
+    return rows
+
+
+def painted(pieces: list[Piece], depth: ColorSystem) -> pyte.Screen:
+    """A terminal on which each strip was painted whole, as Textual does."""
+    screen = pyte.Screen(WIDTH, HEIGHT)
+    stream = pyte.Stream(screen)
+    for row, column, strip in pieces:
+        text = "".join(
+            text if style is None else f"\x1b[{Strip.render_ansi(style, depth)}m{text}\x1b[m"
+            for text, style, _ in strip
+        )
+        stream.feed(f"\x1b[m\x1b[{row + 1};{column + 1}H{text}")
+    return screen
+
+
+def a_style(chance: random.Random) -> Style | None:
+    if chance.random() < 0.2:
+        return None
+    colours = ["default", "#102030", "#ff0000", "#fe0000", "color(12)", "color(200)", "bright_black", None]
+    attributes: dict[str, Any] = {
+        name: True for name in ("bold", "italic", "underline", "reverse", "strike") if chance.random() < 0.1
+    }
+    return Style(color=chance.choice(colours), bgcolor=chance.choice(colours), **attributes)
+
+
+def a_line(chance: random.Random, width: int) -> Strip:
+    """A strip of just this width."""
+    segments: list[Segment] = []
+    while sum(segment.cell_length for segment in segments) < width:
+        segments.append(Segment(chance.choice(TEXTS), a_style(chance)))
+    return Strip(segments).crop(0, width)
+
+
+@pytest.mark.parametrize("depth", DEPTHS, ids=lambda depth: depth.name)
+@pytest.mark.parametrize("seed", range(6))
+def test_what_changed_is_all_that_a_terminal_needs(seed: int, depth: ColorSystem) -> None:
+    chance = random.Random(seed)
+    cells = Cells(depth)
+    cells.forget(WIDTH, HEIGHT)
+    screen = pyte.Screen(WIDTH, HEIGHT)
+    stream = pyte.Stream(screen)
+    shown = {row: a_line(chance, WIDTH) for row in range(HEIGHT)}
+    pieces = [(row, 0, line) for row, line in shown.items()]
+    stream.feed(cells.update(pieces, (3, 3)))
+    assert seen(screen) == seen(painted(pieces, depth))
+    for _ in range(30):
+        row, column = chance.randrange(HEIGHT), chance.randrange(0, WIDTH, 2)
+        part = a_line(chance, chance.randint(1, WIDTH - column))
+        line = shown[row]
+        shown[row] = Strip.join([line.crop(0, column), part, line.crop(column + part.cell_length, WIDTH)])
+        if chance.random() < 0.5:
+            pieces = [(row, 0, shown[row])]
+        else:  # pieces as widgets paint them; what a wide character loses beside them is painted, too
+            ends = (0, column, column + part.cell_length, WIDTH)
+            pieces = [(row, start, shown[row].crop(start, end)) for start, end in pairwise(ends)]
+            pieces = [piece for piece in pieces if piece[2].cell_length]
+        cursor = (chance.randrange(WIDTH), chance.randrange(HEIGHT))
+        stream.feed(cells.update(pieces, cursor))
+        assert (screen.cursor.x, screen.cursor.y) == cursor
+        whole = [(row, 0, line) for row, line in shown.items()]
+        assert seen(screen)[row] == seen(painted(whole, depth))[row]
+        assert cells.update(whole, cursor) == ""
+
+
+def text_of(text: str, style: str = "") -> Strip:
+    return Strip([Segment(text, Style.parse(style) if style else None)])
+
+
+def test_a_letter_costs_a_few_bytes_and_nothing_costs_nothing() -> None:
+    cells = Cells(ColorSystem.EIGHT_BIT)
+    cells.forget(80, 24)
+    cells.update([(row, 0, text_of("x" * 80, "#ff0000 on #000000")) for row in range(24)], (0, 0))
+    line = "x" * 40 + "y" + "x" * 39
+    assert len(cells.update([(5, 0, text_of(line, "#ff0000 on #000000"))], (41, 5))) <= 10
+    assert cells.update([(5, 0, text_of(line, "#ff0000 on #000000"))], (41, 5)) == ""
+    assert cells.update([(5, 0, text_of(line, "#fe0000 on #000000"))], (41, 5)) == "", "the same of 256 colours"
+
+
+def test_a_terminals_own_graphics_pass_unchanged() -> None:
+    cells = Cells(ColorSystem.TRUECOLOR)
+    cells.forget(20, 3)
+    cells.update([(row, 0, text_of(" " * 20)) for row in range(3)])
+    graphics = Strip([Segment("\x1b_Ga=T;AAAA\x1b\\", None, [(1, 2)]), Segment("    ")], 4)  # type: ignore[list-item]
+    sent = cells.update([(1, 2, graphics)])
+    assert "\x1b[2;3H" in sent
+    assert "\x1b_Ga=T;AAAA\x1b\\" in sent
+    again = cells.update([(1, 0, text_of(" " * 20))], (0, 0))
+    assert "    " in again, "what lay under them is painted again"
+    assert again.startswith("\x1b[2;"), "the cursor was not known"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "sent"),
+    [
+        (None, Look(), "\x1b[m"),
+        (None, Look("38;5;1", "", ("1",)), "\x1b[0;1;38;5;1m"),
+        (Look("31", "42"), Look("31", "43"), "\x1b[43m"),
+        (Look("31", "42"), Look("", "42"), "\x1b[39m"),
+        (Look("31", "42", ("1",)), Look("31", "42"), "\x1b[22m"),
+        (Look("31", "42", ("1", "2")), Look("31", "42", ("2",)), "\x1b[22;2m"),
+        (Look("38;2;1;2;3", "48;2;1;2;3", ("1", "4")), Look(), "\x1b[m"),
+    ],
+)
+def test_the_shortest_change_of_style_is_sent(before: Look | None, after: Look, sent: str) -> None:
+    assert change(before, after) == sent
+
+
+def test_colours_are_compared_as_the_terminal_gets_them() -> None:
+    near, other = Style.parse("#102030 on #000000"), Style.parse("#112030 on #000000")
+    assert look_of(near, ColorSystem.EIGHT_BIT) == look_of(other, ColorSystem.EIGHT_BIT)
+    assert look_of(near, ColorSystem.TRUECOLOR) != look_of(other, ColorSystem.TRUECOLOR)
+
+
+# The app, on a terminal that plays what it is sent.
+
+KEYS = [*"abc ", *"left up down backspace escape f1 f9 ctrl+r tab enter pagedown question_mark".split()]
+
+
+@pytest.mark.parametrize("depth", DEPTHS, ids=lambda depth: depth.name)
+def test_a_session_leaves_the_terminal_as_a_whole_frame_would(depth: ColorSystem) -> None:
+    async def session() -> None:
+        chance = random.Random(depth.value)
+        async with running((80, 24), engine=False) as (app, pilot):
+            screen = pyte.Screen(80, 24)
+            stream = pyte.Stream(screen)
+            cells = Cells(depth)
+            sizes: list[int] = []
+
+            def show(update: Any, cursor: tuple[int, int], size: tuple[int, int]) -> None:
+                if (cells.width, cells.height) != tuple(size):
+                    cells.forget(*size)
+                    screen.resize(size[1], size[0])
+                text = cells.update(pieces_of(update), cursor)
+                sizes.append(len(text))
+                stream.feed(text)
+
+            app._driver.show, app._driver.forget = show, lambda: cells.forget(*app.size)  # type: ignore[union-attr]
+            app.repaint()
+            for number in range(40):
+                await pilot.press(chance.choice(KEYS))
+                if number == 20:
+                    await pilot.resize_terminal(100, 30)
+                    app.repaint()
+            await pilot.pause()
+            app.catch_up()
+            shown = seen(screen)
+            text = [line.split() for line in screen.display]
+            app.repaint()
+            assert shown == seen(screen)
+            assert text == [line.split() for line in screen_text(app).split("\n")]
+            app.catch_up()
+            assert sizes[-1] == 0, "a frame that is shown already costs nothing"
+
+    run(session())
+
+
+# The way there.
+
+
+class Line:
+    """A pseudo-terminal whose other end reads when it is told to, and answers questions if it is a terminal's."""
+
+    def __init__(self, *, answers: bool = True) -> None:
+        self.master, self.slave = pty.openpty()
+        os.set_blocking(self.master, False)
+        self.answers = answers
+        self.room, self.gone = threading.Event(), threading.Event()
+        self.writer = Writer(self.slave, room=self.room.set, gone=self.gone.set)
+
+    def read(self) -> bytes:
+        data = b""
+        while True:
+            try:
+                part = os.read(self.master, 65536)
+            except BlockingIOError:
+                break
+            data += part
+        if self.answers:
+            for _ in range(data.count(QUESTION)):
+                self.writer.answered()
+        return data
+
+    def frame(self, size: int) -> bool:
+        """Send a frame if there is room for one, as the driver does."""
+        if not self.writer.has_room():
+            return False
+        self.writer.write(b"x" * size)
+        self.writer.ask(size)
+        return True
+
+
+@pytest.fixture
+def line() -> Iterator[Callable[..., Line]]:
+    lines: list[Line] = []
+
+    def make(**options: Any) -> Line:
+        lines.append(Line(**options))
+        return lines[-1]
+
+    yield make
+    for each in lines:
+        each.writer.close(0.0)
+        for end in (each.master, each.slave):
+            os.close(end)
+
+
+def test_a_terminal_that_takes_nothing_is_not_waited_for(line: Callable[..., Line]) -> None:
+    frozen = line()
+    began = time.monotonic()
+    sent = sum(frozen.frame(5000) for _ in range(200))
+    for _ in range(20):
+        frozen.writer.write(b"\x07")  # what must not be left out is kept
+    assert sent < 5, "frames are left out"
+    assert time.monotonic() - began < 5
+    data = b""
+    while not frozen.room.is_set():  # it reads again
+        data += frozen.read()
+        time.sleep(0.001)
+    assert frozen.frame(10), "and there is room at once"
+    assert frozen.writer.drain(5)
+    data += frozen.read()
+    assert data.count(b"\x07") == 20
+    assert data.count(b"x") == sent * 5000 + 10
+
+
+def test_only_one_frame_is_on_its_way_to_a_terminal_that_answers(line: Callable[..., Line]) -> None:
+    slow = line()
+    assert slow.frame(3000)
+    assert slow.writer.drain(5)
+    slow.read()  # and it has answered
+    assert slow.frame(3000)
+    assert slow.writer.drain(5), "the line has taken it"
+    assert not slow.frame(3000), "but nobody has seen it yet"
+    slow.read()
+    assert slow.room.wait(5)
+    assert slow.frame(3000)
+
+
+def test_a_terminal_that_answers_nothing_gets_a_bounded_rate(line: Callable[..., Line]) -> None:
+    silent = line(answers=False)
+    sent = 0
+    began = time.monotonic()
+    while time.monotonic() - began < 0.5:
+        sent += silent.frame(4000)
+        silent.read()
+        time.sleep(0.002)
+    assert 4 <= sent <= 12
+
+
+def test_a_terminal_that_is_gone_is_told_once(line: Callable[..., Line]) -> None:
+    lost = line()
+    os.close(lost.master)
+    lost.writer.write(b"x")
+    assert lost.gone.wait(5)
+    lost.writer.write(b"x")
+    assert lost.writer.drain(0.1)
+    lost.master = os.open("/dev/null", os.O_RDONLY)
+
+
+@pytest.mark.parametrize(
+    ("data", "typed"),
+    [
+        (b"a\x1b[0nb", b"ab"),
+        (b"\x1b[?62;22;52c", b""),
+        (b"\x1b[>1;10;0c\x1b[?1;2cx", b"x"),
+        (b"\x1b]11;rgb:0000/0000/0000\x1b\\y", b"y"),
+        (b"\x1bP>|XTerm(370)\x1b\\z", b"z"),
+        (b"\x1b_Gi=31;OK\x1b\\", b""),
+        (b"\x1b[A\x1b[1;2R\x1b[97u\x1b[200~text\x1b[201~", b"\x1b[A\x1b[1;2R\x1b[97u\x1b[200~text\x1b[201~"),
+        ("ü日".encode(), "ü日".encode()),
+    ],
+)
+def test_answers_are_never_text(data: bytes, typed: bytes) -> None:
+    """In whatever pieces they arrive; keys are left as they are."""
+    assert ANSWERS.sub(b"", data) == typed
+    driver = object.__new__(TerminalDriver)
+    driver.writer = None
+    for size in (1, 2, 3, len(data)):
+        held, found = b"", b""
+        for start in range(0, len(data), size):
+            passed, held = driver._without_answers(held + data[start : start + size], final=False)
+            found += passed
+        found += driver._without_answers(held, final=True)[0]
+        assert found == typed
+
+
+def test_a_frame_is_left_out_while_the_terminal_is_behind() -> None:
+    from textual._compositor import LayoutUpdate
+
+    class Full:
+        is_gone, room = False, True
+
+        def has_room(self) -> bool:
+            return self.room
+
+        def write(self, data: bytes) -> None:
+            self.sent = data
+
+        def ask(self, size: int) -> None: ...
+
+    driver, writer = object.__new__(TerminalDriver), Full()
+    driver.writer = writer  # type: ignore[assignment]
+    driver.cells = Cells(ColorSystem.TRUECOLOR)
+    driver.cells.forget(10, 1)
+
+    class App:
+        _sync_available = False
+
+    driver._app = App()  # type: ignore[assignment]
+    frame = LayoutUpdate([[text_of("0123456789")]], Region(0, 0, 10, 1))
+    writer.room = False
+    driver.show(frame, (0, 0), (10, 1))
+    assert not hasattr(writer, "sent")
+    writer.room = True
+    driver.show(frame, (0, 0), (10, 1))
+    assert b"0123456789" in writer.sent, "nothing was believed to be shown"

@@ -1,0 +1,292 @@
+"""What the terminal shows, cell by cell, and the shortest text that makes it show something else.
+
+A frame is compared with what was sent before: cursor moves, runs of cells that changed, and the shortest change of
+style are all that is written. Colours are compared as they are after they were made fit for the terminal. Nothing here
+knows Textual's widgets: a frame is pieces of lines, each a strip of segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+from rich.cells import split_graphemes
+from rich.color import ColorSystem
+from rich.style import Style
+from textual.strip import Strip
+
+MAX_GAP = 4  # cells that did not change are written again rather than passed over, where that is no longer
+
+
+class Look(NamedTuple):
+    """A style as SGR parameters: colours (empty for the terminal's own), and all else in order."""
+
+    foreground: str = ""
+    background: str = ""
+    attributes: tuple[str, ...] = ()
+
+
+class Cell(NamedTuple):
+    """A grapheme and its look. A wide one is followed by a cell with no text; `None` in a grid is not known."""
+
+    text: str
+    look: Look
+    width: int = 1
+    sure: bool = True  # every terminal moves its cursor by this width
+
+
+Piece = tuple[int, int, Strip]  # row, column, what begins there
+PLAIN = Look()
+OFF = {  # what turns an attribute off
+    "1": "22",
+    "2": "22",
+    "3": "23",
+    "4": "24",
+    "21": "24",
+    "5": "25",
+    "6": "25",
+    "7": "27",
+    "8": "28",
+    "9": "29",
+    "51": "54",
+    "52": "54",
+    "53": "55",
+}
+SEEN_ON_SPACES = {"4", "21", "7", "9", "51", "52", "53"}  # lines and reversal
+FULL, UPPER, LOWER = "\u2588", "\u2580", "\u2584"  # blocks
+
+
+class Cells:
+    """What one terminal shows."""
+
+    def __init__(self, color_system: ColorSystem) -> None:
+        self.color_system = color_system
+        self.width = self.height = 0
+        self.forget(0, 0)
+
+    def forget(self, width: int, height: int) -> None:
+        """Nothing is known of what the terminal shows, which has this size."""
+        self.width, self.height = width, height
+        self._rows: list[list[Cell | None]] = [[None] * width for _ in range(height)]
+        self._strips: list[dict[int, Strip]] = [{} for _ in range(height)]  # what each row was made of
+        self._x: int | None = None  # where the cursor is; not known behind what some terminals show wider
+        self._y: int | None = None
+        self._look: Look | None = None  # in which the terminal writes
+
+    def update(self, pieces: Iterable[Piece], cursor: tuple[int, int] | None = None) -> str:
+        """What makes the terminal show these pieces, and the cursor at (column, row); empty where it does already."""
+        out: list[str] = []
+        for row, column, strip in pieces:
+            if 0 <= row < self.height and 0 <= column < self.width:
+                self._show(row, column, strip, out)
+        if cursor is not None and cursor != (self._x, self._y) and cursor[0] < self.width and cursor[1] < self.height:
+            self._move(*cursor, out)
+        return "".join(out)
+
+    def _show(self, row: int, column: int, strip: Strip, out: list[str]) -> None:
+        known = self._strips[row]
+        if known.get(column) is strip:
+            return
+        end = min(self.width, column + strip.cell_length)
+        for other in [start for start, before in known.items() if start < end and column < start + before.cell_length]:
+            del known[other]
+        if any(segment.control for segment in strip):
+            self._pass_on(row, column, end, strip, out)
+            return
+        known[column] = strip
+        cells = list(cells_of(strip, self.color_system))[: end - column]
+        if cells and cells[-1].width > 1:
+            cells[-1] = blank(cells[-1].look)  # half of a wide character does not fit
+        shown = self._rows[row]
+        before = shown[column : column + len(cells)]
+        if cells == before:
+            return
+        self._break(row, column)
+        self._break(row, column + len(cells))
+        shown[column : column + len(cells)] = cells
+        for start, stop in runs(before, cells):
+            self._write(row, column + start, cells[start:stop], out)
+
+    def _break(self, row: int, column: int) -> None:
+        """Where a wide character is cut in two, what is left of it is the terminal's choice."""
+        shown = self._rows[row]
+        if not 0 < column < self.width or (cell := shown[column]) is None or cell.text:
+            return
+        for half in (column - 1, column):
+            shown[half] = None
+            known = self._strips[row]
+            for start in [start for start, strip in known.items() if start <= half < start + strip.cell_length]:
+                del known[start]
+
+    def _pass_on(self, row: int, column: int, end: int, strip: Strip, out: list[str]) -> None:
+        """A strip with control sequences of its own (a terminal's graphics): unchanged, and nothing is known after."""
+        self._rows[row][column:end] = [None] * (end - column)
+        self._x = self._y = None
+        self._move(column, row, out)
+        self._change_look(PLAIN, out)
+        render = strip.render_style
+        for text, style, control in strip:
+            out.append(text if style is None or control else render(style, text, self.color_system))
+        self._x = self._y = None
+
+    def _write(self, row: int, column: int, cells: list[Cell], out: list[str]) -> None:
+        """Cells from a column on."""
+        for x, (text, look, width, sure) in enumerate(cells, column):
+            if not text:
+                continue
+            self._move(x, row, out)
+            if self._look is None or not is_seen_so(text, look, self._look):
+                self._change_look(look, out)
+            out.append(text)
+            # Behind some characters, and in the last column, terminals do not agree on where the cursor is.
+            self._x = x + width if sure and x + width < self.width else None
+
+    def _move(self, x: int, y: int, out: list[str]) -> None:
+        """The cursor to a cell, in as few bytes as every terminal understands."""
+        if (x, y) == (self._x, self._y):
+            return
+        ways = [f"\x1b[{y + 1};{x + 1}H" if x else f"\x1b[{y + 1}H" if y else "\x1b[H"]
+        if x == 0 and self._y is not None and y in (self._y, self._y + 1):
+            ways.append("\r" if y == self._y else "\r\n")
+        if self._x is not None and y == self._y:
+            steps = x - self._x
+            ways.append(f"\x1b[{abs(steps) if abs(steps) > 1 else ''}{'C' if steps > 0 else 'D'}")
+            if 0 < -steps <= 3:
+                ways.append("\b" * -steps)
+        out.append(min(ways, key=len))
+        self._x, self._y = x, y
+
+    def _change_look(self, look: Look, out: list[str]) -> None:
+        if look != self._look:
+            out.append(change(self._look, look))
+            self._look = look
+
+
+def runs(before: list[Cell | None], cells: list[Cell]) -> Iterator[tuple[int, int]]:
+    """Where cells differ, as (start, stop); short gaps of the same look are none. No run begins inside a character."""
+    start = stop = -1
+    for place, (old, new) in enumerate(zip(before, cells, strict=False)):
+        if old == new:
+            continue
+        if start >= 0 and place - stop <= MAX_GAP:
+            look = cells[stop - 1].look
+            if all(cell.sure and cell.text and is_seen_so(cell.text, cell.look, look) for cell in cells[stop:place]):
+                stop = place + 1
+                continue
+        if start >= 0:
+            yield start, stop
+        start, stop = place, place + 1
+        while start and not cells[start].text:
+            start -= 1
+    if start >= 0:
+        yield start, stop
+
+
+def cells_of(strip: Strip, color_system: ColorSystem) -> Iterator[Cell]:
+    """The cells that a strip fills."""
+    for text, style, _ in strip:
+        look = look_of(style, color_system) if style is not None else PLAIN
+        if text.isascii() and text.isprintable():
+            if text.isspace():
+                yield from [blank(look)] * len(text)
+                continue
+            space = blank(look)
+            for character in text:
+                yield space if character == " " else Cell(character, look)
+            continue
+        for start, end, width in split_graphemes(text)[0]:
+            grapheme = text[start:end]
+            if not width or (not grapheme.isprintable() and len(grapheme) == 1):
+                continue  # nothing to be seen; Textual cleans what it prints
+            if width == 1 and len(grapheme) == 1:
+                yield half(grapheme, look)
+                continue
+            yield Cell(grapheme, look, width, sure=False)
+            yield from [Cell("", look)] * (width - 1)
+
+
+def is_seen_so(text: str, look: Look, other: Look) -> bool:
+    """Whether a text is the same in another look: of a space only the background is seen."""
+    if look == other:
+        return True
+    return text == " " and look.background == other.background and not (look.attributes or other.attributes)
+
+
+@lru_cache(4096)
+def blank(look: Look) -> Cell:
+    """A space: of its look only what is seen on it."""
+    attributes = tuple(each for each in look.attributes if each in SEEN_ON_SPACES)
+    return Cell(" ", Look(look.foreground if attributes else "", look.background, attributes))
+
+
+@lru_cache(16384)
+def half(character: str, look: Look) -> Cell:
+    """A character of one cell; half a block on its own colour is a space."""
+    if character in (UPPER, LOWER) and not look.attributes and look.background == as_background(look.foreground):
+        return blank(look)
+    if character == " ":
+        return blank(look)
+    return Cell(character, look, sure=character < "\u0300" or "\u2500" <= character <= "\u25ff")
+
+
+@lru_cache(1024)
+def as_background(foreground: str) -> str:
+    """The same colour as a background."""
+    if not foreground:
+        return "none"  # the terminal's own two colours are not the same
+    if foreground.startswith("38;"):
+        return "4" + foreground[1:]
+    return str(int(foreground) + 10)
+
+
+@lru_cache(4096)
+def look_of(style: Style, color_system: ColorSystem) -> Look:
+    """A style as the terminal gets it."""
+    codes = Strip.render_ansi(style, color_system)
+    foreground = background = ""
+    attributes: list[str] = []
+    waiting = codes.split(";") if codes else []
+    while waiting:
+        code = waiting.pop(0)
+        if code in ("38", "48"):
+            count = 2 if waiting[0] == "5" else 4
+            color = ";".join([code, *waiting[:count]])
+            del waiting[:count]
+        elif code.isdecimal() and (30 <= int(code) <= 37 or 90 <= int(code) <= 97):
+            foreground = code
+            continue
+        elif code.isdecimal() and (40 <= int(code) <= 47 or 100 <= int(code) <= 107):
+            background = code
+            continue
+        elif code in ("39", "49"):
+            continue
+        else:
+            attributes.append(code)
+            continue
+        if code == "38":
+            foreground = color
+        else:
+            background = color
+    return Look(foreground, background, tuple(attributes))
+
+
+@lru_cache(65536)
+def change(before: Look | None, after: Look) -> str:
+    """The shortest sequence from one look to another; from an unknown one everything is said."""
+    whole = ";".join(part for part in (*after.attributes, after.foreground, after.background) if part)
+    fresh = f"\x1b[0;{whole}m" if whole else "\x1b[m"
+    if before is None:
+        return fresh
+    gone = [each for each in before.attributes if each not in after.attributes]
+    off = list(dict.fromkeys(OFF.get(each, "0") for each in gone))
+    if "0" in off:
+        return fresh
+    # 22 ends bold and dim alike: what stays of the two is said again.
+    again = [each for each in after.attributes if each not in before.attributes or OFF.get(each) in off]
+    parts = [*off, *again]
+    if after.foreground != before.foreground:
+        parts.append(after.foreground or "39")
+    if after.background != before.background:
+        parts.append(after.background or "49")
+    return min(f"\x1b[{';'.join(parts)}m", fresh, key=len)

@@ -1,0 +1,176 @@
+"""Textual's driver for POSIX terminals with output that never blocks and sends only what changed.
+
+Frames come as strips (`show`), are compared with what the terminal shows, and are left out while it is behind; when it
+has caught up the app is asked for one whole frame, of which again only the difference is sent. Answers to questions are
+taken out of what is typed. A terminal that is gone is told to the app once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import sys
+from codecs import getincrementaldecoder
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from rich.color import ColorSystem
+from textual._compositor import ChopsUpdate, LayoutUpdate
+from textual._parser import ParseError
+from textual.drivers import linux_driver
+from textual.drivers.linux_driver import LinuxDriver
+
+from tui.display.cells import Cells, Piece
+from tui.display.writer import ANSWER, Writer
+from tui.paste import PasteSafeParser
+
+if TYPE_CHECKING:
+    from textual.app import App
+
+SYNCHRONIZED = 600  # bytes from which on a frame is shown at once rather than as it comes
+BEGIN, END = "\x1b[?2026h", "\x1b[?2026l"
+FOCUS_EVENTS = "\x1b[?1004h"
+# Answers of terminals to questions, of ours or of a program before us: device attributes, status, version, colours,
+# graphics. Cursor positions are left to Textual: a key looks like one.
+ANSWERS = re.compile(
+    rb"\x1b\[[?>=]?[\d;]*c|\x1b\[\??\d*n|\x1b\[[\d;]*x|\x1b\](?:\d+;)[^\x07\x1b]{0,2000}(?:\x07|\x1b\\)"
+    rb"|\x1b[P_][^\x1b]{0,2000}\x1b\\"
+)
+# What may become one, or a key, when more arrives.
+BEGUN = re.compile(rb"\x1b(?:\[[?>=]?[\d;]*|\](?:\d*(?:;[^\x07\x1b]{0,2000}\x1b?)?)|[P_][^\x1b]{0,2000}\x1b?)?\Z")
+LOOK_SECONDS = 0.1  # between two looks at whether the driver is to end
+
+
+class Watched(Protocol):
+    """What the driver asks of the app."""
+
+    def catch_up(self) -> None: ...
+    def terminal_gone(self) -> None: ...
+
+
+class TerminalDriver(LinuxDriver):
+    """Writes differences to the terminal, and never waits for it."""
+
+    # Seconds in which the rest of a sequence may come after an escape character that is not the key. Slow lines part
+    # them; Textual's own wait (`tui.profile`) is short.
+    rest_seconds = 0.1
+
+    def __init__(self, app: App[Any], **options: Any) -> None:
+        super().__init__(app, **options)
+        self.cells = Cells(ColorSystem.TRUECOLOR)
+        self.writer: Writer | None = None
+        self._synchronizes = False
+
+    def show(self, update: LayoutUpdate | ChopsUpdate, cursor: tuple[int, int], size: tuple[int, int]) -> None:
+        """Send what of a frame the terminal does not show; nothing while it is behind, and all of it afterwards."""
+        if self.writer is None or self.writer.is_gone or not self.writer.has_room():
+            return
+        app = self._app
+        if (self.cells.width, self.cells.height) != size:
+            self.cells.color_system = app.console._color_system or ColorSystem.TRUECOLOR
+            self.cells.forget(*size)
+        text = self.cells.update(pieces_of(update), cursor)
+        if not text:
+            return
+        if app._sync_available and len(text) >= SYNCHRONIZED:
+            text = f"{BEGIN}{text}{END}"
+        data = self._encoded(text)
+        self.writer.write(data)
+        self.writer.ask(len(data))
+
+    def forget(self) -> None:
+        """Something else has written to the terminal: the next frame is sent whole."""
+        self.cells.forget(self.cells.width, self.cells.height)
+
+    def write(self, data: str) -> None:
+        """Control sequences and the like; never left out, so nothing large belongs here."""
+        if self.writer is not None:
+            self.writer.write(self._encoded(data.replace(FOCUS_EVENTS, "")))
+
+    def start_application_mode(self) -> None:
+        """As Textual does, but with our writer."""
+        setattr(linux_driver, "WriterThread", self._start_writer)  # noqa: B010 (not declared as ours to set)
+        super().start_application_mode()  # type: ignore[no-untyped-call]
+        self.forget()
+
+    def stop_application_mode(self) -> None:
+        """Leave the terminal as it was found."""
+        self.write("\x1b[m")
+        super().stop_application_mode()
+
+    def close(self) -> None:
+        """Write what is left, and end the writer; a terminal that takes nothing is given up after a second."""
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
+
+    def _start_writer(self, file: Any) -> _Started:
+        loop, app = self._loop, cast("Watched", self._app)
+
+        def later(call: Any) -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(call)
+
+        self.writer = Writer(file.fileno(), room=lambda: later(app.catch_up), gone=lambda: later(app.terminal_gone))
+        return _Started()
+
+    def _encoded(self, text: str) -> bytes:
+        return text.encode(getattr(sys.__stderr__, "encoding", None) or "utf-8", "replace")
+
+    def run_input_thread(self) -> None:
+        """Read what is typed, until the driver is to end or the terminal is gone."""
+        parser = PasteSafeParser(self._debug)
+        decode = getincrementaldecoder("utf-8")("replace").decode
+        held = b""  # the beginning of what may be an answer
+        try:
+            while not self.exit_event.is_set():
+                ready = select.select([self.fileno], [], [], self.rest_seconds if held else LOOK_SECONDS)[0]
+                data = os.read(self.fileno, 4096) if ready else b""
+                if ready and not data:
+                    raise OSError("end of file")
+                typed, held = self._without_answers(held + data, final=not ready)
+                if typed:
+                    for message in parser.feed(decode(typed)):
+                        self.process_message(message)
+                for message in parser.tick():
+                    self.process_message(message)
+        except OSError:
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(cast("Watched", self._app).terminal_gone)
+        finally:
+            with suppress(EOFError, ParseError):
+                list(parser.feed(""))
+
+    def _without_answers(self, data: bytes, *, final: bool) -> tuple[bytes, bytes]:
+        """What was typed, and what may become an answer; `final`: nothing more came."""
+        if b"\x1b" not in data:
+            return data, b""
+        if self.writer is not None:
+            for _ in range(data.count(ANSWER)):
+                self.writer.answered()
+        data = ANSWERS.sub(b"", data)
+        begun = None if final else BEGUN.search(data)
+        return (data[: begun.start()], data[begun.start() :]) if begun else (data, b"")
+
+
+class _Started:
+    """What Textual's driver calls of its own writer."""
+
+    def start(self) -> None: ...
+
+
+def pieces_of(update: LayoutUpdate | ChopsUpdate) -> Iterator[Piece]:
+    """A frame of Textual's compositor as pieces of rows."""
+    if isinstance(update, LayoutUpdate):
+        for row, line in enumerate(update.strips, update.region.y):
+            column = update.region.x
+            for strip in line:
+                yield row, column, strip
+                column += strip.cell_length
+        return
+    for row, first, last in update.spans:
+        for end, (column, whole) in zip(update.chop_ends[row], update.chops[row].items(), strict=False):
+            if whole is not None and column <= last and end > first:
+                yield row, column, whole if end <= last else whole.crop(0, last - column)

@@ -1,0 +1,184 @@
+"""Bytes to the terminal by a thread of their own: whoever writes never waits, however long the terminal takes.
+
+What is not yet written is counted, and so is what the terminal has not yet confirmed; a frame is made only when there
+is room for one (`has_room`). A terminal confirms by answering a question that follows a frame (DSR, ECMA-48 8.3.35);
+until one has answered, bytes a second are bounded instead.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+QUESTION = b"\x1b[5n"  # "how are you?"
+ANSWER = b"\x1b[0n"  # "well"
+MAX_PENDING = 1024  # bytes on their way beyond which no frame is begun
+LARGE_FRAME = 200  # bytes from which on a frame is followed by a question
+PIECE = 1024  # bytes of one write: little, so that the thread can be ended between two
+SILENT_RATE = 24_000  # bytes a second to a terminal that answers nothing
+SILENCE = 5.0  # seconds after which a terminal that never answered is not asked again
+PATIENCE = 30.0  # seconds that one which did answer is waited for: its line is frozen
+SLOW_SECONDS = 0.4  # a terminal is slow where answers take longer than that, beyond the quickest one
+
+
+class Writer:
+    """Writes to a terminal in a thread. All methods but `_run` return at once, from any thread."""
+
+    def __init__(self, descriptor: int, *, room: Callable[[], None], gone: Callable[[], None]) -> None:
+        """`room` is called, in the thread, when a frame can be made again; `gone` when the terminal takes no more."""
+        self._descriptor, self._owned = own_descriptor(descriptor)
+        self._room, self._gone = room, gone
+        self._lock = threading.Condition()
+        self._waiting: deque[bytes] = deque()
+        self._pending = 0  # bytes that are not written
+        self._asked: deque[tuple[int, float]] = deque()  # (bytes written until then, when) of questions without answer
+        self._written = self._answered = 0
+        self._answers = self._silent = False  # whether the terminal has answered at all, whether it never will
+        self._refused = False  # whether somebody waits for room
+        self._allowance, self._since = float(SILENT_RATE), time.monotonic()
+        self._closing = self.is_gone = False
+        self.quickest = self.latest = 0.0  # seconds until an answer
+        self._thread = threading.Thread(target=self._run, name="terminal-output", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the terminal takes frames late."""
+        return self.latest - self.quickest > SLOW_SECONDS
+
+    def write(self, data: bytes) -> None:
+        """Add bytes; nothing is ever left out of what was added."""
+        with self._lock:
+            if data and not self.is_gone and not self._closing:
+                self._waiting.append(data)
+                self._pending += len(data)
+                self._lock.notify_all()
+
+    def ask(self, size: int) -> None:
+        """Ask the terminal to confirm, after a frame of this size; small ones are confirmed by the next question."""
+        with self._lock:
+            if (
+                self.is_gone
+                or self._closing
+                or self._silent
+                or (size < LARGE_FRAME and self._unconfirmed() < MAX_PENDING)
+            ):
+                return
+            self._waiting.append(QUESTION)
+            self._pending += len(QUESTION)
+            self._asked.append((self._written + self._pending, time.monotonic()))
+            self._lock.notify_all()
+
+    def has_room(self) -> bool:
+        """Whether the next frame would not wait behind others. Where it would, `room` is called later."""
+        with self._lock:
+            room = self._has_room()
+            self._refused = self._refused or not room
+            return room
+
+    def answered(self) -> None:
+        """The terminal has answered a question."""
+        with self._lock:
+            self._answers = True
+            if self._asked:
+                self._answered, asked = self._asked.popleft()
+                self.latest = time.monotonic() - asked
+                self.quickest = min(self.quickest or self.latest, self.latest)
+            self._lock.notify_all()
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until all is written, no longer than that; whether it is."""
+        deadline = time.monotonic() + seconds
+        with self._lock:
+            while self._pending and not self.is_gone and (left := deadline - time.monotonic()) > 0:
+                self._lock.wait(left)
+            return not self._pending
+
+    def close(self, seconds: float = 1.0) -> None:
+        """Write what is left, as far as the terminal takes it in this time, and end the thread."""
+        self.drain(seconds)
+        with self._lock:
+            self._closing = True
+            self._lock.notify_all()
+        self._thread.join(0.5)
+        if self._owned and not self._thread.is_alive():
+            with suppress(OSError):
+                os.close(self._descriptor)
+
+    def _unconfirmed(self) -> int:
+        return self._pending + self._written - self._answered
+
+    def _has_room(self) -> bool:
+        now = time.monotonic()
+        if self._asked and now - self._asked[0][1] > (PATIENCE if self._answers else SILENCE):
+            self._asked.clear()
+            self._answered = self._written
+            self._silent = not self._answers
+        if self._answers:
+            return self._unconfirmed() <= MAX_PENDING or not (self._asked or self._pending)
+        self._allowance = min(SILENT_RATE, self._allowance + (now - self._since) * SILENT_RATE)
+        self._since = now
+        return not self._pending and self._allowance > 0
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                while not self._waiting and not self._closing:
+                    if self._refused and self._has_room():
+                        break
+                    self._lock.wait(0.05 if self._refused else None)
+                if self._closing:
+                    return
+                call = self._refused and self._has_room()
+                if call:
+                    self._refused = False
+                data = self._waiting[0] if self._waiting else b""
+            if call:
+                self._room()
+            try:
+                count = self._write_some(data[:PIECE])
+            except OSError:
+                with self._lock:
+                    self.is_gone = True
+                    self._waiting.clear()
+                    self._pending = 0
+                    self._lock.notify_all()
+                self._gone()
+                return
+            with self._lock:
+                self._written += count
+                self._pending -= count
+                self._allowance -= count
+                if count and count == len(self._waiting[0]):
+                    self._waiting.popleft()
+                elif count:
+                    self._waiting[0] = self._waiting[0][count:]
+                self._lock.notify_all()
+
+    def _write_some(self, data: bytes) -> int:
+        """As much of it as the terminal takes now; 0 where it takes nothing for a moment. Raises OSError."""
+        if not data:
+            return 0
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        found = poll.poll(100)
+        if not found:
+            return 0
+        if found[0][1] & (select.POLLERR | select.POLLHUP | select.POLLNVAL):
+            raise OSError("the terminal is gone")
+        try:
+            return os.write(self._descriptor, data)
+        except BlockingIOError:
+            return 0
+
+
+def own_descriptor(descriptor: int) -> tuple[int, bool]:
+    """The same terminal opened once more, so that not waiting for it is nobody else's affair; whether that could be."""
+    with suppress(OSError):
+        return os.open(os.ttyname(descriptor), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC), True
+    return descriptor, False
