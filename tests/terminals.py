@@ -33,6 +33,8 @@ class Terminal:
         self.pid, self._master = pty.fork()
         if self.pid == 0:
             os.chdir(ROOT)
+            for number in (signal.SIGINT, signal.SIGTSTP):  # which a background job, such as a test's runner, ignores
+                signal.signal(number, signal.SIG_DFL)
             os.environ.update({"TERM": "xterm-256color", "COLORTERM": "truecolor", "LANG": "C.UTF-8", **environment})
             os.execv(sys.executable, [sys.executable, *command])
         self.bytes_read = 0

@@ -1182,8 +1182,8 @@ def test_every_change_is_synced_before_its_call_returns(folder: Path, tmp_path: 
     if run.returncode or "told prompt" not in run.stdout:
         pytest.skip(f"strace may not trace here: {run.stderr[-200:]}")
     opening, *changes = re.split(r"write\(1<.*told .*\n", trace.read_text())
-    assert re.search(rf'mkdir\("{folder}".*\n.*fsync\(\d+<{folder.parent}>\)', opening)
-    assert re.search(rf"fsync\(\d+<{folder}>\)", opening)
+    assert re.search(rf'mkdir\("{re.escape(str(folder))}".*\n.*fsync\(\d+<{re.escape(str(folder.parent))}>\)', opening)
+    assert re.search(rf"fsync\(\d+<{re.escape(str(folder))}>\)", opening)
     assert len(changes) == 5
     for place, change in enumerate(changes[:-1]):
         calls = re.findall(r"(fsync|fdatasync|pwrite64)\(\d+<([^>]*)>", change)
