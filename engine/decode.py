@@ -20,6 +20,7 @@ from torch import Tensor
 
 from engine import flow
 from engine.cancel import cancellable
+from engine.request import RequestError
 
 TILES = (1024, 768, 512, 384, 256, 192, 128, 96, 64)  # pixels a side, largest first
 MAX_BANDS = 16  # more save nothing: what is computed whole, before the first upsampling, then takes the most
@@ -87,7 +88,11 @@ def _latent_rows(width: int, height: int, tile: int) -> list[int]:
 def _pixels(values: Tensor) -> Tensor:
     """The decoder's [1, 3, h, w], -1 to 1, as uint8 [h, w, 3] on the CPU."""
     if not values.is_meta and not torch.isfinite(values).all():
-        raise ValueError("the decoded picture holds values that are not finite")
+        raise RequestError(
+            "model",
+            "the decoded picture holds values that are not finite: weights are damaged, or do not fit; look "
+            "at them with t2i models check, or try another --precision.",
+        )
     values = (values[0].float() / 2 + 0.5).clamp(0, 1)
     levels = (values * 255).round().to(torch.uint8).permute(1, 2, 0)
     return levels if levels.is_meta else levels.cpu()

@@ -20,6 +20,7 @@ from torch import Tensor
 from engine.files import write_whole
 from engine.folders import state_dir
 from engine.request import Request
+from engine.untrusted import read_file
 
 MAX_KEPT = 64  # files; what runs that crashed left behind and nobody asked for again
 MAX_BYTES = 2**26
@@ -43,9 +44,7 @@ class KeptLatents:
     def find(self, shape: tuple[int, ...]) -> Tensor | None:
         """The latents, if they are there, of this shape, and whole."""
         try:
-            if self.path.stat().st_size > MAX_BYTES:
-                return None
-            latents = safetensors.torch.load(self.path.read_bytes())["latents"]
+            latents = safetensors.torch.load(read_file(self.path, MAX_BYTES))["latents"]
         except (OSError, KeyError, ValueError, SafetensorError):
             return None
         right = latents.shape == shape and latents.dtype == torch.float32 and bool(latents.isfinite().all())

@@ -189,6 +189,8 @@ def _contradiction(config: Mapping[str, Any], part: str) -> str:
     """What cannot be true at once in a configuration whose values are allowed one by one; empty where all can."""
     match part:
         case "transformer":
+            if config.get("out_channels", config["in_channels"]) != config["in_channels"]:
+                return "out_channels must be in_channels"
             axes, head = config.get("axes_dims_rope", [16, 56, 56]), config["attention_head_dim"]
             if sum(axes) != head or any(axis % 2 for axis in axes):
                 return f"axes_dims_rope {quoted(axes)} must be even and add up to attention_head_dim {head}"

@@ -19,8 +19,9 @@ from engine.folders import cache_dir
 from engine.models.headers import unreadable
 from engine.models.model import SAMPLE_BYTES, SAMPLES, add_samples
 from engine.request import RequestError
-from engine.untrusted import open_file
+from engine.untrusted import open_file, parse_json, read_file
 
+MAX_INDEX_BYTES = 1024
 FORMAT = "3"  # to be raised when the same weights would give another file
 FORMS = ("fp8", "int8", "int8+csb", "int8+csb+ssc")
 DTYPES = ("torch.bfloat16", "torch.float32", "torch.float16")  # that the rest of a component may be stored in
@@ -43,9 +44,9 @@ def indexed_content(index: Path) -> tuple[str, str] | None:
     """The content that an index file names, and the digest of the balancing factors in it; None where there is none
     that can be believed."""
     try:
-        found = json.loads(index.read_bytes())
+        found = parse_json(read_file(index, MAX_INDEX_BYTES))
         content, salience = found["content"], found["salience"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     if not isinstance(content, str) or not re.fullmatch("[0-9a-f]{32}", content) or not isinstance(salience, str):
         return None

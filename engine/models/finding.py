@@ -12,6 +12,7 @@ from pathlib import Path
 from engine.folders import shown_path
 from engine.models import catalog, pairing, registry
 from engine.models.configs import CLASSES
+from engine.models.hub import MAX_REFERENCE_BYTES
 from engine.models.layouts import Found, UnknownError
 from engine.models.listings import Listing, Part, listing_of_name, part_of_found, sentence_of, tokenizer_part
 from engine.models.model import DISTILLED, PIPELINE, TOKENIZERS, open_folder, pipeline_of
@@ -29,6 +30,7 @@ from engine.models.subjects import (
     uselessness,
 )
 from engine.request import RequestError
+from engine.untrusted import read_file
 
 PASSED_OVER = {".git", ".locks", "__pycache__", "blobs", "dist-packages", "node_modules", "site-packages"}
 MAX_DEPTH, MAX_FOLDERS, MAX_FILES = 16, 50_000, 20_000
@@ -133,7 +135,7 @@ class _Search:
         followed = [path for path in inside if path.name not in PASSED_OVER]
         if place.name == "snapshots" and SNAPSHOT.fullmatch(place.parent.name):
             with suppress(OSError, ValueError):  # the others are older
-                current = (place.parent / "refs" / "main").read_text("utf-8").strip()
+                current = read_file(place.parent / "refs" / "main", MAX_REFERENCE_BYTES).decode().strip()
                 followed = [path for path in followed if path.name == current] or followed
         if place in self.others:
             return []

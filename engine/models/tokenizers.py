@@ -344,5 +344,5 @@ def _wrong(kind: str, folder: Path, what: str) -> RequestError:
 
 
 def _short(value: object) -> str:
-    text = " ".join(str(value).split())
-    return ascii(text)[1:-1] if len(text) <= 100 else ascii(text[:97])[1:-1] + "..."
+    text = ascii(" ".join(str(value).split()))[1:-1]
+    return text if len(text) <= 100 else text[:97] + "..."

@@ -17,12 +17,19 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 
 from engine.quantization.int8 import KERNELS, Kernel, Tokens
+from engine.request import RequestError
 
 Rotation = tuple[Tensor, Tensor]
 
 
-class NotFiniteError(RuntimeError):
-    """A step gave numbers that are not finite."""
+class NotFiniteError(RequestError):
+    """A step gave numbers that are not finite: the fault of the weights, or of too small a precision for them."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("model", message)
+
+    def __reduce__(self) -> tuple[type[NotFiniteError], tuple[str]]:  # type: ignore[override]
+        return NotFiniteError, (str(self),)
 
 
 class Watch:
