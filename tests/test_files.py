@@ -53,6 +53,7 @@ FIRST: dict[str, Callable[[], object]] = {
 
 
 @posix
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("first", FIRST)
 def test_folders_and_files_are_private_whoever_makes_them_first(first: str, own_folders: Path) -> None:
     before = os.umask(0)
@@ -66,6 +67,7 @@ def test_folders_and_files_are_private_whoever_makes_them_first(first: str, own_
 
 
 @posix
+@pytest.mark.unmeasured
 def test_folders_of_ours_become_private_and_those_of_the_person_keep_their_mode(
     own_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +233,7 @@ def test_temporary_files_of_killed_processes_go_after_an_hour_and_nothing_else(t
     remove_leftovers(tmp_path / "missing")
 
 
+@pytest.mark.unmeasured
 def test_a_start_cleans_every_folder_of_ours(own_folders: Path) -> None:
     state, cache = state_dir(), cache_dir()
     folders = (state, state / "rescued", state / "latents", cache / "plans", cache / "weights" / "index", config_dir())
