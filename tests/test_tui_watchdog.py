@@ -171,14 +171,17 @@ def test_an_engine_that_hangs_is_said_and_ended_and_its_picture_begins_anew(monk
                 app.main.prompt.put(prompt)
                 await pilot.press("enter")
 
-            # It hangs: said, ended with one press, and nobody gave the picture up.
+            # It hangs: said, ended with one press on any screen, and nobody gave the picture up.
             first = await hang(app, pilot)
             painted = session.running
             await until(pilot, lambda: "its process is stopped" in screen_text(app))
             assert " left" not in screen_text(app).split("queue", 1)[1]
+            await pilot.press("escape", "l")
+            await until(pilot, lambda: app.screen is not app.main)
             await pilot.press("ctrl+c")
             await until(pilot, lambda: app.client.pid not in (None, first) and session.running is not None)
             assert not psutil.pid_exists(first)
+            await pilot.press("escape")
             assert session.running is not None
             assert painted is not None
             assert session.running.id == painted.id

@@ -510,6 +510,13 @@ class T2IApp(App[None]):
         """After another program wrote over the screen."""
         self.repaint()
 
+    def action_help_quit(self) -> None:
+        """Textual's meaning of Ctrl+C where it has none of ours: an engine that is silent it ends everywhere."""
+        if self.session.silence:
+            self.cancel(after_step=False)
+        else:
+            super().action_help_quit()
+
     def action_suspend(self) -> None:
         """Back to the shell; its `fg` comes back here."""
         if CAN_STOP and self.is_headless is False:
