@@ -188,7 +188,6 @@ def test_a_session_leaves_the_terminal_as_a_whole_frame_would(depth: ColorSystem
                     await pilot.resize_terminal(100, 30)
                     app.repaint()
             await pilot.pause()
-            app.catch_up()
             shown = seen(screen)
             text = [line.split() for line in screen.display]
             app.repaint()
@@ -198,6 +197,24 @@ def test_a_session_leaves_the_terminal_as_a_whole_frame_would(depth: ColorSystem
             assert sizes[-1] == 0, "a frame that is shown already costs nothing"
 
     run(session())
+
+
+def test_what_lies_around_a_dialog_is_painted_again_with_it() -> None:
+    async def dialog() -> None:
+        async with running((80, 24), engine=False) as (app, pilot):
+            painted: list[str] = []
+
+            def show(update: Any, cursor: tuple[int, int], size: tuple[int, int]) -> None:
+                painted[:] = ["".join(segment.text for _, _, strip in pieces_of(update) for segment in strip)]
+
+            app._driver.show = show  # type: ignore[union-attr]
+            await pilot.press("f9")
+            await pilot.pause()
+            app.repaint()
+            assert "parameters" in painted[0]
+            assert "prompt" in painted[0]
+
+    run(dialog())
 
 
 # The way there.

@@ -581,7 +581,8 @@ class T2IApp(App[None]):
     def catch_up(self) -> None:
         """The terminal takes frames again, after some were left out: show it what there is now."""
         if self._running and not self._closed:
-            self._display(self.screen, self.screen._compositor.render_full_update())
+            below = self._background_screens  # what is seen around a dialog
+            self._display(self.screen, self.screen._compositor.render_update(full=True, screen_stack=below))
 
     def repaint(self) -> None:
         """Another program wrote over the screen: all of it is sent again."""

@@ -113,7 +113,10 @@ class TerminalDriver(LinuxDriver):
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(call)
 
-        self.writer = Writer(file.fileno(), room=lambda: later(app.catch_up), gone=lambda: later(app.terminal_gone))
+        def catch_up() -> None:  # by the app's own messages, in whose context widgets can be painted
+            later(lambda: self._app.call_later(app.catch_up))
+
+        self.writer = Writer(file.fileno(), room=catch_up, gone=lambda: later(app.terminal_gone))
         return _Started()
 
     def _encoded(self, text: str) -> bytes:
