@@ -14,7 +14,7 @@ from typing import NamedTuple
 from rich.cells import split_graphemes
 from rich.color import ColorSystem
 from rich.style import Style
-from textual.strip import Strip
+from textual.strip import SGR_STYLES, Strip
 
 MAX_GAP = 4  # cells that did not change are written again rather than passed over, where that is no longer
 
@@ -195,6 +195,9 @@ def cells_of(strip: Strip, color_system: ColorSystem) -> Iterator[Cell]:
             for character in text:
                 yield space if character == " " else Cell(character, look)
             continue
+        if len(text) == 1 and is_sure(text):  # half a block of a picture, above all
+            yield half(text, look)
+            continue
         for start, end, width in split_graphemes(text)[0]:
             grapheme = text[start:end]
             if not width or (not grapheme.isprintable() and len(grapheme) == 1):
@@ -220,17 +223,20 @@ def blank(look: Look) -> Cell:
     return Cell(" ", Look(look.foreground if attributes else "", look.background, attributes))
 
 
-@lru_cache(16384)
 def half(character: str, look: Look) -> Cell:
     """A character of one cell; half a block on its own colour is a space."""
     if character in (UPPER, LOWER) and not look.attributes and look.background == as_background(look.foreground):
         return blank(look)
     if character == " ":
         return blank(look)
-    return Cell(character, look, sure=character < "\u0300" or "\u2500" <= character <= "\u25ff")
+    return Cell(character, look, sure=is_sure(character))
 
 
-@lru_cache(1024)
+def is_sure(character: str) -> bool:
+    """Whether every terminal shows it in one cell."""
+    return "\u2500" <= character <= "\u25ff" or "\u00a0" <= character < "\u0300"
+
+
 def as_background(foreground: str) -> str:
     """The same colour as a background."""
     if not foreground:
@@ -240,40 +246,34 @@ def as_background(foreground: str) -> str:
     return str(int(foreground) + 10)
 
 
-@lru_cache(4096)
+@lru_cache(16384)
 def look_of(style: Style, color_system: ColorSystem) -> Look:
     """A style as the terminal gets it."""
-    codes = Strip.render_ansi(style, color_system)
-    foreground = background = ""
-    attributes: list[str] = []
-    waiting = codes.split(";") if codes else []
-    while waiting:
-        code = waiting.pop(0)
-        if code in ("38", "48"):
-            count = 2 if waiting[0] == "5" else 4
-            color = ";".join([code, *waiting[:count]])
-            del waiting[:count]
-        elif code.isdecimal() and (30 <= int(code) <= 37 or 90 <= int(code) <= 97):
-            foreground = code
-            continue
-        elif code.isdecimal() and (40 <= int(code) <= 47 or 100 <= int(code) <= 107):
-            background = code
-            continue
-        elif code in ("39", "49"):
-            continue
-        else:
-            attributes.append(code)
-            continue
-        if code == "38":
-            foreground = color
-        else:
-            background = color
-    return Look(foreground, background, tuple(attributes))
+    bits = style._attributes & style._set_attributes
+    attributes = tuple(code for bit, code in enumerate(SGR_STYLES) if bits & (1 << bit)) if bits else ()
+    colors = []
+    for color, own, is_foreground in ((style._color, "39", True), (style._bgcolor, "49", False)):
+        codes = ";".join(color.downgrade(color_system).get_ansi_codes(is_foreground)) if color is not None else ""
+        colors.append("" if codes == own else codes)
+    return Look(colors[0], colors[1], attributes)
 
 
-@lru_cache(65536)
 def change(before: Look | None, after: Look) -> str:
     """The shortest sequence from one look to another; from an unknown one everything is said."""
+    if before is None or before.attributes or after.attributes:
+        return _whole_change(before, after)
+    if not after.foreground and not after.background:
+        return "\x1b[m"
+    if after.background == before.background:
+        return f"\x1b[{after.foreground or '39'}m"
+    if after.foreground == before.foreground:
+        return f"\x1b[{after.background or '49'}m"
+    return f"\x1b[{after.foreground or '39'};{after.background or '49'}m"
+
+
+@lru_cache(16384)
+def _whole_change(before: Look | None, after: Look) -> str:
+    """The same where attributes come or go."""
     whole = ";".join(part for part in (*after.attributes, after.foreground, after.background) if part)
     fresh = f"\x1b[0;{whole}m" if whole else "\x1b[m"
     if before is None:
