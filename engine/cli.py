@@ -55,7 +55,7 @@ import typer
 
 from engine.cli_models import models_app
 from engine.console import BAD_INPUT, CANCELLED, DONE, FAILED, OutputError, abandon_output, say, write, write_path
-from engine.events import Cancelled, Failed, ImageSaved, PhaseStarted, Simulated
+from engine.events import Cancelled, Failed, ImageSaved, MemoryUse, Noticed, PhaseStarted, Simulated
 from engine.folders import shown_path
 from engine.interrupts import Interrupts
 from engine.libraries import collector_paused, hush_libraries
@@ -73,10 +73,11 @@ from engine.request import (
     RequestError,
 )
 from engine.runtime import CARD_NAMES, DEFAULT_CARD, Repeat
+from engine.text import some_of
 
 if TYPE_CHECKING:
     from engine.engine import Engine
-    from engine.images.metadata import Record
+    from engine.images.metadata import Record, Said
     from engine.images.save import Destination
     from engine.progress import Display
 
@@ -84,6 +85,7 @@ DEFAULT_MODEL = "demo"
 MAX_PLAN_COLUMNS = 120
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 KERNELS = ("dequantize", "scaled_mm", "triton", "int_mm", "float32")  # of 8-bit layers
+MAX_NAMED = 300  # characters of what is left out of a picture's settings
 MAX_THREADS = 256  # that a picture's record may ask for
 EXAMPLE = 't2i generate --prompt "a large red circle above a small blue square on a white background"'
 
@@ -226,10 +228,10 @@ def generate(
     ] = None,
     from_image: Annotated[
         str | None,
-        typer.Option("--from", metavar="IMAGE.png", help="Repeat a picture made here; other flags change it."),
+        typer.Option("--from", metavar="IMAGE", help="Repeat a picture, of other programs, too; flags change it."),
     ] = None,
     steps: StepsOption = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same picture.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same picture. -1: random.")] = None,
     size: SizeOption = None,
     width: WidthOption = None,
     height: HeightOption = None,
@@ -282,26 +284,16 @@ def generate(
         "distill": distill,
     }
     changes: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    if seed == -1:  # so other programs call a random one
+        changes["seed"] = None
     if prompt is not None and prompts_file is not None:
         raise RequestError("prompt", "--prompt and --prompts-file exclude each other; give one of them.")
     template = Request("to be read", **changes)  # the flags are checked before a prompt is read or a file opened
-    record = None
+    said = None
     if from_image is not None:
-        from engine.images.metadata import read_record
-
-        record = read_record(Path(from_image))
-        if changes.get("precision", "int8") != "int8":
-            changes.setdefault("salience", "off")  # what was recorded is about int8
-        template = replace(record.request, **changes)
-        if prompt is not None or prompts_file is not None:
-            template = replace(template, template=None)  # the words are others now
-        device = device or record.device.split(":")[0] or None
-        if model is None:
-            model = _recorded_model(record.model)
-        elif guidance is None and model != record.model:
-            template = replace(template, guidance=None)  # another model's own choice; some take none
-            if guidance_schedule is None and not template.is_true_cfg:
-                template = replace(template, guidance_schedule=None)  # which was of that guidance
+        other_words = prompt is not None or prompts_file is not None
+        said, template, model = _repeated(Path(from_image), changes, model, other_words=other_words)
+        device = device or said.record.device.split(":")[0] or None
     if prompt == "-" or prompts_file is not None:
         prompts = read_prompts(None if "-" in (prompt, prompts_file) else prompts_file)
         jobs = []
@@ -310,7 +302,7 @@ def generate(
                 jobs.append(Job(replace(template, prompt=text), place))
     elif prompt is not None:
         jobs = [Job(replace(template, prompt=prompt))]
-    elif record is not None:
+    elif said is not None:
         jobs = [Job(template)]
     else:
         raise RequestError("prompt", f"there is no prompt; say what the picture should show: {EXAMPLE}")
@@ -324,9 +316,10 @@ def generate(
             "ram": _checked_size(ram, "ram"),
             "simulate": simulate,
             "card": card,
-            "repeat": _to_repeat(record, template, _tile(tile)),
+            "repeat": _to_repeat(said.record if said is not None else None, template, _tile(tile)),
         },
-        record=record,
+        said=said,
+        guidance_given=guidance is not None,
         output=Path(output) if output else None,
         as_json=as_json,
         quiet=quiet,
@@ -385,6 +378,33 @@ def doctor(
     from engine.doctor import run
 
     return partial(run, as_json=as_json)
+
+
+def _repeated(
+    path: Path, changes: dict[str, Any], model: str | None, *, other_words: bool
+) -> tuple[Said, Request, str | None]:
+    """What a picture says, the request that repeats it with `changes`, and the model for it."""
+    from engine.images.metadata import read_settings
+
+    said = read_settings(path, {**changes, "prompt": "to be read"} if other_words else changes)
+    record, left_out = said.record, list(said.left_out)
+    if changes.get("precision", "int8") != "int8":
+        changes.setdefault("salience", "off")  # what was recorded is about int8
+    template = replace(record.request, **changes)
+    if other_words:
+        template = replace(template, template=None)
+    if model is None:
+        model = _recorded_model(record.model) or None
+        left_out += [f"model {said.model}"] if said.model else []
+    elif record.model and model != record.model and "guidance" not in changes:
+        if template.guidance is not None:
+            left_out.append(f"guidance {template.guidance:g}")
+        template = replace(template, guidance=None)  # another model's own choice; some take none
+        if "guidance_schedule" not in changes and not template.is_true_cfg:
+            if template.guidance_schedule is not None:
+                left_out.append(f"guidance schedule {template.guidance_schedule}")
+            template = replace(template, guidance_schedule=None)  # which was of that guidance
+    return replace(said, left_out=tuple(left_out)), template, model
 
 
 def _recorded_model(name: str) -> str:
@@ -477,7 +497,8 @@ def _generate(
     model: str,
     *,
     opening: dict[str, Any],
-    record: Record | None,
+    said: Said | None,
+    guidance_given: bool,
     output: Path | None,
     as_json: bool,
     quiet: bool,
@@ -496,8 +517,14 @@ def _generate(
         Engine.open(model, **opening) as engine,
     ):
         interrupts.at_last(display.abandon)
+        left_out = list(said.left_out) if said is not None else []
+        if said is not None and said.program and engine.defaults.guidance is None and not guidance_given:
+            jobs, idle = _without_guidance(jobs)
+            left_out += idle
         jobs = _resolved(jobs, engine, display)
-        if record is not None and (changed := _changes_since(record, engine)):
+        if left_out:
+            _note(display, f"left out: {some_of(left_out, MAX_NAMED)}", as_json=as_json)
+        if said is not None and (changed := _changes_since(said.record, engine)):
             display.note(f"{changed} changed since this picture was made; the new one may differ")
         codes: set[int] = set()
         for number, job in enumerate(jobs):
@@ -515,6 +542,23 @@ def _generate(
     if interrupts.requested and codes != {DONE}:
         return CANCELLED
     return next((code for code in (FAILED, BAD_INPUT) if code in codes), DONE)
+
+
+def _without_guidance(jobs: list[Job]) -> tuple[list[Job], list[str]]:
+    """The jobs for a model that takes no guidance, which a picture of another program may name; and that, in words."""
+    named = {f"guidance {job.request.guidance:g}" for job in jobs if job.request.guidance is not None}
+    return [replace(job, request=replace(job.request, guidance=None)) for job in jobs], sorted(named)
+
+
+def _note(display: Display, sentence: str, *, as_json: bool) -> None:
+    """A sentence before the first picture begins."""
+    display.note(sentence)
+    if as_json:
+        from engine.runtime import resident_set_bytes
+
+        event = Noticed(image=0, elapsed_seconds=0.0, memory=MemoryUse(resident_set_bytes()), message=sentence)
+        fields = event.to_dict()
+        write(json.dumps({"event": fields.pop("event"), "job": 0, **fields}))
 
 
 def _changes_since(record: Record, engine: Engine) -> str:

@@ -85,6 +85,8 @@ class Job:
     def paint(self) -> Generator[Event, None, None]:
         """Encode, denoise, decode, save. Finished latents stay on disk until their picture does."""
         yield from self.open()
+        if self.image == 0 and (note := self.engine.source.size_note(self.request)):
+            yield Noticed(**self.stamp(), message=note)
         kept = self._kept_latents()
         latents = kept.find(self._latents_shape)
         if latents is None:

@@ -9,7 +9,7 @@ import re
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**64 - 1  # as torch's generator takes them
 MAX_STEPS = 1000
 MAX_COUNT = 1000
 MAX_GUIDANCE = 30.0
@@ -113,7 +113,7 @@ class Request:
         _check_integer("seed", self.seed, 0, MAX_SEED)
         if self.seed is not None and self.seed + self.count - 1 > MAX_SEED:
             raise RequestError(
-                "seed", f"seed {self.seed} with count {self.count} passes 2**63 - 1; take a smaller seed."
+                "seed", f"seed {self.seed} with count {self.count} passes 2**64 - 1; take a smaller seed."
             )
         for name in ("width", "height"):
             side = getattr(self, name)
@@ -264,7 +264,7 @@ def _check_integer(name: str, value: object, low: int, high: int) -> None:
     if value is None and name != "count":
         return
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        limit = "2**63 - 1" if high == MAX_SEED else str(high)
+        limit = "2**64 - 1" if high == MAX_SEED else str(high)
         raise RequestError(name, f"{name} must be a whole number from {low} to {limit}, got {_shown(value)}.")
 
 

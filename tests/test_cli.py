@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import engine.cli
 from engine import Engine, events
@@ -73,9 +74,9 @@ def main(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: p
         ("--size 128", "size", "such as 512x384"),
         ("--size 128x128 --width 128", "size", "exclude each other"),
         ("--width 32", "width", "from 64 to 2048"),
-        ("--seed -1", "seed", "from 0 to 2**63 - 1, got -1"),
-        ("--seed 9223372036854775808", "seed", "from 0 to 2**63 - 1"),
-        ("--seed 9223372036854775807 --count 2", "seed", "take a smaller seed"),
+        ("--seed -2", "seed", "from 0 to 2**64 - 1, got -2"),
+        ("--seed 18446744073709551616", "seed", "from 0 to 2**64 - 1"),
+        ("--seed 18446744073709551615 --count 2", "seed", "take a smaller seed"),
         ("--count 0", "count", "from 1 to 1000"),
         ("--guidance nan", "guidance", "from 0 to 30"),
         ("--precision fp7", "precision", "fp32, bf16, fp8"),
@@ -515,6 +516,70 @@ def test_another_model_chooses_its_own_guidance(pair: Run, tmp_path: Path, main:
     run = main("generate", "--from", original, "--model", str(tmp_path / "schnell"), "-o", str(new))
     assert run.returncode == DONE, run.stderr
     assert read_record(new).request.guidance is None
+    assert "left out: guidance 3" in run.stderr.splitlines()
+
+
+def forge_picture(folder: Path, **changes: str) -> str:
+    """A picture that Forge made, with settings that have no counterpart here."""
+    details = {
+        "Steps": "2",
+        "Sampler": "DPM++ 2M",
+        "Schedule type": "Simple",
+        "CFG scale": "2",
+        "Seed": str(2**64 - 1),
+        "Distilled CFG Scale": "2.5",
+        "Size": "1000x1000",
+        "Model": "flux1-dev",
+        "Version": "f2.0.1",
+    }
+    info = PngInfo()
+    line = ", ".join(f"{name}: {value}" for name, value in (details | changes).items())
+    info.add_text("parameters", f"a red circle <lora:ink:1>\nNegative prompt: a blue square\n{line}")
+    path = folder / "forge.png"
+    Image.new("RGB", (64, 64)).save(path, pnginfo=info)
+    return str(path)
+
+
+def test_a_picture_of_another_program_is_repeated_and_what_is_left_out_is_said(tmp_path: Path, main: Main) -> None:
+    path = forge_picture(tmp_path)
+    run = main("generate", "--from", path)
+    assert (run.returncode, run.stdout) == (BAD_INPUT, "")
+    assert "add --size 1008x1008, the nearest one." in run.stderr
+    run = main("generate", "--from", path, "--size", "64x64", "--json", "-o", str(tmp_path))
+    assert run.returncode == DONE, run.stderr
+    left_out = "left out: LoRA ink, sampler DPM++ 2M, model flux1-dev"
+    assert left_out in run.stderr.splitlines()
+    noticed, *others = [line for line in json_lines(run.stdout) if line["event"] == "noticed"]
+    assert (noticed["message"], noticed["job"], noticed["image"]) == (left_out, 0, 0)
+    assert [each["message"] for each in others] == [
+        "demo was made for 128x128 pixels; at 64x64 things may be repeated or cut off."
+    ]
+    (made,) = tmp_path.glob(f"000001_seed{2**64 - 1}_*.png")
+    request = read_record(made).request
+    assert (request.prompt, request.steps, request.seed) == ("a red circle", 2, 2**64 - 1)
+    assert (request.guidance, request.cfg, request.negative_prompt) == (2.5, 2.0, "a blue square")
+    again = main("generate", "--from", str(made), "-o", str(tmp_path / "again.png"))
+    assert again.returncode == DONE
+    with Image.open(made) as one, Image.open(tmp_path / "again.png") as two:
+        assert one.tobytes() == two.tobytes()
+
+
+def test_a_guidance_that_a_model_does_not_take_is_left_out_and_said(tmp_path: Path, main: Main) -> None:
+    save_tiny(tmp_path / "schnell", guided=False)
+    flags = ("--model", str(tmp_path / "schnell"), "--size", "64x64", "--seed", "-1", "-o", str(tmp_path / "new.png"))
+    run = main("generate", "--from", forge_picture(tmp_path), *flags)
+    assert run.returncode == DONE, run.stderr
+    assert "left out: LoRA ink, sampler DPM++ 2M, guidance 2.5" in run.stderr.splitlines()
+    request = read_record(tmp_path / "new.png").request
+    assert (request.guidance, request.cfg) == (None, 2.0)
+    assert request.seed is not None
+    assert request.seed < 2**32  # drawn anew
+
+
+def test_the_demo_at_its_own_size_needs_no_note(tmp_path: Path, main: Main) -> None:
+    run = main("generate", "-p", PROMPT, "--steps", "1", "-o", str(tmp_path / "new.png"))
+    assert run.returncode == DONE
+    assert "was made for" not in run.stderr
 
 
 @pytest.mark.parametrize(

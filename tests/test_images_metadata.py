@@ -18,7 +18,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from engine.folders import shown_path
-from engine.images.metadata import MAX_TEXT_BYTES, Record, encode_png, parameters_text, read_parameters, read_record
+from engine.images.metadata import Record, encode_png, parameters_text, read_parameters, read_record, read_settings
+from engine.images.texts import MAX_TEXT_BYTES
 from engine.request import Request, RequestError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -80,7 +81,7 @@ def saved(folder: Path, data: bytes) -> Path:
 def refusal(path: str | Path) -> str:
     """What the one sentence that refuses `path` says after the file's name."""
     with pytest.raises(RequestError) as caught:
-        read_record(path)
+        read_settings(path)
     assert caught.value.field == "from"
     message = str(caught.value)
     assert message.isprintable(), repr(message)
@@ -121,7 +122,7 @@ def test_a_picture_gives_back_the_record_it_was_saved_with(tmp_path: Path, promp
 def test_numbers_come_back_exactly(tmp_path: Path) -> None:
     seconds = {"denoise": 0.1 + 0.2, "decode": 5e-324, "save": 1.7976931348623157e308, "load": 0}
     record = record_of(seconds_by_phase=seconds, reproduce={"low": -(2**63), "high": 2**63 - 1, "f": -1e-300})
-    record = dataclasses.replace(record, request=dataclasses.replace(record.request, seed=2**63 - 1, guidance=None))
+    record = dataclasses.replace(record, request=dataclasses.replace(record.request, seed=2**64 - 1, guidance=None))
     read = read_record(saved(tmp_path, encode_png(noise(), record)))
     assert read == record
     assert repr(read.seconds_by_phase) == repr(seconds)
@@ -274,18 +275,18 @@ def test_our_own_parameters_text_can_be_read_like_another_tools(tmp_path: Path) 
     [
         ("", "no settings that"),
         ("a cat", "no settings that"),
-        ("a cat\nSteps: 20, Sampler: Euler, Size: 512x512", "no settings that"),
-        ("a cat\nSteps: twenty, Seed: 1, Size: 512x512", "no settings that"),
-        ("a cat\nSteps: -4, Seed: 1, Size: 512x512", "no settings that"),
-        ("a cat\nSteps: 4, Seed: ١٢, Size: 512x512", "no settings that"),
-        ("a cat\nSteps: 4, Seed: 1_0, Size: 512x512", "no settings that"),
-        (f"a cat\nSteps: 4, Seed: {'9' * 5000}, Size: 512x512", "no settings that"),
-        ("a cat\nSteps: 4, Seed: 1, Size: 512", "no settings that"),
+        ("a cat\nSteps: 20, Sampler: Euler, Size: 512x512", "does not say its seed; add --seed"),
+        ("a cat\nSteps: twenty, Seed: 1, Size: 512x512", "does not say its steps"),
+        ("a cat\nSteps: -4, Seed: 1, Size: 512x512", "steps must be"),
+        ("a cat\nSteps: 4, Seed: ١٢, Size: 512x512", "does not say its seed"),
+        ("a cat\nSteps: 4, Seed: 1_0, Size: 512x512", "does not say its seed"),
+        (f"a cat\nSteps: 4, Seed: {'9' * 5000}, Size: 512x512", "does not say its seed"),
+        ("a cat\nSteps: 4, Seed: 1, Size: 512", "does not say its size; add --size"),
         (f"a cat\nSteps: 4, Seed: 1, Size: 64x64, x: {'y' * 10_000}", "no settings that"),
         ('a cat\nLora: ", Steps: 4, Seed: 1, Size: 64x64"', "no settings that"),
-        (f"a cat\nSteps: 4, Seed: {2**63}, Size: 512x512", "seed must be"),
+        (f"a cat\nSteps: 4, Seed: {2**64}, Size: 512x512", "seed must be"),
         ("a cat\nSteps: 0, Seed: 1, Size: 512x512", "steps must be"),
-        ("a cat\nSteps: 4, Seed: 1, Size: 1000x512", "not a multiple of 16"),
+        ("a cat\nSteps: 4, Seed: 1, Size: 1000x512", "add --size 1008x512, the nearest one"),
         ("a cat\nSteps: 4, Seed: 1, Size: 64x64, Distilled CFG Scale: 99", "guidance must be"),
         ("Steps: 4, Seed: 1, Size: 64x64", "prompt is empty"),
         ("Negative prompt: cats\nSteps: 4, Seed: 1, Size: 64x64", "prompt is empty"),
@@ -330,7 +331,7 @@ def test_the_file_name_in_a_message_cannot_touch_the_terminal(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\x89PNG", b"\xff\xd8\xff\xe0" + bytes(100), b"not a picture", bytes(2000)],
+    [b"", b"\x89PNG", b"not a picture", bytes(2000)],
     ids=lambda data: ascii(data[:8]),
 )
 def test_what_is_not_a_png_is_refused(tmp_path: Path, data: bytes) -> None:

@@ -18,7 +18,8 @@ from textual.widgets import Static
 
 from engine import folders
 from engine.events import Preview
-from engine.images.metadata import PNG_SIGNATURE, RECORD_KEY, Record, encode_png, read_record
+from engine.images.metadata import RECORD_KEY, Record, encode_png, read_record
+from engine.images.texts import PNG_SIGNATURE
 from engine.request import Option, Request
 from tests.apps import notes, run, running, screen_text, settled, until
 from tui.app import T2IApp
@@ -564,6 +565,31 @@ def test_remix_puts_prompt_and_parameters_back_on_the_main_screen() -> None:
             await open_gallery(app, pilot)
             await press(app, pilot, "a")
             assert app.session.parameters.seed == 42
+
+    run(test())
+
+
+def test_what_a_picture_of_another_program_says_is_taken_over_and_the_rest_is_named() -> None:
+    path = save("000001_seed42.png")
+    info = PngInfo()
+    line = "Steps: 20, Sampler: DPM++ 2M, Seed: -1, Size: 1000x1000, Guidance: 2.5, Version: stable-diffusion.cpp"
+    info.add_text("parameters", f"ein K\u00e4tzchen <lora:ink:1>\n{line}")
+    Image.new("RGB", (64, 64)).save(path, pnginfo=info)
+
+    async def test() -> None:
+        async with running(engine=False) as (app, pilot):
+            app.session.parameters.announce(OPTIONS)
+            await open_gallery(app, pilot)
+            await press(app, pilot, "u")
+            assert notes(app)[-1] == "This picture does not say its seed."
+            await press(app, pilot, "i")
+            text = screen_text(app)
+            assert "stable-diffusion.cpp" in text
+            assert "not repeated LoRA ink, sampler DPM++ 2M, size 1000x1000" in text
+            await press(app, pilot, "escape", "a")
+            assert app.main.prompt.text == "ein K\u00e4tzchen"
+            assert app.session.parameters.chosen == {"steps": 20, "guidance": 2.5}
+            assert notes(app)[-1] == "Left out: LoRA ink, sampler DPM++ 2M, size 1000x1000."
 
     run(test())
 

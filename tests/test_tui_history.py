@@ -186,7 +186,7 @@ def test_a_session_keeps_its_own_values(open_history: Callable[..., History]) ->
 @pytest.mark.parametrize("state", STATES)
 def test_a_job_comes_back_whole(open_history: Callable[..., History], state: State) -> None:
     job = Job(
-        Request("a red\0 circle 赤", steps=4, seed=2**63 - 1, width=64, height=2048, guidance=3.5, precision="bf16"),
+        Request("a red\0 circle 赤", steps=4, seed=2**64 - 1, width=64, height=2048, guidance=3.5, precision="bf16"),
         "/models/\udcff model",
         "/pictures/\udc80\n",
         state=state,

@@ -105,7 +105,7 @@ class Parameters:
     def allowed(self, name: str) -> str:
         """The range, for people."""
         if name == "seed":
-            return "random, or 0 to 2**63 - 1"
+            return "random, or 0 to 2**64 - 1"
         if name == "count":
             return f"1 to {MAX_COUNT}"
         option = self._option("width" if name == "size" else name)
@@ -162,7 +162,7 @@ class Parameters:
             self._check(width=int(match[1]), height=int(match[2]))
             self._choose("width", int(match[1]))
             self._choose("height", int(match[2]))
-        elif name == "seed" and text.lower() in ("random", "r"):
+        elif name == "seed" and text.lower() in ("random", "r", "-1"):
             self.seed = None
         elif name in ("seed", "count"):
             number = int(_number(text, self.allowed(name), name, whole=True))
@@ -312,7 +312,7 @@ def _as(option: Option, value: float) -> int | float:
 
 
 def _number(text: str, allowed: str, name: str, *, whole: bool) -> int | float:
-    pattern = r"[0-9]{1,19}" if whole else r"[0-9]{1,6}(\.[0-9]{0,6})?|\.[0-9]{1,6}"
+    pattern = r"[0-9]{1,20}" if whole else r"[0-9]{1,6}(\.[0-9]{0,6})?|\.[0-9]{1,6}"
     if not re.fullmatch(pattern, text):
         kind = "a whole number" if whole else "a number"
         raise RequestError(name, f"{name} must be {kind}, {allowed}; got {text[:40]!r}.")

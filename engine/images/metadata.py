@@ -3,8 +3,8 @@
 A picture carries two texts: `parameters`, the form that A1111 and Forge write and most galleries read, and
 `texttoimagetool`, a JSON `Record` with everything that is needed to paint the same picture again.
 
-Writing trusts its input. Reading does not: a PNG from the Internet can say anything, so the chunks are walked here
-with hard limits, and neither pixels nor any text but the one looked for is ever loaded.
+Writing trusts its input. Reading does not: see `engine.images.texts` for the files and `engine.images.foreign` for what
+other programs write into them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ import json
 import math
 import os
 import re
-import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from engine.folders import shown_path
-from engine.request import Request, RequestError
+from engine.images import foreign
+from engine.images.foreign import Settings
+from engine.images.texts import USER_COMMENT, UnreadableError, read_texts
+from engine.request import MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE, Request, RequestError
 from engine.untrusted import open_file
 
 if TYPE_CHECKING:
@@ -32,17 +35,11 @@ SOFTWARE = "TextToImageTool"
 RECORD_KEY = "texttoimagetool"
 PARAMETERS_KEY = "parameters"
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-MAX_TEXT_BYTES = 2**20  # of one text, after decompression; our own texts stay below 100 kB
-MAX_CHUNKS = 2**16  # libpng writes pixels 8 KiB a chunk: this is half a gigabyte of them
-MAX_KEYWORD_BYTES = 79  # PNG specification, 11.3.3.2
-MAX_DETAILS_CHARACTERS = 10_000  # of the last line of a `parameters` text
 MAX_NESTING = 8  # levels of lists and objects in `Record.reproduce`
 MAX_NUMBER_CHARACTERS = 32  # Python's own longest float has 24
 
 # Characters that move the cursor, colour the screen or reverse the reading order. No name needs them.
 HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-DETAIL = re.compile(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,167 +145,162 @@ def encode_png(image: Image, record: Record) -> bytes:
     return buffer.getvalue()
 
 
-def read_record(path: str | os.PathLike[str]) -> Record:
-    """The record in the PNG at `path`, whatever is there: the file is not trusted and its pixels are not decoded.
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a picture says, and what of it has no counterpart here."""
 
-    A picture that only has an A1111-style `parameters` text (another tool made it) gives prompt, steps, seed, size
-    and distilled guidance, with an empty `model` and `model_hash`; a negative prompt is left out. A picture whose
-    pixels are damaged still gives its record. Raises `RequestError("from", ...)` in every other case.
+    record: Record
+    left_out: tuple[str, ...] = ()  # settings, each in a word or two
+    program: str = ""  # that made it; "" for this one
+    model: str = ""  # as that program calls it
+
+
+def read_settings(
+    path: str | os.PathLike[str], changes: Mapping[str, Any] | None = None, *, lenient: bool = False
+) -> Said:
+    """What the picture at `path` says, be it PNG, JPEG or WebP: the file is not trusted, no pixel is decoded.
+
+    A picture of another program gives what it says of a request's fields, with an empty `model` and `model_hash`.
+    There, `changes` take the place of what it says before that is judged; what cannot be used is left out where
+    `lenient`. A picture whose pixels are damaged still gives its record. Raises `RequestError("from", ...)` in every
+    other case.
     """
     try:
-        return _read_record(path)
+        return _read_picture(path, changes or {}, lenient=lenient)
     except OSError as error:
         reason = (error.strerror or "it cannot be read").lower()
         problem = f"cannot be read ({reason}); check the path and its permissions."
     except RequestError as error:
+        if error.field in (changes or {}):
+            raise
         problem = f"holds settings that cannot be used: {error}"
-    except _Unreadable as error:
+    except UnreadableError as error:
         problem = str(error)
     except ValueError:  # from the operating system's interface: a NUL or a lone surrogate in the path
         problem = "is not a path that this system knows; check its spelling."
     raise RequestError("from", f"{shown_path(path)} {problem}") from None
 
 
+def read_record(path: str | os.PathLike[str]) -> Record:
+    """The record of the picture at `path`, see `read_settings`; of another program's, what can be used here."""
+    return read_settings(path, lenient=True).record
+
+
 def read_parameters(path: str | os.PathLike[str]) -> str:
-    """The `parameters` text in the PNG at `path` as it is there; "" where there is none or it cannot be read."""
+    """The `parameters` text in the picture at `path` as it is there; "" where there is none or it cannot be read."""
     try:
         with _open(path) as file:
-            return _find_text(file, PARAMETERS_KEY) or ""
-    except (OSError, ValueError, _Unreadable):
+            texts, _ = read_texts(file, (PARAMETERS_KEY, USER_COMMENT))
+            return texts.get(PARAMETERS_KEY, texts.get(USER_COMMENT, ""))
+    except (OSError, ValueError, UnreadableError):
         return ""
-
-
-class _Unreadable(Exception):
-    """The picture gives no record: the message goes after the file's name and completes one sentence."""
-
-
-_ENDS_EARLY = "ends too early, the file is damaged; use another copy of the picture."
-_DAMAGED = "has damaged settings in it; use another copy of the picture."
-_TOO_LONG = f"has more than {MAX_TEXT_BYTES // 2**20} MiB of text for its settings; no picture of {SOFTWARE} does."
 
 
 def _open(path: str | os.PathLike[str]) -> BinaryIO:
     """An ordinary file: a pipe or a device could block or never end."""
     if os.path.isdir(path):
-        raise _Unreadable("is a folder; give the PNG picture itself.")
+        raise UnreadableError("is a folder; give the PNG picture itself.")
     try:
         return open_file(Path(path))
     except OSError as error:
         if error.errno == errno.EINVAL:
-            raise _Unreadable("is not an ordinary file; give a PNG picture.") from None
+            raise UnreadableError("is not an ordinary file; give a PNG picture.") from None
         raise
 
 
-def _read_record(path: str | os.PathLike[str]) -> Record:
+def _read_picture(path: str | os.PathLike[str], changes: Mapping[str, Any], *, lenient: bool) -> Said:
     with _open(path) as file:
-        text = _find_text(file, RECORD_KEY)
-        if text is not None:
+        texts, problem = read_texts(file, (RECORD_KEY,))
+        if RECORD_KEY in texts:
             try:
-                return Record.from_json(text)
+                return Said(Record.from_json(texts[RECORD_KEY]))
             except RequestError:
                 raise
             except ValueError as error:
-                raise _Unreadable(f"has settings that cannot be read: {error}.") from None
-        text = _find_text(file, PARAMETERS_KEY)
-    if text is None:
-        raise _Unreadable("has no settings in it, sharing or editing removes them; give the picture as it was saved.")
-    return _record_of_other_tool(text)
+                raise UnreadableError(f"has settings that cannot be read: {error}.") from None
+        if problem is not None:
+            raise problem
+        texts, problem = read_texts(file, foreign.NAMES)
+    settings = foreign.read_settings(texts)
+    if settings is None:
+        if problem is not None:
+            raise problem
+        if texts.keys() & {"parameters", USER_COMMENT}:
+            raise UnreadableError(f"has no settings that {SOFTWARE} can read; say them with --prompt and more.")
+        raise UnreadableError(
+            "has no settings in it, sharing or editing removes them; give the picture as it was saved."
+        )
+    request, left_out = _judged(settings, changes, lenient=lenient)
+    record = Record(request, model="", model_hash="", versions={}, seconds_by_phase={}, device="", reproduce={})
+    return Said(record, tuple(left_out), "" if settings.ours else settings.program, settings.model)
 
 
-def _find_text(file: BinaryIO, keyword: str) -> str | None:
-    """The first text called `keyword`, or None. Reads that text and the chunk headers, no more."""
-    file.seek(0)
-    if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
-        raise _Unreadable(f"is not a PNG picture; give one that {SOFTWARE} saved.")
-    wanted = keyword.encode("latin-1") + b"\0"
-    for _ in range(MAX_CHUNKS):
-        header = file.read(8)
-        if len(header) < 8:
-            raise _Unreadable(_ENDS_EARLY)
-        length, kind = int.from_bytes(header[:4], "big"), header[4:]
-        if kind == b"IEND":
-            return None
-        if kind not in (b"tEXt", b"zTXt", b"iTXt"):
-            file.seek(length + 4, os.SEEK_CUR)
-            continue
-        body = file.read(min(length, MAX_KEYWORD_BYTES + 1))
-        if not body.startswith(wanted):
-            file.seek(length - len(body) + 4, os.SEEK_CUR)
-            continue
-        if length > MAX_TEXT_BYTES:
-            raise _Unreadable(_TOO_LONG)
-        body += file.read(length - len(body))
-        checksum = file.read(4)
-        if len(body) < length or len(checksum) < 4:
-            raise _Unreadable(_ENDS_EARLY)
-        if zlib.crc32(kind + body) != int.from_bytes(checksum, "big"):
-            raise _Unreadable(_DAMAGED)
-        return _decode_text(kind, body[len(wanted) :])
-    raise _Unreadable("has too many parts for a picture; use another copy of it.")
+def _judged(settings: Settings, changes: Mapping[str, Any], *, lenient: bool) -> tuple[Request, list[str]]:
+    """A request of what another program wrote, with `changes` in its place, and what is left out of it."""
+    values, left_out = _without_idle_guidance(settings, changes)
+    values |= changes
+    if "prompt" not in values:
+        raise UnreadableError("does not say its prompt in a way that is known; add --prompt TEXT.")
+    if lenient:
+        left_out += _drop_impossible(values)
+    else:
+        _check_said(values)
+    return Request.from_dict(values), left_out
 
 
-def _decode_text(kind: bytes, body: bytes) -> str:
-    """The text of a chunk, from what follows its keyword (PNG specification, 11.3.3)."""
-    if kind == b"tEXt":
-        return body.decode("latin-1")
-    if kind == b"zTXt":
-        return _decompress(body[1:]).decode("latin-1")
-    compressed, (_language, _, rest) = body[:1] == b"\x01", body[2:].partition(b"\0")
-    _translated, _, text = rest.partition(b"\0")
-    try:
-        return (_decompress(text) if compressed else text).decode("utf-8")
-    except UnicodeDecodeError:
-        raise _Unreadable(_DAMAGED) from None
+def _without_idle_guidance(settings: Settings, changes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The settings without a true guidance that is off or is none, and all that is left out of them."""
+    values, left_out = dict(settings.values), list(settings.left_out)
+    cfg, negative = values.get("cfg"), values.get("negative_prompt")
+    idle: tuple[str, ...] = () if negative else ("negative_prompt",)
+    if "cfg" in changes or ("negative_prompt" in changes and cfg == 1):
+        idle += ("cfg",)  # what is given turns it on
+    elif cfg is not None and cfg <= 1:
+        idle = ("cfg", "negative_prompt")
+        if cfg < 1:
+            left_out += [f"CFG scale {cfg:g}", *(["negative prompt"] if negative else [])]
+    elif cfg is not None and not (negative or "guidance" in values or changes.get("negative_prompt") or settings.ours):
+        # Without either it is of another kind of model, or another name of the distilled one.
+        idle += ("cfg",)
+        left_out.append(f"CFG scale {cfg:g}")
+    return {name: value for name, value in values.items() if name not in idle}, left_out
 
 
-def _decompress(data: bytes) -> bytes:
-    stream = zlib.decompressobj()
-    try:
-        text = stream.decompress(data, MAX_TEXT_BYTES + 1)  # stops there, however much there is to come
-    except zlib.error:
-        raise _Unreadable(_DAMAGED) from None
-    if len(text) > MAX_TEXT_BYTES:
-        raise _Unreadable(_TOO_LONG)
-    if not stream.eof:
-        raise _Unreadable(_DAMAGED)
-    return text
+def _check_said(values: Mapping[str, Any]) -> None:
+    """Raises `UnreadableError` where a picture does not say enough to be repeated, or has no size of ours."""
+    missing = [name for name in ("steps", "seed") if name not in values]
+    missing += ["size"] if values.get("width") is None or values.get("height") is None else []
+    if missing:
+        flags = " and ".join({"size": "--size 1024x1024"}.get(name, f"--{name} NUMBER") for name in missing)
+        raise UnreadableError(f"does not say its {' and '.join(missing)}; add {flags}.")
+    width, height = values["width"], values["height"]
+    nearest = [_nearest_side(side) for side in (width, height)]
+    if nearest != [width, height]:
+        raise UnreadableError(
+            f"has {width}x{height} pixels, but each side must be a multiple of {SIDE_MULTIPLE} "
+            f"from {MIN_SIDE} to {MAX_SIDE}; add --size {nearest[0]}x{nearest[1]}, the nearest one."
+        )
 
 
-def _record_of_other_tool(text: str) -> Record:
-    """What an A1111-style `parameters` text says. Steps, seed and size must all be there."""
-    prompt, _, line = text.strip().rpartition("\n")
-    details = _details(line)
-    steps, seed = (_digits(details.get(key, "")) for key in ("Steps", "Seed"))
-    size = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", details.get("Size", ""))
-    if steps is None or seed is None or size is None:
-        raise _Unreadable(f"has no settings that {SOFTWARE} can read; give a picture that it saved.")
-    guidance = details.get("Distilled CFG Scale", "")
-    request = Request(
-        prompt=re.split(r"^Negative prompt:", prompt, maxsplit=1, flags=re.MULTILINE)[0].strip(),
-        steps=steps,
-        seed=seed,
-        width=int(size[1]),
-        height=int(size[2]),
-        guidance=float(guidance) if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,20})?", guidance) else None,
-    )
-    return Record(request, model="", model_hash="", versions={}, seconds_by_phase={}, device="", reproduce={})
+def _nearest_side(side: int) -> int:
+    by = SIDE_MULTIPLE
+    return min(max((side + by // 2) // by * by, MIN_SIDE), MAX_SIDE)
 
 
-def _details(line: str) -> dict[str, str]:
-    """The pairs of a line such as `Steps: 4, Model: "a, b"`, quotes included; the first of equal keys counts."""
-    pairs: dict[str, str] = {}
-    position = 0
-    while position < len(line) <= MAX_DETAILS_CHARACTERS:
-        match = DETAIL.match(line, position)
-        if match is None:
-            break
-        pairs.setdefault(match[1], match[2].strip())
-        position = match.end()
-    return pairs
-
-
-def _digits(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"[0-9]{1,20}", text) else None
+def _drop_impossible(values: dict[str, Any]) -> list[str]:
+    """Take away what no request can say; returns it in words."""
+    left_out = []
+    size = (values.get("width"), values.get("height"))
+    if any(side is None or side != _nearest_side(side) for side in size):
+        values.pop("width", None), values.pop("height", None)
+        if size != (None, None):
+            left_out.append(f"size {size[0]}x{size[1]}")
+    for name in [name for name in values if name not in ("prompt", "width", "height")]:
+        try:
+            Request("to be read", **{name: values[name]})
+        except RequestError:
+            left_out.append(foreign.shown(f"{name.replace('_', ' ')} {values.pop(name)}"))
+    return left_out
 
 
 def _quoted(value: str) -> str:

@@ -465,7 +465,7 @@ class Planner:
         placements: dict[str, Placement],
         phases: Sequence[PhasePlan],
     ) -> list[str]:
-        notes = [self.target.note] if self.target.note else []
+        notes = [note for note in (self.target.note, self.model.size_note(request)) if note]
         transformer, placement = by_name["transformer"], placements["transformer"]
         if self._negative_passes:
             how = "as one batch" if self._batch > 1 else "one after the other"

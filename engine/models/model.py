@@ -51,6 +51,7 @@ VARIANTS = ("", "bf16", "fp16", "fp32")  # in the order in which they are taken
 DISTILLED = "distill_t5"  # a smaller network in the place of text_encoder_2; a model may have it
 DESCRIBING = (".json", ".txt", ".model")  # configurations and vocabularies
 FLUX_SIDE = 1024  # pixels that FLUX.1 was made for
+MIN_MANY_SIZES = 512  # pixels: a model that was made for fewer knows that size alone
 MAX_TOKENS = 4096  # more is no limit: tokenizers write 10^30 where they have none
 SAMPLE_BYTES, SAMPLES = 2**20, 18
 WHOLE_FILE_BYTES = 64 * 2**20  # larger files are sampled for the model's hash
@@ -84,6 +85,15 @@ class Model:
     def max_side(self) -> int:
         """Twice what the model was made for, in pixels."""
         return 2 * self.sample_size
+
+    def size_note(self, request: Request) -> str | None:
+        """A sentence where the model does not know the request's size: FLUX.1 knows many, a small one its own."""
+        side, size = self.sample_size, (request.width, request.height)
+        if side >= MIN_MANY_SIZES or size == (side, side):
+            return None
+        return (
+            f"{self.name} was made for {side}x{side} pixels; at {size[0]}x{size[1]} things may be repeated or cut off."
+        )
 
     @property
     def distills(self) -> bool:

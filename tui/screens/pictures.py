@@ -15,13 +15,14 @@ from textual.screen import Screen
 
 from engine.folders import shown_path
 from engine.request import Request, RequestError
+from engine.text import some_of
 from tui.jobs import Job
 from tui.screens.dialogs import Confirm, ReadText
 from tui.text import duration
 from tui.variants import escape
 
 if TYPE_CHECKING:
-    from engine.images.metadata import Record
+    from engine.images.metadata import Record, Said
     from tui.app import T2IApp
 
 TRASH = ".trash"
@@ -132,13 +133,15 @@ class PicturesScreen(Screen[None]):
 
     def action_info(self) -> None:
         """The settings in the file; of a job without one, its request."""
-        from engine.images.metadata import read_record
+        from engine.images.metadata import read_settings
 
         job, path = self.selected_job(), self.selected_path()
         keys = self.t2i.keys.pressed("image.info")
         if path is not None:
             try:
-                self.app.push_screen(ReadText(path.name, record_rows(path, read_record(path)), keys))
+                said = read_settings(path, lenient=True)
+                rows = [*record_rows(path, said.record), *foreign_rows(said)]
+                self.app.push_screen(ReadText(path.name, rows, keys))
             except RequestError as error:
                 self.t2i.say(str(error), "error")
         elif job is not None:
@@ -157,8 +160,13 @@ class PicturesScreen(Screen[None]):
 
     def action_use_seed(self) -> None:
         """Only the seed, locked."""
-        request = self._request()
-        if request is not None and request.seed is not None:
+        said = self._said()
+        if said is None:
+            return
+        request, _ = said
+        if request.seed is None:
+            self.t2i.say("This picture does not say its seed.", "warning")
+        else:
             self.t2i.session.parameters.seed = request.seed
             self.t2i.parameters_changed()
             self.t2i.say(f"The seed stays {request.seed}.")
@@ -227,31 +235,36 @@ class PicturesScreen(Screen[None]):
         self.pictures_changed()
 
     def _take_over(self, *, seed: bool) -> None:
-        request = self._request()
-        if request is None:
+        said = self._said()
+        if said is None:
             return
-        left_out = self.t2i.session.parameters.take(request, seed=seed)
+        request, left_out = said
+        not_offered = self.t2i.session.parameters.take(request, seed=seed)
         self.t2i.take_prompt(escape(request.prompt) if seed or request.template is None else request.template)
         self.t2i.parameters_changed()
+        sentences = []
+        if not_offered:
+            sentences.append(f"This model does not take {', '.join(not_offered)} as they were; its own choice holds.")
         if left_out:
-            self.t2i.say(
-                f"This model does not take {', '.join(left_out)} as they were; its own choice holds.", "warning"
-            )
+            sentences.append(f"Left out: {some_of(left_out)}.")
+        if sentences:
+            self.t2i.say(" ".join(sentences), "warning")
 
-    def _request(self) -> Request | None:
-        """What the selected picture's file says; where there is none, what its job asked for."""
-        from engine.images.metadata import read_record
+    def _said(self) -> tuple[Request, tuple[str, ...]] | None:
+        """What the selected picture's file says, and what of it is left out; without a file, what its job asked for."""
+        from engine.images.metadata import read_settings
 
         job, path = self.selected_job(), self.selected_path()
         if path is not None:
             try:
-                return read_record(path).request
+                said = read_settings(path, lenient=True)
+                return said.record.request, said.left_out
             except RequestError as error:
                 if job is None:
                     self.t2i.say(str(error), "error")
                     return None
         if job is not None:
-            return job.request
+            return job.request, ()
         self._nothing()
         return None
 
@@ -300,6 +313,12 @@ def record_rows(path: Path, record: Record) -> list[tuple[str, str]]:
     times = ", ".join(f"{phase} {duration(seconds)}" for phase, seconds in record.seconds_by_phase.items())
     rows += [("took", times), ("versions", ", ".join(f"{name} {text}" for name, text in record.versions.items()))]
     rows += [("file", str(path)), ("parameters", read_parameters(path))]
+    return [(name, text) for name, text in rows if text]
+
+
+def foreign_rows(said: Said) -> list[tuple[str, str]]:
+    """What is to be known of another program's picture."""
+    rows = [("made by", said.program), ("its model", said.model), ("not repeated", ", ".join(said.left_out))]
     return [(name, text) for name, text in rows if text]
 
 

@@ -132,7 +132,9 @@ class Viewer(PicturesScreen):
         if loaded.record is None:
             return f"{star}{name}"
         request = loaded.record.request
-        return f"{star}{name}  seed {request.seed}  {request.width}x{request.height}  {request.prompt}"
+        parts = [f"seed {request.seed}"] if request.seed is not None else []  # other programs may leave it out
+        parts += [f"{request.width}x{request.height}"] if request.width is not None else []
+        return "  ".join((f"{star}{name}", *parts, request.prompt))
 
     def action_go(self, step: int) -> None:
         """To the picture before or after."""
