@@ -60,6 +60,10 @@ class Terminal:
         """What every private mode was set to last: b"\\x1b[?25l" says that the cursor is hidden."""
         return set(self._set.values())
 
+    def attributes(self) -> list[object]:
+        """How the terminal treats what is typed, as termios says it."""
+        return termios.tcgetattr(self._master)
+
     def shown(self) -> str:
         """What is on the screen, line by line."""
         with self._lock:

@@ -26,6 +26,7 @@ from engine import folders
 from engine.events import ImageSaved, Noticed
 from engine.process import JobEvent, JobRefused, LoadEvent, Message, ModelLoaded, ModelOpened, ModelRefused, OpenModel
 from engine.request import RequestError
+from engine.terminal import TerminalModes
 from tui.bindings import Keys, bindings_of
 from tui.card import Card, CardSample
 from tui.client import EngineClient, EngineEnded, Received, Stepped
@@ -551,6 +552,10 @@ class T2IApp(App[None]):
                 self._driver.stop_application_mode()
                 self._driver.close()
         os._exit(129)  # the engine sees the pipe close
+
+    def holds_terminal(self, modes: TerminalModes | None) -> None:
+        """The driver has taken the terminal, or put it back (None)."""
+        self.client.hold_terminal(modes)
 
     def _display(self, screen: Screen[object], renderable: Any) -> None:
         """Send a frame by our driver, which compares it with what the terminal shows."""

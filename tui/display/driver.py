@@ -22,6 +22,7 @@ from textual._parser import ParseError
 from textual.drivers import linux_driver
 from textual.drivers.linux_driver import LinuxDriver
 
+from engine.terminal import TerminalModes, taken
 from tui.display.cells import Cells, Piece
 from tui.display.writer import ANSWER, Writer
 from tui.paste import PasteSafeParser
@@ -48,6 +49,7 @@ class Watched(Protocol):
 
     def catch_up(self) -> None: ...
     def terminal_gone(self) -> None: ...
+    def holds_terminal(self, modes: TerminalModes | None) -> None: ...
 
 
 class TerminalDriver(LinuxDriver):
@@ -94,11 +96,14 @@ class TerminalDriver(LinuxDriver):
         setattr(linux_driver, "WriterThread", self._start_writer)  # noqa: B010 (not declared as ours to set)
         super().start_application_mode()  # type: ignore[no-untyped-call]
         self.forget()
+        if self.attrs_before is not None:
+            cast("Watched", self._app).holds_terminal(taken(self.fileno, self.attrs_before))
 
     def stop_application_mode(self) -> None:
         """Leave the terminal as it was found."""
         self.write("\x1b[m")
         super().stop_application_mode()
+        cast("Watched", self._app).holds_terminal(None)
 
     def close(self) -> None:
         """Write what is left, and end the writer; a terminal that takes nothing is given up after a second."""
