@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-WRITE_SECONDS = 1.0  # for a terminal that takes nothing at the moment
+WRITE_SECONDS = 0.3  # for a terminal that takes nothing at the moment
 # The end of a sequence that was cut off, of a frame, and of everything that a full-screen program asks of a terminal:
 # mouse, focus, size reports; line wrap comes back. The keyboard's stack belongs to the alternate screen.
 LEAVE = b"\x1b\\\x1b[?2026l" + b"".join(

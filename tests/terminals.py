@@ -73,6 +73,10 @@ class Terminal:
         """Until `text` is on the screen, however it came there."""
         self.wait(lambda: text in self.shown())
 
+    def wait_until_quiet(self) -> None:
+        """Until the program has written nothing for a moment."""
+        self.wait(lambda: time.monotonic() - self.last_write > 0.3)
+
     def write(self, data: bytes) -> None:
         os.write(self._master, data)
 

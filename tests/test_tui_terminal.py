@@ -92,6 +92,39 @@ def test_quitting_while_it_denoises_leaves_the_terminal_as_it_was(how: bytes | s
     check_what_is_left(engine)
 
 
+TAKEN = {b"\x1b[?1049h", b"\x1b[?25l", b"\x1b[?7l"}
+GIVEN_BACK = {b"\x1b[?1049l", b"\x1b[?25h", b"\x1b[?7h", b"\x1b[?1000l", b"\x1b[?1003l", b"\x1b[?1006l"}
+STUCK = """
+import sys, time
+from tui.app import T2IApp
+from tui.launch import main
+T2IApp.action_help = lambda app: time.sleep(60)
+sys.exit(main(["--preview", "off"]))
+"""
+
+
+@pytest.mark.parametrize("how", [None, signal.SIGTERM], ids=["hang-up", "SIGTERM"])
+def test_an_app_that_is_stuck_ends_all_the_same(how: signal.Signals | None) -> None:
+    terminal = Terminal(("-c", STUCK))
+    terminal.wait_to_see("ready")
+    terminal.write(b"a red circle")
+    terminal.wait_to_see("a red circle")
+    terminal.wait(lambda: "a red circle" in drafts())
+    engine = next(child for child in terminal.children() if "spawn_main" in " ".join(child.cmdline()))
+    terminal.write(b"\x1bOP")  # F1
+    terminal.wait_until_quiet()
+    if how is None:
+        terminal.close()
+        assert terminal.exit_code() == 128 + signal.SIGHUP
+    else:
+        terminal.kill(how)
+        assert terminal.exit_code() == 128 + how
+        terminal.wait(lambda: terminal.modes() >= GIVEN_BACK)
+    gone, _ = psutil.wait_procs([engine], timeout=30)
+    assert gone
+    assert left_behind().draft == "a red circle"
+
+
 SHELL = ("-c", "import os; os.execvp('bash', ['bash', '--norc', '--noprofile', '-i'])")
 
 
@@ -104,6 +137,7 @@ def test_suspending_gives_the_terminal_to_the_shell_and_fg_paints_it_anew(how: b
     shell.wait_for(b"shell> ")
     shell.write(f"{sys.executable} {' '.join(APP)}\r".encode())
     shell.wait_for(b"a red circle")
+    shell.wait_until_quiet()  # the answer to a question would be the shell's after a SIGSTOP
     app = next(child for child in shell.children() if "tui" in child.cmdline())
     if isinstance(how, bytes):
         shell.write(how)
@@ -124,10 +158,6 @@ def test_suspending_gives_the_terminal_to_the_shell_and_fg_paints_it_anew(how: b
     assert left_behind().draft == "a red circle at sunset"
     shell.write(b"exit\r")
     assert shell.exit_code() == 0
-
-
-TAKEN = {b"\x1b[?1049h", b"\x1b[?25l", b"\x1b[?7l"}
-GIVEN_BACK = {b"\x1b[?1049l", b"\x1b[?25h", b"\x1b[?7h", b"\x1b[?1000l", b"\x1b[?1003l", b"\x1b[?1006l"}
 
 
 def in_a_shell() -> tuple[Terminal, psutil.Process, list[object]]:

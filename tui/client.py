@@ -15,7 +15,7 @@ from textual.worker import Worker
 from engine import process
 from engine.events import StepFinished
 from engine.process import EngineProcess, HoldTerminal, JobEvent, ModelOpened, OpenModel
-from engine.terminal import TerminalModes
+from engine.terminal import TerminalModes, put_back
 from tui.jobs import Job
 from tui.watchdog import Doing, ProcessLook
 
@@ -127,6 +127,12 @@ class EngineClient:
         self._terminal = modes
         if self._process is not None:
             self._process.send(HoldTerminal(modes))
+
+    def put_terminal_back(self) -> None:
+        """For an app that cannot do it any more in the usual way."""
+        if self._terminal is not None:
+            put_back(self._terminal)
+            self.hold_terminal(None)
 
     def doing(self) -> Doing:
         """What the process does, as far as that can be seen from outside; call it at every tick."""
