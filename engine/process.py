@@ -29,6 +29,7 @@ from engine.files import is_stale, make_folder, open_own
 from engine.folders import state_dir
 from engine.libraries import hush_libraries
 from engine.request import MAX_GUIDANCE, Defaults, Option, Request, RequestError
+from engine.terminal import TerminalModes, put_back
 from engine.times import DEFAULT_TIMES, FlowTimes
 
 if TYPE_CHECKING:
@@ -73,7 +74,14 @@ class Cancel:
     after_step: bool = False
 
 
-Command = OpenModel | Paint | Cancel
+@dataclass(frozen=True, slots=True)
+class HoldTerminal:
+    """The owner has taken a terminal, which is put back when it is killed; None: it has put it back itself."""
+
+    modes: TerminalModes | None
+
+
+Command = OpenModel | Paint | Cancel | HoldTerminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +212,7 @@ class EngineProcess:
 def serve(connection: Connection, log: Path) -> None:
     """The process's main function: carry out commands until the pipe closes."""
     _redirect_output(log)
-    for name in ("SIGINT", "SIGHUP", "SIGTSTP"):  # the terminal's; the owner decides what they mean
+    for name in ("SIGINT", "SIGHUP", "SIGTSTP", "SIGTTOU"):  # the terminal's; the owner decides what they mean
         number = getattr(signal, name, None)
         if number is not None:
             signal.signal(number, signal.SIG_IGN)
@@ -221,9 +229,11 @@ class _Server:
         self._job: str | None = None  # that is being painted
         self._cancelled: dict[str, Cancel] = {}
         self._left = threading.Event()
+        self._terminal: TerminalModes | None = None  # that the owner has
 
     def run(self) -> None:
-        threading.Thread(target=self._listen, name="commands", daemon=True).start()
+        listener = threading.Thread(target=self._listen, name="commands", daemon=True)
+        listener.start()
         try:
             while (command := self._commands.get()) is not None:
                 match command:
@@ -232,7 +242,8 @@ class _Server:
                     case Paint():
                         self._paint(command)
         except (BrokenPipeError, ConnectionError):
-            pass  # nobody listens any more
+            self._left.set()
+            listener.join()  # nobody listens any more: it sees that, too, and ends the process
         finally:
             self._left.set()
 
@@ -246,10 +257,14 @@ class _Server:
                         self._cancelled[job] = command  # before the look at the running job; `_paint` looks after
                         if job == self._job and self._engine is not None:
                             self._engine.cancel(after_step)
+                    case HoldTerminal(modes=modes):
+                        self._terminal = modes
                     case _:
                         self._commands.put(command)
         if self._engine is not None:
             self._engine.leave()
+        if command is not None and self._terminal is not None:  # not told to leave: the owner was killed
+            put_back(self._terminal)
         self._commands.put(None)
         self._left.wait(LEAVE_SECONDS)
         os._exit(0)  # also out of a kernel that hangs

@@ -60,6 +60,10 @@ class Terminal:
         """What every private mode was set to last: b"\\x1b[?25l" says that the cursor is hidden."""
         return set(self._set.values())
 
+    def attributes(self) -> list[object]:
+        """How the terminal treats what is typed, as termios says it."""
+        return termios.tcgetattr(self._master)
+
     def shown(self) -> str:
         """What is on the screen, line by line."""
         with self._lock:
@@ -68,6 +72,10 @@ class Terminal:
     def wait_to_see(self, text: str) -> None:
         """Until `text` is on the screen, however it came there."""
         self.wait(lambda: text in self.shown())
+
+    def wait_until_quiet(self) -> None:
+        """Until the program has written nothing for a moment."""
+        self.wait(lambda: time.monotonic() - self.last_write > 0.3)
 
     def write(self, data: bytes) -> None:
         os.write(self._master, data)

@@ -299,6 +299,21 @@ def test_only_one_frame_is_on_its_way_to_a_terminal_that_answers(line: Callable[
     assert slow.frame(3000)
 
 
+def test_an_answer_that_is_under_way_is_waited_for_before_another_program_reads(line: Callable[..., Line]) -> None:
+    late = line()
+    assert late.frame(3000)
+    assert late.writer.drain(5)
+    late.read()
+    assert late.frame(3000)
+    assert late.writer.drain(5)
+    threading.Timer(0.05, late.read).start()
+    late.writer.settle()
+    assert late.writer.is_settled
+    late.writer.write(b"x")
+    late.writer.ask(3000)
+    assert late.writer.is_settled, "and nothing is asked any more"
+
+
 def test_a_terminal_that_answers_nothing_gets_a_bounded_rate(line: Callable[..., Line]) -> None:
     silent = line(answers=False)
     sent = 0

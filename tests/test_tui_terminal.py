@@ -92,6 +92,39 @@ def test_quitting_while_it_denoises_leaves_the_terminal_as_it_was(how: bytes | s
     check_what_is_left(engine)
 
 
+TAKEN = {b"\x1b[?1049h", b"\x1b[?25l", b"\x1b[?7l"}
+GIVEN_BACK = {b"\x1b[?1049l", b"\x1b[?25h", b"\x1b[?7h", b"\x1b[?1000l", b"\x1b[?1003l", b"\x1b[?1006l"}
+STUCK = """
+import sys, time
+from tui.app import T2IApp
+from tui.launch import main
+T2IApp.action_help = lambda app: time.sleep(60)
+sys.exit(main(["--preview", "off"]))
+"""
+
+
+@pytest.mark.parametrize("how", [None, signal.SIGTERM], ids=["hang-up", "SIGTERM"])
+def test_an_app_that_is_stuck_ends_all_the_same(how: signal.Signals | None) -> None:
+    terminal = Terminal(("-c", STUCK))
+    terminal.wait_to_see("ready")
+    terminal.write(b"a red circle")
+    terminal.wait_to_see("a red circle")
+    terminal.wait(lambda: "a red circle" in drafts())
+    engine = next(child for child in terminal.children() if "spawn_main" in " ".join(child.cmdline()))
+    terminal.write(b"\x1bOP")  # F1
+    terminal.wait_until_quiet()
+    if how is None:
+        terminal.close()
+        assert terminal.exit_code() == 128 + signal.SIGHUP
+    else:
+        terminal.kill(how)
+        assert terminal.exit_code() == 128 + how
+        terminal.wait(lambda: terminal.modes() >= GIVEN_BACK)
+    gone, _ = psutil.wait_procs([engine], timeout=30)
+    assert gone
+    assert left_behind().draft == "a red circle"
+
+
 SHELL = ("-c", "import os; os.execvp('bash', ['bash', '--norc', '--noprofile', '-i'])")
 
 
@@ -104,6 +137,7 @@ def test_suspending_gives_the_terminal_to_the_shell_and_fg_paints_it_anew(how: b
     shell.wait_for(b"shell> ")
     shell.write(f"{sys.executable} {' '.join(APP)}\r".encode())
     shell.wait_for(b"a red circle")
+    shell.wait_until_quiet()  # the answer to a question would be the shell's after a SIGSTOP
     app = next(child for child in shell.children() if "tui" in child.cmdline())
     if isinstance(how, bytes):
         shell.write(how)
@@ -124,6 +158,45 @@ def test_suspending_gives_the_terminal_to_the_shell_and_fg_paints_it_anew(how: b
     assert left_behind().draft == "a red circle at sunset"
     shell.write(b"exit\r")
     assert shell.exit_code() == 0
+
+
+def in_a_shell() -> tuple[Terminal, psutil.Process, list[object]]:
+    """A shell without a line editor, the app in it, with its engine, and how the terminal was before."""
+    shell = Terminal(("-c", "import os; os.execvp('sh', ['sh', '-i'])"), PS1="shell> ")
+    shell.wait_for(b"shell> ")
+    before = shell.attributes()
+    shell.write(f"{sys.executable} {' '.join(APP)}\r".encode())
+    shell.wait_to_see("ready")
+    shell.wait(lambda: shell.modes() >= TAKEN)
+    app = next(child for child in shell.children() if "tui" in child.cmdline())
+    return shell, app, before
+
+
+def test_the_engine_puts_the_terminal_back_after_a_kill_of_the_app() -> None:
+    shell, app, before = in_a_shell()
+    assert shell.attributes() != before
+    app.kill()
+    shell.wait(lambda: shell.modes() >= GIVEN_BACK | {b"\x1b[?2004l"})
+    shell.wait(lambda: shell.attributes() == before)
+    shell.write(b"echo in the sh''ell\r")
+    shell.wait_to_see("in the shell")
+    shell.write(b"exit 0\r")
+    assert shell.exit_code() == 0
+
+
+def test_the_engine_leaves_a_terminal_alone_that_another_program_has() -> None:
+    shell, app, _ = in_a_shell()
+    engine = next(child for child in app.children() if "spawn_main" in " ".join(child.cmdline()))
+    app.send_signal(signal.SIGSTOP)
+    shell.wait_for(b"Stopped")
+    shell.write(b"cat\n")  # the terminal is as the app left it
+    shell.wait(lambda: [child for child in shell.children() if child.name() == "cat"])
+    app.kill()
+    gone, _ = psutil.wait_procs([engine], timeout=30)
+    assert gone
+    assert shell.modes() >= TAKEN
+    shell.kill()
+    shell.exit_code()
 
 
 def test_ctrl_z_gives_the_shell_its_cursor_back_while_the_command_line_paints(tmp_path: Path) -> None:

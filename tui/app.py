@@ -26,6 +26,7 @@ from engine import folders
 from engine.events import ImageSaved, Noticed
 from engine.process import JobEvent, JobRefused, LoadEvent, Message, ModelLoaded, ModelOpened, ModelRefused, OpenModel
 from engine.request import RequestError
+from engine.terminal import TerminalModes
 from tui.bindings import Keys, bindings_of
 from tui.card import Card, CardSample
 from tui.client import EngineClient, EngineEnded, Received, Stepped
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 Severity = Literal["information", "warning", "error"]
 DEFAULT_MODEL = "demo"
 SECOND_PRESS_SECONDS = 1.5  # a key pressed twice
-SECONDS_TO_END = 2.5  # until the process ends without its loop, when it is told to end
+SECONDS_TO_END = 1.8  # until the process ends without its loop, when it is told to end; the engine follows in one more
 NOTE_SECONDS, MAX_SAID = 6.0, 200
 
 
@@ -174,23 +175,30 @@ class T2IApp(App[None]):
         self.theme_changed_signal.subscribe(self, lambda theme: self.session.history.save("theme", theme.name))
         if self.is_headless is False:
             self.suspender.watch()
-            for name, handler in (("SIGHUP", self.terminal_gone), ("SIGTERM", self._terminate)):
+            loop = asyncio.get_running_loop()
+            for name, handler in (("SIGHUP", self._hang_up), ("SIGTERM", self._terminate)):
                 if hasattr(signal, name):
-                    self._end_at(getattr(signal, name), handler)
+                    self._end_at(getattr(signal, name), handler, loop)
 
-    def _end_at(self, number: signal.Signals, handler: Callable[[], None]) -> None:
-        """Call `handler` in the loop when this signal comes, and end without it where the loop does not answer."""
-        loop = asyncio.get_running_loop()
-
+    def _end_at(self, number: signal.Signals, handler: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
         def end(signalled: int, frame: object) -> None:
-            timer = threading.Timer(SECONDS_TO_END, os._exit, (128 + signalled,))
-            timer.daemon = True
-            timer.start()
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(handler)
+            self._end(handler, 128 + signalled, loop)
 
         with suppress(ValueError):  # not the main thread
             signal.signal(number, end)
+
+    def _end(self, handler: Callable[[], None], code: int, loop: asyncio.AbstractEventLoop) -> None:
+        """Call `handler`, which ends the app, in its loop, and end without it where that is stuck. From any thread."""
+        timer = threading.Timer(SECONDS_TO_END, self._end_without_the_loop, (code,))
+        timer.daemon = True
+        timer.start()
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(handler)
+
+    def _end_without_the_loop(self, code: int) -> None:
+        with suppress(Exception):
+            self.client.put_terminal_back()
+        os._exit(code)  # the engine sees the pipe close
 
     def on_ready(self) -> None:
         """Painted for the first time."""
@@ -547,8 +555,12 @@ class T2IApp(App[None]):
         self.leave()
         self.exit(return_code=128 + signal.SIGTERM)
 
-    def terminal_gone(self) -> None:
-        """Nothing can be painted any more: keep everything and end. A terminal that is there after all is put back."""
+    def terminal_gone(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Nothing can be painted any more. From any thread."""
+        self._end(self._hang_up, 128 + 1, loop)  # as SIGHUP, which is 1 everywhere, would
+
+    def _hang_up(self) -> None:
+        """Keep everything and end. A terminal that is there after all is put back."""
         with suppress(Exception):
             self.main.save_draft()
             self.session.save_parameters()
@@ -558,6 +570,10 @@ class T2IApp(App[None]):
                 self._driver.stop_application_mode()
                 self._driver.close()
         os._exit(129)  # the engine sees the pipe close
+
+    def holds_terminal(self, modes: TerminalModes | None) -> None:
+        """The driver has taken the terminal, or put it back (None)."""
+        self.client.hold_terminal(modes)
 
     def _display(self, screen: Screen[object], renderable: Any) -> None:
         """Send a frame by our driver, which compares it with what the terminal shows."""

@@ -14,7 +14,8 @@ from textual.worker import Worker
 
 from engine import process
 from engine.events import StepFinished
-from engine.process import EngineProcess, JobEvent, ModelOpened, OpenModel
+from engine.process import EngineProcess, HoldTerminal, JobEvent, ModelOpened, OpenModel
+from engine.terminal import TerminalModes, put_back
 from tui.jobs import Job
 from tui.watchdog import Doing, ProcessLook
 
@@ -73,6 +74,7 @@ class EngineClient:
         self._process: EngineProcess | None = None
         self._dying = False  # the pipe has closed, and why is being found out; or it is being ended
         self._looks = ProcessLook()
+        self._terminal: TerminalModes | None = None  # that the app has taken
         self._closed = False
 
     @property
@@ -106,6 +108,7 @@ class EngineClient:
             return
         self._process, self._dying = (engine := EngineProcess()), False
         self._opening, self._model = opening, opening.model
+        engine.send(HoldTerminal(self._terminal))
         engine.send(opening)
         self._run_worker(lambda: self._read(engine), name="engine", thread=True, exit_on_error=False)
 
@@ -118,6 +121,18 @@ class EngineClient:
         """Give a job up."""
         if self._process is not None:
             self._process.send(process.Cancel(job_id, after_step))
+
+    def hold_terminal(self, modes: TerminalModes | None) -> None:
+        """The app has taken a terminal, or has put it back (None): the process does that when the app is killed."""
+        self._terminal = modes
+        if self._process is not None:
+            self._process.send(HoldTerminal(modes))
+
+    def put_terminal_back(self) -> None:
+        """For an app that cannot do it any more in the usual way."""
+        if self._terminal is not None:
+            put_back(self._terminal)
+            self.hold_terminal(None)
 
     def doing(self) -> Doing:
         """What the process does, as far as that can be seen from outside; call it at every tick."""

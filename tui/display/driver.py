@@ -22,11 +22,14 @@ from textual._parser import ParseError
 from textual.drivers import linux_driver
 from textual.drivers.linux_driver import LinuxDriver
 
+from engine.terminal import TerminalModes, taken
 from tui.display.cells import Cells, Piece
 from tui.display.writer import ANSWER, Writer
 from tui.paste import PasteSafeParser
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
     from textual.app import App
 
 SYNCHRONIZED = 600  # bytes from which on a frame is shown at once rather than as it comes
@@ -47,7 +50,8 @@ class Watched(Protocol):
     """What the driver asks of the app."""
 
     def catch_up(self) -> None: ...
-    def terminal_gone(self) -> None: ...
+    def terminal_gone(self, loop: AbstractEventLoop) -> None: ...
+    def holds_terminal(self, modes: TerminalModes | None) -> None: ...
 
 
 class TerminalDriver(LinuxDriver):
@@ -94,11 +98,20 @@ class TerminalDriver(LinuxDriver):
         setattr(linux_driver, "WriterThread", self._start_writer)  # noqa: B010 (not declared as ours to set)
         super().start_application_mode()  # type: ignore[no-untyped-call]
         self.forget()
+        if self.attrs_before is not None:
+            cast("Watched", self._app).holds_terminal(taken(self.fileno, self.attrs_before))
 
     def stop_application_mode(self) -> None:
         """Leave the terminal as it was found."""
         self.write("\x1b[m")
         super().stop_application_mode()
+        cast("Watched", self._app).holds_terminal(None)
+
+    def disable_input(self) -> None:
+        """Read no more, when the terminal has said what it was asked: whoever reads next would get the answer."""
+        if self.writer is not None:
+            self.writer.settle()
+        super().disable_input()
 
     def close(self) -> None:
         """Write what is left, and end the writer; a terminal that takes nothing is given up after a second."""
@@ -109,14 +122,11 @@ class TerminalDriver(LinuxDriver):
     def _start_writer(self, file: Any) -> _Started:
         loop, app = self._loop, cast("Watched", self._app)
 
-        def later(call: Any) -> None:
+        def room() -> None:  # by the app's own messages, in whose context widgets can be painted
             with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(call)
+                loop.call_soon_threadsafe(self._app.call_later, app.catch_up)
 
-        def catch_up() -> None:  # by the app's own messages, in whose context widgets can be painted
-            later(lambda: self._app.call_later(app.catch_up))
-
-        self.writer = Writer(file.fileno(), room=catch_up, gone=lambda: later(app.terminal_gone))
+        self.writer = Writer(file.fileno(), room=room, gone=lambda: app.terminal_gone(loop))
         return _Started()
 
     def _encoded(self, text: str) -> bytes:
@@ -140,8 +150,7 @@ class TerminalDriver(LinuxDriver):
                 for message in parser.tick():
                     self.process_message(message)
         except OSError:
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(cast("Watched", self._app).terminal_gone)
+            cast("Watched", self._app).terminal_gone(self._loop)
         finally:
             with suppress(EOFError, ParseError):
                 list(parser.feed(""))

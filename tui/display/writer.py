@@ -23,6 +23,7 @@ PIECE = 1024  # bytes of one write: little, so that the thread can be ended betw
 SILENT_RATE = 24_000  # bytes a second to a terminal that answers nothing
 SILENCE = 5.0  # seconds after which a terminal that never answered is not asked again
 PATIENCE = 30.0  # seconds that one which did answer is waited for: its line is frozen
+MAX_SETTLE = 1.0  # seconds that are waited for answers before another program has the terminal
 SLOW_SECONDS = 0.4  # a terminal is slow where answers take longer than that, beyond the quickest one
 
 
@@ -50,6 +51,11 @@ class Writer:
     def is_slow(self) -> bool:
         """Whether the terminal takes frames late."""
         return self.latest - self.quickest > SLOW_SECONDS
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no answer is to be expected."""
+        return not self._asked
 
     def write(self, data: bytes) -> None:
         """Add bytes; nothing is ever left out of what was added."""
@@ -98,6 +104,14 @@ class Writer:
             while self._pending and not self.is_gone and (left := deadline - time.monotonic()) > 0:
                 self._lock.wait(left)
             return not self._pending
+
+    def settle(self) -> None:
+        """Ask no more, and wait for the answers under way, not much longer than the last took."""
+        with self._lock:
+            self._silent = True
+            deadline = time.monotonic() + min(MAX_SETTLE, 0.2 + 2 * self.latest)
+            while self._answers and self._asked and not self.is_gone and (left := deadline - time.monotonic()) > 0:
+                self._lock.wait(left)
 
     def close(self, seconds: float = 1.0) -> None:
         """Write what is left, as far as the terminal takes it in this time, and end the thread."""
