@@ -303,16 +303,21 @@ def clip_config(shapes: Shapes) -> dict[str, Any] | str:
     for name in (token, position, first):
         if len(shapes.get(name, ())) != 2:
             return name
-    vocabulary, width = shapes[token]
+    return _clip(shapes[token], shapes[first][0], _count(shapes, "encoder.layers."), shapes[position][0])
+
+
+def _clip(table: tuple[int, ...], wide: int, layers: int, positions: int) -> dict[str, Any]:
+    """CLIP-L's configuration with these sizes; `table` is the shape of the tokens' embedding."""
+    vocabulary, width = table
     return {
         **flux1.CLIP_L,
         "vocab_size": vocabulary,
         "hidden_size": width,
         "projection_dim": width,
-        "intermediate_size": shapes[first][0],
-        "num_hidden_layers": _count(shapes, "encoder.layers."),
+        "intermediate_size": wide,
+        "num_hidden_layers": layers,
         "num_attention_heads": max(1, width // HEAD_OF_CLIP),
-        "max_position_embeddings": shapes[position][0],
+        "max_position_embeddings": positions,
     }
 
 
@@ -322,17 +327,8 @@ def openai_clip_config(shapes: Shapes) -> dict[str, Any] | str:
     for name in ("token_embedding.weight", "positional_embedding", first):
         if len(shapes.get(name, ())) != 2:
             return name
-    vocabulary, width = shapes["token_embedding.weight"]
-    return {
-        **flux1.CLIP_L,
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "projection_dim": width,
-        "intermediate_size": shapes[first][0],
-        "num_hidden_layers": _count(shapes, "transformer.resblocks."),
-        "num_attention_heads": max(1, width // HEAD_OF_CLIP),
-        "max_position_embeddings": shapes["positional_embedding"][0],
-    }
+    layers, positions = _count(shapes, "transformer.resblocks."), shapes["positional_embedding"][0]
+    return _clip(shapes["token_embedding.weight"], shapes[first][0], layers, positions)
 
 
 def openai_clip_rules(config: Mapping[str, Any]) -> Iterator[Rule]:
