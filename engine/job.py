@@ -24,6 +24,7 @@ from engine.events import (
     Planned,
     StepFinished,
 )
+from engine.folders import shown_path
 from engine.models.catalog import prompt_hint
 from engine.models.model import DISTILLED
 from engine.request import Request, RequestError
@@ -33,7 +34,7 @@ from engine.text import size
 if TYPE_CHECKING:
     import torch
 
-    from engine.encode import Conditioning
+    from engine.encode import Conditioning, Tokens
     from engine.engine import Engine
     from engine.guidance import Steering
     from engine.images.save import Destination
@@ -107,6 +108,21 @@ class Job:
         self._learn_preview(latents, pixels)
         yield saved
 
+    def _check_tokens(self, tokens: Tokens) -> None:
+        """Raises `RequestError` for a token that a text encoder does not have: its tokenizer is another model's."""
+        configs = self.engine.source.configs
+        for part, ids, encoder in (
+            ("tokenizer", tokens.clip, "text_encoder"),
+            ("tokenizer_2", tokens.t5, self.prompt_reader),
+        ):
+            highest, rows = int(ids.max()), configs[encoder]["vocab_size"]
+            if highest >= rows:
+                raise RequestError(
+                    "model",
+                    f"the tokenizer in {shown_path(self.engine.source.tokenizers[part])} gives the token {highest}, "
+                    f"{encoder} knows {rows}: they do not belong together; get the original model.",
+                )
+
     def _kept_latents(self) -> KeptLatents:
         import torch
 
@@ -154,6 +170,8 @@ class Job:
         tokens = {
             text: encode.tokenize(text, *runtime.tokenizers, model.clip_limit, model.token_limit) for text in prompts
         }
+        for text in prompts:
+            self._check_tokens(tokens[text])
         reader, known = self.prompt_reader, runtime.conditionings
         keys = {text: (text, self.precision.partition("+")[0], reader) for text in prompts}
         missing = [text for text in tokens if keys[text] not in known]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from engine import Engine, Request
+from engine import Engine, Failed, Request
 from engine.models import finding, inventory, pairing, registry, tokenizers
 from engine.models.catalog import DEMO_FOLDER
 from engine.models.headers import read_header
@@ -330,6 +330,7 @@ WRONG_VALUES = [
     ("vae", "norm_num_groups", 7),
     ("vae", "block_out_channels", "abcd"),
     ("vae", "up_block_types", ["UpDecoderBlock2D"]),
+    ("vae", "up_block_types", None),
     ("vae", "act_fn", "__import__('os')"),
     ("vae", "sample_size", [1]),
     ("text_encoder", "num_attention_heads", 3),
@@ -508,6 +509,18 @@ def test_a_special_token_is_one_of_the_vocabulary(folder: Path) -> None:
     for token in ("<nowhere>", 7, {"content": ["<pad>"]}, ODD):
         change(folder / "tokenizer_2" / "tokenizer_config.json", pad_token=token)
         assert "pad_token" in refusal(lambda: tokenizers.load("tokenizer_2", folder / "tokenizer_2"))
+
+
+def test_a_token_that_the_text_encoder_does_not_have_is_told(folder: Path) -> None:
+    file = folder / "tokenizer_2" / "tokenizer.json"
+    value = json.loads(file.read_text("utf-8"))
+    value["model"]["vocab"] |= {"circle": 5000}
+    file.write_text(json.dumps(value), "utf-8")
+    with Engine.open(folder, device="cpu") as engine:
+        *_, last = engine.generate(Request("a circle", steps=1, width=64, height=64))
+    assert isinstance(last, Failed)
+    assert last.bad_input
+    assert "gives the token 5000, text_encoder_2 knows 78" in last.message
 
 
 # One bad model is one line.

@@ -86,10 +86,10 @@ KEYS: dict[str, dict[str, Key]] = {
     "vae": {
         "in_channels": whole(3, 3),
         "out_channels": whole(3, 3),
-        "down_block_types": list_of(one_of("DownEncoderBlock2D"), STAGES),
-        "up_block_types": list_of(one_of("UpDecoderBlock2D"), STAGES),
+        "down_block_types": list_of(one_of("DownEncoderBlock2D"), STAGES, needed=True),
+        "up_block_types": list_of(one_of("UpDecoderBlock2D"), STAGES, needed=True),
         "block_out_channels": list_of(whole(1, MAX_WIDTH), STAGES, needed=True, told=True),
-        "layers_per_block": whole(1, MAX_LAYERS, told=True),
+        "layers_per_block": whole(1, MAX_LAYERS, needed=True, told=True),
         "act_fn": one_of("silu"),
         "latent_channels": WIDTH,
         "norm_num_groups": whole(1, MAX_WIDTH),
