@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import statistics
 import tempfile
 import time
@@ -26,6 +27,7 @@ SIZES = ((80, 24), (120, 40), (200, 60))
 START = {(80, 24): "8 k", (120, 40): "15 k", (200, 60): "30 k"}
 APP = ("-m", "tui", "--images", "off")
 PREVIEW = ("--preview", "low")
+CANCEL = re.compile("cancelling|cancelled")
 LETTERS = "bcdefghijklm"  # each of its own, so that one is seen to have come
 FROZEN_PICTURE = {"chosen": {"steps": 2, "width": 64, "height": 64}, "seed": None, "count": 100}
 
@@ -160,7 +162,7 @@ def lines(times: int) -> None:
         behind = terminal.behind
         began = time.monotonic()
         terminal.write(b"\x03")
-        terminal.wait(lambda terminal=terminal: "cancel" in terminal.shown().lower())  # type: ignore[misc]
+        terminal.wait(lambda terminal=terminal: CANCEL.search(terminal.shown()))  # type: ignore[misc]
         cancelled = time.monotonic() - began
         name = f"{rate // 1000 or 'no limit,'} kbit/s" if rate else "no limit"
         print(
