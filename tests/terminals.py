@@ -23,6 +23,7 @@ import pyte
 ROOT = Path(__file__).parent.parent
 PATIENCE = 20  # seconds
 UNPLAYED = re.compile(rb"\x1b\[\?[0-9]+\$p|\x1b\[[<>=][0-9]*u")  # what the emulator would print
+TORN = re.compile(rb"\x1b(?:\[[?<>=0-9;$]*)?\Z")
 MODE = re.compile(rb"\x1b\[\?([0-9]+)[hl]")
 
 
@@ -45,6 +46,7 @@ class Terminal:
         self._streams = [pyte.ByteStream(screen) for screen in self._screens]
         self._alternate = False
         self._set: dict[bytes, bytes] = {}  # the last that was done to each private mode
+        self._torn = b""  # the beginning of a sequence whose end has not come
         self._closing = False
         self.resize(*size)
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -121,18 +123,26 @@ class Terminal:
                 data = os.read(self._master, 65536)
             except OSError:
                 return
-            self.bytes_read += len(data)
-            self.last_write = time.monotonic()
-            for mode in MODE.finditer(data):
-                self._set[mode[1]] = mode[0]
-            self.tail = (self.tail + data)[-100_000:]
-            self._play(data)
+            self.take(data)
+
+    def take(self, data: bytes) -> None:
+        """What comes to the terminal."""
+        self.bytes_read += len(data)
+        self.last_write = time.monotonic()
+        data = self._torn + data
+        torn = TORN.search(data)
+        self._torn = torn[0] if torn else b""
+        data = data[: len(data) - len(self._torn)]
+        for mode in MODE.finditer(data):
+            self._set[mode[1]] = mode[0]
+        self.tail = (self.tail + data)[-100_000:]
+        self._play(data)
 
     def _play(self, data: bytes) -> None:
         """Show it, and answer what a terminal answers."""
         for _ in range(data.count(b"\x1b[5n")):
             with suppress(OSError):
-                os.write(self._master, b"\x1b[0n")
+                self.write(b"\x1b[0n")
         with self._lock:
             for part in re.split(rb"(\x1b\[\?1049[hl])", UNPLAYED.sub(b"", data)):
                 if part.startswith(b"\x1b[?1049"):

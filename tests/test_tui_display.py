@@ -19,9 +19,11 @@ from rich.style import Style
 from textual.geometry import Region
 from textual.strip import Strip
 
-from tests.apps import run, running, screen_text
+from tests.apps import notes, run, running, screen_text
+from tui.app import SLOW_LINE
 from tui.display.cells import Cells, Look, Piece, change, look_of
 from tui.display.driver import ANSWERS, TerminalDriver, pieces_of
+from tui.display.pace import Pace
 from tui.display.writer import QUESTION, Writer
 
 WIDTH, HEIGHT = 40, 12
@@ -333,6 +335,39 @@ def test_a_terminal_that_is_gone_is_told_once(line: Callable[..., Line]) -> None
     lost.writer.write(b"x")
     assert lost.writer.drain(0.1)
     lost.master = os.open("/dev/null", os.O_RDONLY)
+
+
+def test_a_line_is_slow_when_answers_are_late_again_and_again(line: Callable[..., Line]) -> None:
+    writer = line().writer
+    for seconds, slow in ((0.1, False), (9.0, False), (0.2, False), (2.0, False), (2.0, False), (2.0, True)):
+        writer._asked.append((0, time.monotonic() - seconds))
+        writer.answered()
+        assert writer.is_slow == slow
+
+
+def test_previews_cost_no_more_than_the_line_is_given() -> None:
+    pace = Pace(2, 1000)
+    assert pace.is_due(0.0, 0, room=True)
+    assert not pace.is_due(0.4, 100, room=True), "two a second"
+    assert not pace.is_due(0.5, 100, room=False), "the terminal is behind"
+    assert pace.is_due(0.6, 100, room=True)
+    assert not pace.is_due(2.5, 2100, room=True), "the last one cost two seconds"
+    assert pace.is_due(2.7, 2100, room=True)
+    assert Pace(2, None).is_due(0.0, 0, room=True)
+
+
+def test_what_helps_on_a_slow_line_is_said_once() -> None:
+    async def session() -> None:
+        async with running(engine=False) as (app, pilot):
+            app._tell_if_slow()
+            assert SLOW_LINE not in notes(app)
+            app._driver.is_slow = True  # type: ignore[union-attr]
+            app._tell_if_slow()
+            app._tell_if_slow()
+            await pilot.pause()
+            assert notes(app).count(SLOW_LINE) == 1
+
+    run(session())
 
 
 @pytest.mark.parametrize(

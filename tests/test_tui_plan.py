@@ -108,7 +108,7 @@ def test_another_model_or_budget_needs_a_fresh_process(monkeypatch: pytest.Monke
             """Nothing."""
 
     monkeypatch.setattr("tui.client.EngineProcess", Still)
-    client = EngineClient(lambda _: True, lambda *_, **__: None, updates_per_second=4, previews_per_second=4)  # type: ignore[arg-type]
+    client = EngineClient(lambda _: True, lambda *_, **__: None, updates_per_second=4)  # type: ignore[arg-type]
     opening = OpenModel("demo", vram="12GiB")
     assert not client.has_open(opening)
     client.start(opening)

@@ -30,6 +30,7 @@ from engine.terminal import TerminalModes
 from tui.bindings import Keys, bindings_of
 from tui.card import Card, CardSample
 from tui.client import EngineClient, EngineEnded, Received, Stepped
+from tui.display.pace import Pace
 from tui.history import History
 from tui.profile import TerminalProfile
 from tui.screens.dialogs import ReadText
@@ -51,6 +52,9 @@ Severity = Literal["information", "warning", "error"]
 DEFAULT_MODEL = "demo"
 SECOND_PRESS_SECONDS = 1.5  # a key pressed twice
 SECONDS_TO_END = 1.8  # until the process ends without its loop, when it is told to end; the engine follows in one more
+SLOW_LINE = (
+    "The line to this terminal is slow. What helps: ssh -C, tmux on the computer that paints, or --preview off --fps 1."
+)
 NOTE_SECONDS, MAX_SAID = 6.0, 200
 
 
@@ -87,6 +91,7 @@ class T2IApp(App[None]):
         self.card_sample: CardSample | None = None
         self._card: Card | None = None
         self._sampling = False
+        self._told_slow = False
         self.submitted_text = ""  # of the prompt, when Enter was pressed last
         self.last_cancel: tuple[str, float] | None = None  # (job, when), since the last prompt was sent
         self.said: list[tuple[float, str]] = []  # (when, what) for the person, oldest first
@@ -107,11 +112,12 @@ class T2IApp(App[None]):
             self.session.output = str(values.get("output") or "")
         remembered = values.get("theme")
         self._choose_theme(settings.theme if theme_is_chosen or not isinstance(remembered, str) else remembered)
+        self._pace = Pace(profile.previews_per_second, profile.preview_bytes_per_second)
         self.client = EngineClient(
             self.post_message,
             self.run_worker,
             updates_per_second=profile.fps,
-            previews_per_second=profile.previews_per_second,
+            preview_due=self._preview_due,
         )
         self.suspender = Suspender(self)
         self._library: Library | None = None
@@ -297,6 +303,7 @@ class T2IApp(App[None]):
             return
         self.session.step(stepped.job, stepped.event)
         self.main.update_progress()
+        self._tell_if_slow()
 
     def on_engine_ended(self, ended: EngineEnded) -> None:
         """The engine's process has gone; the next job starts a fresh one."""
@@ -570,6 +577,18 @@ class T2IApp(App[None]):
                 self._driver.stop_application_mode()
                 self._driver.close()
         os._exit(129)  # the engine sees the pipe close
+
+    def _preview_due(self) -> bool:
+        """From any thread."""
+        driver = self._driver
+        sent, room = getattr(driver, "sent_bytes", 0), getattr(driver, "has_room", True)
+        return self._pace.is_due(time.monotonic(), sent, room=room)
+
+    def _tell_if_slow(self) -> None:
+        """Once: what would help on this line."""
+        if not self._told_slow and getattr(self._driver, "is_slow", False):
+            self._told_slow = True
+            self.say(SLOW_LINE, "warning")
 
     def holds_terminal(self, modes: TerminalModes | None) -> None:
         """The driver has taken the terminal, or put it back (None)."""

@@ -62,13 +62,13 @@ class EngineClient:
         run_worker: Callable[..., Worker[None]],
         *,
         updates_per_second: float,
-        previews_per_second: float,
+        preview_due: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`post` and `run_worker` are the app's."""
+        """`post` and `run_worker` are the app's. `preview_due` says, in a thread, whether the next one is drawn."""
         self._post = post
         self._run_worker = run_worker
         self.update_seconds = 1 / updates_per_second
-        self.preview_seconds = 1 / previews_per_second
+        self._preview_due = preview_due
         self._opening: OpenModel | None = None  # what the process was started with
         self._model = ""  # what the process calls its model
         self._process: EngineProcess | None = None
@@ -170,16 +170,14 @@ class EngineClient:
     def _read(self, engine: EngineProcess) -> None:
         """In a thread: everything that the process says, until it has gone."""
         waiting: Stepped | None = None  # the latest step, until it is due
-        due = preview_due = 0.0
+        due = 0.0
         try:
             while engine is self._process or waiting is not None:
                 message = engine.receive(1.0 if waiting is None else max(0.0, due - time.monotonic()))
                 now = time.monotonic()
                 if isinstance(message, JobEvent) and isinstance(message.event, StepFinished):
                     step = message.event
-                    if step.preview is not None and now >= preview_due:
-                        preview_due = now + self.preview_seconds
-                    else:
+                    if step.preview is None or not self._preview_due():
                         step = replace(step, preview=None if waiting is None else waiting.event.preview)
                     waiting, message = Stepped(engine, message.job, step), None
                 if waiting is not None and (message is not None or now >= due):

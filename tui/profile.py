@@ -15,7 +15,8 @@ PreviewSize = Literal["off", "low", "high"]
 
 LOCAL_FPS, SLOW_FPS = 10, 4  # of progress, while a job runs
 LOCAL_TYPING_FPS, SSH_TYPING_FPS = 30, 15  # of everything else: a typed letter may not wait for longer
-LOCAL_PREVIEWS, SLOW_PREVIEWS = 4, 1.6  # a second; one of 32x16 cells is 21 kB
+LOCAL_PREVIEWS, SLOW_PREVIEWS = 4, 1.6  # a second
+TRUE_COLOR_RATE, PALETTE_RATE = 5000, 2000  # bytes a second; one of 32x16 cells is up to 21 kB in true colours
 SHORT_COLORS = {"truecolor": "truecolor", "256": "256c", "16": "16c", "none": "mono"}
 COLOR_SYSTEMS = {"truecolor": "truecolor", "256": "256", "16": "standard"}  # by Rich's names
 # Terminals with 256 colours or more. Few say so over SSH, which passes TERM on and COLORTERM not.
@@ -55,6 +56,13 @@ class TerminalProfile:
     def previews_per_second(self) -> float:
         """The most previews drawn in a second; those in between are dropped."""
         return SLOW_PREVIEWS if self.slow or self.preview == "low" else LOCAL_PREVIEWS
+
+    @property
+    def preview_bytes_per_second(self) -> int | None:
+        """The most that previews may cost; None where bytes cost nothing."""
+        if not self.slow:
+            return None
+        return TRUE_COLOR_RATE if self.color == "truecolor" else PALETTE_RATE
 
     @property
     def label(self) -> str:

@@ -60,12 +60,12 @@ class TerminalDriver(LinuxDriver):
     # Seconds in which the rest of a sequence may come after an escape character that is not the key. Slow lines part
     # them; Textual's own wait (`tui.profile`) is short.
     rest_seconds = 0.1
+    sent_bytes = 0  # of all frames
 
     def __init__(self, app: App[Any], **options: Any) -> None:
         super().__init__(app, **options)
         self.cells = Cells(ColorSystem.TRUECOLOR)
         self.writer: Writer | None = None
-        self._synchronizes = False
 
     def show(self, update: LayoutUpdate | ChopsUpdate, cursor: tuple[int, int], size: tuple[int, int]) -> None:
         """Send what of a frame the terminal does not show; nothing while it is behind, and all of it afterwards."""
@@ -81,8 +81,19 @@ class TerminalDriver(LinuxDriver):
         if app._sync_available and len(text) >= SYNCHRONIZED:
             text = f"{BEGIN}{text}{END}"
         data = self._encoded(text)
+        self.sent_bytes += len(data)
         self.writer.write(data)
         self.writer.ask(len(data))
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a frame would not wait behind others."""
+        return self.writer is not None and self.writer.is_clear()
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the terminal takes frames late."""
+        return self.writer is not None and self.writer.is_slow
 
     def forget(self) -> None:
         """Something else has written to the terminal: the next frame is sent whole."""

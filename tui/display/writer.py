@@ -24,7 +24,7 @@ SILENT_RATE = 24_000  # bytes a second to a terminal that answers nothing
 SILENCE = 5.0  # seconds after which a terminal that never answered is not asked again
 PATIENCE = 30.0  # seconds that one which did answer is waited for: its line is frozen
 MAX_SETTLE = 1.0  # seconds that are waited for answers before another program has the terminal
-SLOW_SECONDS = 0.4  # a terminal is slow where answers take longer than that, beyond the quickest one
+SLOW_SECONDS, SLOW_ANSWERS = 0.4, 3  # a terminal is slow where so many take longer than that beyond the quickest one
 
 
 class Writer:
@@ -43,14 +43,15 @@ class Writer:
         self._refused = False  # whether somebody waits for room
         self._allowance, self._since = float(SILENT_RATE), time.monotonic()
         self._closing = self.is_gone = False
+        self._late = 0  # answers in a row that were
         self.quickest = self.latest = 0.0  # seconds until an answer
         self._thread = threading.Thread(target=self._run, name="terminal-output", daemon=True)
         self._thread.start()
 
     @property
     def is_slow(self) -> bool:
-        """Whether the terminal takes frames late."""
-        return self.latest - self.quickest > SLOW_SECONDS
+        """Whether the terminal takes frames late, again and again: once a laptop may have slept."""
+        return self._late >= SLOW_ANSWERS
 
     @property
     def is_settled(self) -> bool:
@@ -80,6 +81,11 @@ class Writer:
             self._asked.append((self._written + self._pending, time.monotonic()))
             self._lock.notify_all()
 
+    def is_clear(self) -> bool:
+        """Whether nothing waits that is not confirmed; nobody is called later."""
+        with self._lock:
+            return self._has_room()
+
     def has_room(self) -> bool:
         """Whether the next frame would not wait behind others. Where it would, `room` is called later."""
         with self._lock:
@@ -95,6 +101,7 @@ class Writer:
                 self._answered, asked = self._asked.popleft()
                 self.latest = time.monotonic() - asked
                 self.quickest = min(self.quickest or self.latest, self.latest)
+                self._late = self._late + 1 if self.latest - self.quickest > SLOW_SECONDS else 0
             self._lock.notify_all()
 
     def drain(self, seconds: float) -> bool:

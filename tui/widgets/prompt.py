@@ -20,7 +20,7 @@ from textual.widgets import TextArea
 from tui.bindings import bindings_of, types
 from tui.text import clean, counted, marked, unseen
 
-PLACEHOLDER = "what the picture shows, such as: a red circle above a blue square"
+PLACEHOLDER = "what the picture shows"  # short: the first letter takes it away, on slow lines too
 How = Literal["as usual", "new seed", "first"]
 
 EDITING = BindingsMap(TextArea.BINDINGS).key_to_bindings
