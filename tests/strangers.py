@@ -21,7 +21,7 @@ from random import Random
 import torch
 from huggingface_hub import constants
 
-from engine import Engine, Request, cli
+from engine import Engine, Request, cli, folders
 from engine.events import Failed
 from engine.images.metadata import Record, encode_png, read_parameters, read_record
 from engine.images.save import plan_output
@@ -171,9 +171,10 @@ def run_cli(*arguments: str) -> list[str]:
         out.flush()
     command = f"t2i {' '.join(arguments)[:80]}"
     said = err.getvalue()
-    if code not in (0, 2):
+    ours = any(str(folder) in said for folder in (folders.state_dir(), folders.cache_dir(), folders.config_dir()))
+    if code not in (0, 2) and not (code == 1 and ours):  # what lies in our own folders is the machine's fault
         raise ViolationError(f"{command} ends with {code}: {said[:400]}")
-    if code == 2 and said.count("\n") != 1:
+    if code and said.count("\n") != 1:
         raise ViolationError(f"{command} refuses in {said.count(chr(10))} lines: {said[:400]}")
     shown = out.buffer.getvalue().decode("utf-8", "replace")
     if "--json" not in arguments:
