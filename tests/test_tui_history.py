@@ -1247,7 +1247,8 @@ def test_it_is_written_as_promised(open_history: Callable[..., History], folder:
     assert one._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert one._db.execute("PRAGMA synchronous").fetchone() == (3,)  # EXTRA: synced when it is told
     assert ask(folder, "PRAGMA user_version") == [(history.SCHEMA_VERSION,)]
-    one.put(a_job())
+    one.put_all([a_job()], prompt="with its prompt")
+    assert one.prompts() == ["with its prompt"]
     stored = json.loads(ask(folder, "SELECT job FROM jobs")[0][0])
     assert Request.from_dict(stored["request"]) == a_job().request
     assert math.isclose(stored["created"], time.time(), abs_tol=60)

@@ -204,16 +204,18 @@ class History:
         """Keep `job` as it is now. A new one, or one that is queued again, goes to the end of this session's queue."""
         self.put_all([job])
 
-    def put_all(self, jobs: Sequence[Job], order: Sequence[str] | None = None) -> None:
-        """Keep several jobs as they are now, and put the queue into `order`, at one go."""
+    def put_all(self, jobs: Sequence[Job], order: Sequence[str] | None = None, prompt: str | None = None) -> None:
+        """Keep several jobs as they are now, put the queue into `order`, and make `prompt` the newest: one sync."""
         rows = [self._row(job) for job in jobs]
 
         def change() -> None:
+            if prompt is not None:
+                self._db.execute(ADD_PROMPT, (_blob(prompt),))
             self._db.executemany(PUT_JOB, rows)
             if order is not None:
                 self._order(order)
 
-        self._change(change, ("jobs", *(job.id for job in jobs)))
+        self._change(change, ("jobs", prompt, *(job.id for job in jobs)))
 
     def _row(self, job: Job) -> dict[str, Any]:
         values = {field.name: getattr(job, field.name) for field in fields(job) if field.name not in ("id", "state")}
