@@ -664,8 +664,8 @@ def test_rows_that_cannot_be_read_cost_themselves_alone_and_are_said_once(folder
     faults: dict[str, list[Any]] = {
         "seconds": ["2.5", [], -1, True, 10**30, math.inf, math.nan],
         "created": ["today", None, 10**400],
-        "peak_bytes": ["1", 2**70, {}],
-        "path": ["a\0b", 7, ["x"]],
+        "peak_bytes": ["1", 2**70, {}, 1.5],
+        "path": ["a\0b", "a\ud800b", 7, ["x"]],
         "model": [None, 7, {}],
         "output": ["a\0b", None],
         "message": [None, 5],
@@ -888,6 +888,57 @@ def test_what_happens_while_the_history_is_locked_is_written_with_the_next_chang
 
 
 @pytest.mark.skipif(not POSIX, reason="Windows removes nothing that is open")
+@pytest.mark.parametrize("how", ["at leaving", "in between", "removed"])
+def test_a_history_in_memory_goes_to_the_disk_as_soon_as_there_is_a_place(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    if how == "removed":
+        one = History.open(folder)
+        one.add_prompt("early")
+        shutil.rmtree(folder)
+    folder.write_text("a file")
+    if how != "removed":
+        one = History.open(folder)
+    done, waits = a_job("done", "done", id="done"), a_job("waits", id="waits")
+    one.put_all([done, waits])
+    one.add_prompt("before")
+    assert "will be gone" in one.take_notices()[0]
+    folder.unlink()
+    one.add_prompt("after")
+    assert not folder.exists(), "it does not look each time"
+    if how == "in between":
+        monkeypatch.setattr(one, "_next_look", 0.0)
+        one.set_favourite(Path("star"), True)
+        (told,) = one.take_notices()
+        assert_sentences([told])
+        assert f"all of it goes to '{file_of(folder)}'" in told
+    one.close()
+    one.add_prompt("too late")
+    one = History.open(folder)
+    assert one.notices == []
+    assert one.prompts() == ["after", "before", *(["early"] if how == "removed" else [])]
+    assert one.results() == [done]
+    assert one.favourites() == ({Path("star")} if how == "in between" else set())
+    adopted = one.adopt()
+    assert adopted is not None
+    assert adopted.jobs == [waits]
+    one.close()
+
+
+def test_a_waiting_job_in_a_state_that_is_not_ours_is_not_run(folder: Path) -> None:
+    one = History.open(folder)
+    one.put_all([a_job("held", id="held"), a_job("waits", id="waits")])
+    one.close()
+    ask(folder, "UPDATE jobs SET state = 'held' WHERE id = 'held'")
+    one = History.open(folder)
+    adopted = one.adopt()
+    assert adopted is not None
+    assert [job.id for job in adopted.jobs] == ["waits"]
+    assert "1 stored job is left out" in one.notices[0]
+    one.close()
+    assert ask(folder, "SELECT state FROM jobs WHERE id = 'held'") == [("held",)]
+
+
 @pytest.mark.parametrize("instead", ["nothing", "a new history"])
 def test_a_state_folder_that_is_removed_in_mid_session_is_said_and_made_anew(folder: Path, instead: str) -> None:
     one = History.open(folder)
@@ -1196,7 +1247,8 @@ def test_it_is_written_as_promised(open_history: Callable[..., History], folder:
     assert one._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert one._db.execute("PRAGMA synchronous").fetchone() == (3,)  # EXTRA: synced when it is told
     assert ask(folder, "PRAGMA user_version") == [(history.SCHEMA_VERSION,)]
-    one.put(a_job())
+    one.put_all([a_job()], prompt="with its prompt")
+    assert one.prompts() == ["with its prompt"]
     stored = json.loads(ask(folder, "SELECT job FROM jobs")[0][0])
     assert Request.from_dict(stored["request"]) == a_job().request
     assert math.isclose(stored["created"], time.time(), abs_tol=60)

@@ -12,6 +12,7 @@ cannot be read, whoever wrote it, is left out.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sqlite3
 import stat
@@ -35,6 +36,7 @@ T = TypeVar("T")
 
 FILES = ("history.sqlite3", "history-2.sqlite3", "history-3.sqlite3")  # a later one while the others cannot be used
 BUSY_SECONDS = 0.25  # the longest wait for another process's change
+LOOK_SECONDS = 30.0  # between two looks for a place, where the history is in memory
 LEAVING_SECONDS = 2.0  # and the last one, where changes of this session still wait
 PROMPTS_KEPT = 10_000
 RESULTS_KEPT = 5_000
@@ -110,11 +112,18 @@ class History:
     """This session's part of the shared file. Open it with `History.open`; use it from one thread."""
 
     def __init__(
-        self, db: sqlite3.Connection, path: Path | None, clock: Callable[[], float], notices: list[str]
+        self,
+        folder: Path,
+        db: sqlite3.Connection,
+        path: Path | None,
+        clock: Callable[[], float],
+        notices: list[str],
     ) -> None:
         self.notices = notices  # sentences for the person
         self._db = db
         self._path, self._file = path, _identity(path)  # None: in memory
+        self._folder: Path | None = folder  # None: closed
+        self._next_look = time.monotonic() + LOOK_SECONDS  # for a place, where the history is in memory
         self._clock = clock
         self._waiting: dict[Hashable, Callable[[], object]] = {}  # changes that could not be written yet, by subject
         self._session = uuid.uuid4().hex
@@ -130,16 +139,18 @@ class History:
         where nothing can be written the history is in memory: `notices` says which.
         """
         notices: list[str] = []
-        return cls(*_open_database(folder, clock, notices), clock, notices)
+        return cls(folder, *_open_database(folder, clock, notices), clock, notices)
 
     def close(self) -> None:
         """Leave the queue and what was saved to the next session."""
+        self._next_look = -math.inf
         if self._waiting:
             with suppress(sqlite3.Error):
                 self._db.execute(f"PRAGMA busy_timeout = {LEAVING_SECONDS * 1000:.0f}")
         self._write(("ended",), "UPDATE sessions SET ended = 1 WHERE id = ?", self._session)
         if self._waiting:
             self.notices.append("What the history could not be given is lost; pictures are where they were saved.")
+        self._folder = None
         with suppress(sqlite3.Error):
             self._db.close()
 
@@ -193,16 +204,18 @@ class History:
         """Keep `job` as it is now. A new one, or one that is queued again, goes to the end of this session's queue."""
         self.put_all([job])
 
-    def put_all(self, jobs: Sequence[Job], order: Sequence[str] | None = None) -> None:
-        """Keep several jobs as they are now, and put the queue into `order`, at one go."""
+    def put_all(self, jobs: Sequence[Job], order: Sequence[str] | None = None, prompt: str | None = None) -> None:
+        """Keep several jobs as they are now, put the queue into `order`, and make `prompt` the newest: one sync."""
         rows = [self._row(job) for job in jobs]
 
         def change() -> None:
+            if prompt is not None:
+                self._db.execute(ADD_PROMPT, (_blob(prompt),))
             self._db.executemany(PUT_JOB, rows)
             if order is not None:
                 self._order(order)
 
-        self._change(change, ("jobs", *(job.id for job in jobs)))
+        self._change(change, ("jobs", prompt, *(job.id for job in jobs)))
 
     def _row(self, job: Job) -> dict[str, Any]:
         values = {field.name: getattr(job, field.name) for field in fields(job) if field.name not in ("id", "state")}
@@ -291,7 +304,10 @@ class History:
 
     def _follow(self) -> None:
         """Where the file was removed, or another lies in its place: use that, or a new one, with all that ours held."""
-        if self._path is None or (now := _identity(self._path)) == self._file:
+        if self._path is None:
+            self._leave_memory()
+            return
+        if (now := _identity(self._path)) == self._file:
             return
         rows, gone = _rows(self._db), shown_path(self._path)
         if now is not None and sys.version_info >= (3, 12):  # or closing deletes the other file's log, by its name
@@ -303,6 +319,22 @@ class History:
         if self._path is not None:
             place = shown_path(self._path)
             self.notices.append(f"The history {gone} was removed while the app was open; what it held is in {place}.")
+
+    def _leave_memory(self) -> None:
+        """Where the history is in memory: put it on the disk as soon as there is a place."""
+        if self._folder is None or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        notices: list[str] = []
+        try:
+            db, path = _open_files(self._folder, self._clock, notices)
+        except (OSError, ValueError, sqlite3.Error):
+            return
+        rows = _rows(self._db)
+        self._db.close()
+        self._db, self._path, self._file = db, path, _identity(path)
+        self._waiting = {"all": lambda: _insert(self._db, rows), **self._waiting}
+        self.notices += [*notices, f"There is a place for the history again: all of it goes to {shown_path(path)}."]
 
     def _note_failure(self, what: str, error: sqlite3.Error) -> None:
         failure = (what, _reason(error))
@@ -334,9 +366,10 @@ class History:
             db.execute("DELETE FROM saved WHERE session = ?", (session,))
             db.execute("DELETE FROM sessions WHERE id = ?", (session,))
         queue.sort(key=lambda row: row[1] != "running")
-        place = f"UPDATE jobs SET position = {LAST_POSITION}, session = :session, state = 'queued' WHERE id = :id"
+        state = "CASE state WHEN 'running' THEN 'queued' ELSE state END"  # one that we do not know is not ours to run
+        place = f"UPDATE jobs SET position = {LAST_POSITION}, session = :session, state = {state} WHERE id = :id"
         db.executemany(place, [{"session": own, "id": id} for id, _, _ in queue])
-        jobs = self._jobs((id, "queued", text) for id, _, text in queue)
+        jobs = self._jobs((id, "queued" if state == "running" else state, text) for id, state, text in queue)
         draft = values.pop("draft", "")
         return Adopted(draft if isinstance(draft, str) else "", values, jobs) if draft or values or jobs else None
 
@@ -370,7 +403,9 @@ def _job(id: Any, state: Any, text: Any) -> Job:
     texts = (job.id, job.model, job.output, job.message)
     if job.state not in STATES or not all(isinstance(value, str) for value in texts):
         raise ValueError
-    if "\0" in job.output or "\0" in str(job.path or "") or type(job.simulated) is not bool:
+    if "\0" in job.output or b"\0" in os.fsencode(job.path or "") or type(job.simulated) is not bool:
+        raise ValueError  # as `os.fsencode` does for what no path can hold
+    if type(job.peak_bytes) is float:
         raise ValueError
     measured = [value for value in (job.seconds, job.peak_bytes) if value is not None]
     if not all(map(_is_number, (job.created, *measured))):
@@ -389,34 +424,42 @@ class _LeftAloneError(Exception):
 def _open_database(
     folder: Path, clock: Callable[[], float], notices: list[str]
 ) -> tuple[sqlite3.Connection, Path | None]:
-    """The first of FILES that can be used, or one in memory; `notices` is told of everything unusual."""
+    """As `_open_files`, or a database in memory."""
     try:
-        make_folder(folder)
-        remove_leftovers(folder)
-        paths = [folder / name for name in FILES]
-        alone: list[str] = []  # why the ones before are left alone
-        for place, path in enumerate(paths):
-            try:
-                db = _connect_anew(path, clock, notices)
-            except _LeftAloneError as error:
-                alone.append(str(error))
-                continue
-            if alone:
-                used = f"{shown_path(path)} is used instead"
-                notices.append(f"The history {shown_path(paths[0])} is left alone ({alone[0]}); {used}.")
-            for other in paths[place + 1 :]:
-                with suppress(sqlite3.Error, OSError):
-                    _take_over(db, other)
-            return db, path
-        raise ValueError(f"none of its files can be used: {alone[0]}")
+        return _open_files(folder, clock, notices)
     except (OSError, ValueError, sqlite3.Error) as error:
         notices.append(
             f"No history can be kept in {shown_path(folder)} ({_reason(error)}): "
-            "prompts, queue and results will be gone when the app closes."
+            "unless that changes, prompts, queue and results will be gone when the app closes."
         )
     db = sqlite3.connect(":memory:", isolation_level=None)
     _prepare(db)
     return db, None
+
+
+def _open_files(folder: Path, clock: Callable[[], float], notices: list[str]) -> tuple[sqlite3.Connection, Path]:
+    """The first of FILES that can be used; `notices` is told of everything unusual.
+
+    Raises `sqlite3.Error`, `OSError` or `ValueError` where none can be.
+    """
+    make_folder(folder)
+    remove_leftovers(folder)
+    paths = [folder / name for name in FILES]
+    alone: list[str] = []  # why the ones before are left alone
+    for place, path in enumerate(paths):
+        try:
+            db = _connect_anew(path, clock, notices)
+        except _LeftAloneError as error:
+            alone.append(str(error))
+            continue
+        if alone:
+            used = f"{shown_path(path)} is used instead"
+            notices.append(f"The history {shown_path(paths[0])} is left alone ({alone[0]}); {used}.")
+        for other in paths[place + 1 :]:
+            with suppress(sqlite3.Error, OSError):
+                _take_over(db, other)
+        return db, path
+    raise ValueError(f"none of its files can be used: {alone[0]}")
 
 
 def _connect_anew(path: Path, clock: Callable[[], float], notices: list[str]) -> sqlite3.Connection:

@@ -115,9 +115,8 @@ class Session:
                 jobs.append(Job(request, self.model, self.output, simulated=self.simulate))
         if new_seed and self.parameters.seed is not None:
             self.parameters.seed = seed
-        self.history.add_prompt(text)
         self.queue = jobs + self.queue if first else self.queue + jobs
-        self.history.put_all(jobs, self._order())
+        self.history.put_all(jobs, self._order(), text)
         return jobs
 
     def begin_next(self) -> Job | None:
