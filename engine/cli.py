@@ -1,9 +1,11 @@
 """The headless verbs: `generate`, `plan`, `models` and `doctor`.
 
 `main` parses and validates before anything heavy is imported, so that bad input is answered at once. Exit codes:
-0 done, 1 failed (the machine's fault), 2 bad input, 130 cancelled (Ctrl+C, or the reader of stdout went away).
+0 done, 1 failed (the machine's fault), 2 bad input, 130 cancelled (Ctrl+C), 141 the reader of
+stdout went away.
 
-stdout carries results only: the path of each saved picture, or with `--json` one object per event and line.
+stdout carries results only: the path of each saved picture, with `--output -` the picture itself, or with `--json` one
+object per event and line.
 Progress, hints and errors go to stderr. Every line of `--json` has `event`; all but `error` have `image` (from 0,
 within one prompt's count), `elapsed_seconds` and `memory` (`ram_bytes`, `device_bytes`, `device_peak_bytes`; bytes, or
 null without a device), and `job`: which prompt, from 0, in the order given. Bytes are base64 text, paths are text.
@@ -44,8 +46,9 @@ import json
 import random
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -54,7 +57,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.cli_models import models_app
-from engine.console import BAD_INPUT, CANCELLED, DONE, FAILED, OutputError, abandon_output, say, write, write_path
+from engine.console import (
+    BAD_INPUT,
+    CANCELLED,
+    DONE,
+    FAILED,
+    UNREAD,
+    OutputError,
+    abandon_output,
+    say,
+    write,
+    write_path,
+    write_picture,
+)
 from engine.events import Cancelled, Failed, ImageSaved, MemoryUse, Noticed, PhaseStarted, Simulated
 from engine.folders import shown_path
 from engine.interrupts import Interrupts
@@ -82,6 +97,7 @@ if TYPE_CHECKING:
     from engine.progress import Display
 
 DEFAULT_MODEL = "demo"
+TO_STDOUT = "-"
 MAX_PLAN_COLUMNS = 120
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 KERNELS = ("dequantize", "scaled_mm", "triton", "int_mm", "float32")  # of 8-bit layers
@@ -187,7 +203,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "t2i") -> int:
             sys.stdout.flush()
     except BrokenPipeError:
         abandon_output()
-        code = CANCELLED
+        code = UNREAD
     except (OutputError, OSError) as error:  # a full disk behind a redirection
         abandon_output()
         said = error if isinstance(error, OutputError) else f"standard output cannot be written to ({_reason(error)})."
@@ -256,7 +272,9 @@ def generate(
         bool, typer.Option("--simulate", help="Run all phases at full size without weights; paint nothing.")
     ] = False,
     card: CardOption = DEFAULT_CARD,
-    output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE|DIR", help="Where to save.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE|DIR|-", help="Where to save; - is standard output.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per event and line on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; errors and results only.")] = False,
 ) -> Callable[[], int]:
@@ -306,6 +324,8 @@ def generate(
         jobs = [Job(template)]
     else:
         raise RequestError("prompt", f"there is no prompt; say what the picture should show: {EXAMPLE}")
+    if output == TO_STDOUT:
+        _check_stdout(sum(job.request.count for job in jobs), as_json=as_json)
     return partial(
         _generate,
         jobs,
@@ -320,7 +340,7 @@ def generate(
         },
         said=said,
         guidance_given=guidance is not None,
-        output=Path(output) if output else None,
+        output=None if output is None else Path(output),
         as_json=as_json,
         quiet=quiet,
     )
@@ -507,10 +527,14 @@ def _generate(
     from engine.engine import Engine
     from engine.images.save import plan_output
 
+    to_stdout = output == Path(TO_STDOUT)
+    if to_stdout:
+        output = Path(tempfile.mkdtemp(prefix="texttoimagetool-"))
     destination = plan_output(output, sum(job.request.count for job in jobs))
     display = open_display(quiet=quiet, stdout_shared=as_json and sys.stdout is not None and sys.stdout.isatty())
     hush_libraries()
     with (
+        _removed_if_empty(output if to_stdout else None),
         closing(display),
         Interrupts() as interrupts,
         collector_paused(),
@@ -535,7 +559,9 @@ def _generate(
             display.begin(title, job.request.count)
             try:
                 with _at(job.place):
-                    codes |= _paint(engine, job, number, destination, display, interrupts, as_json=as_json)
+                    codes |= _paint(
+                        engine, job, number, destination, display, interrupts, as_json=as_json, to_stdout=to_stdout
+                    )
             except RequestError as error:  # of this prompt alone: the others still count
                 display.close()
                 codes.add(_refuse(error, as_json=as_json))
@@ -559,6 +585,27 @@ def _note(display: Display, sentence: str, *, as_json: bool) -> None:
         event = Noticed(image=0, elapsed_seconds=0.0, memory=MemoryUse(resident_set_bytes()), message=sentence)
         fields = event.to_dict()
         write(json.dumps({"event": fields.pop("event"), "job": 0, **fields}))
+
+
+@contextmanager
+def _removed_if_empty(folder: Path | None) -> Iterator[None]:
+    """A folder that is gone afterwards, unless something had to be left in it."""
+    try:
+        yield
+    finally:
+        if folder is not None:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _check_stdout(count: int, *, as_json: bool) -> None:
+    """Whether standard output can take the picture itself. Raises `RequestError`."""
+    if as_json:
+        raise RequestError("output", "--output - and --json both write to standard output; give one of them.")
+    if count != 1:
+        raise RequestError("output", f"--output - writes one picture, and these are {count}; name a folder.")
+    if sys.stdout is not None and sys.stdout.isatty():
+        raise RequestError("output", "standard output is a terminal here; --output - is for a pipe or a file.")
 
 
 def _changes_since(record: Record, engine: Engine) -> str:
@@ -595,6 +642,7 @@ def _paint(
     interrupts: Interrupts,
     *,
     as_json: bool,
+    to_stdout: bool,
 ) -> set[int]:
     """Make one job's pictures and report every event; the exit codes that its pictures ask for."""
     codes: set[int] = set()
@@ -620,7 +668,10 @@ def _paint(
                 case ImageSaved(path=path, notice=notice):
                     if notice:
                         say(notice)
-                    if not as_json:
+                    if to_stdout:
+                        write_picture(path)
+                        path.unlink(missing_ok=True)
+                    elif not as_json:
                         write_path(path)
                     codes.add(FAILED if notice else DONE)  # it is safe, but not where a script would look for it
                 case Failed(message=message, bad_input=bad_input):

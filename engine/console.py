@@ -16,6 +16,7 @@ from engine.folders import shown_path
 from engine.text import printable
 
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
+UNREAD = 141  # nobody reads what is written any more: as a shell says that SIGPIPE ended a program
 SECONDS_PER_LINE = 10.0  # in a log
 
 
@@ -52,6 +53,18 @@ def write_path(path: Path) -> None:
         else:
             sys.stdout.buffer.write(os.fsencode(path) + b"\n")
             sys.stdout.flush()
+
+
+def write_picture(path: Path) -> None:
+    """The file itself on stdout. Where that is not possible it stays, and what is raised or said names it."""
+    data = path.read_bytes()
+    try:
+        with _writing(f"the picture is {shown_path(path)}."):
+            sys.stdout.buffer.write(data)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        say(f"nobody read the picture; it is {shown_path(path)}.")
+        raise
 
 
 @contextmanager

@@ -11,8 +11,9 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 
-from engine.console import CANCELLED, FAILED, OutputError, abandon_output, say
+from engine.console import CANCELLED, FAILED, UNREAD, OutputError, abandon_output, say
 
 Main = Callable[[list[str]], int]
 NEEDS_NO_OUTPUT = ("generate",)  # pictures are what it is for
@@ -32,7 +33,7 @@ def run(main: Main, arguments: list[str]) -> int:
         return FAILED
     except BrokenPipeError:
         abandon_output()
-        return CANCELLED
+        return UNREAD
     except KeyboardInterrupt:
         say("cancelled.")
         return CANCELLED
@@ -54,13 +55,19 @@ def _problem(arguments: list[str]) -> str:
         stream = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")  # noqa: SIM115
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
-    if "stdout" in closed and not (arguments and arguments[0] in NEEDS_NO_OUTPUT):
+    if "stdout" in closed and not (arguments and arguments[0] in NEEDS_NO_OUTPUT and not _writes_there(arguments)):
         return "standard output is closed, so that there is nowhere to print to."
     try:
         os.getcwd()
     except OSError:
         return "the folder that this was started in does not exist any more; change to another one first."
     return ""
+
+
+def _writes_there(arguments: list[str]) -> bool:
+    """Whether the picture itself goes to standard output."""
+    pairs = [*pairwise(arguments), *(tuple(argument.split("=", 1)) for argument in arguments)]
+    return ("--output", "-") in pairs or ("-o", "-") in pairs or "-o-" in arguments
 
 
 def _is_closed(descriptor: int) -> bool:

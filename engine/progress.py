@@ -46,7 +46,7 @@ SECONDS_PER_LINE = 2.0  # without a line in a log, before a step or a part of a 
 RESTORED = "denoised by a run that ended before it was saved; decoding what it kept"
 SHOW_CURSOR, HIDE_CURSOR = b"\x1b[?25h", b"\x1b[?25l"
 LIVE_LINES = len(PHASES) + 2  # title, phases, memory
-REFRESHES_PER_SECOND = 4  # enough to look alive, few enough for a slow SSH line
+REFRESHES_PER_SECOND, SLOW_REFRESHES = 4, 1  # the latter over SSH, where each is 700 bytes on perhaps a slow line
 
 
 @dataclass(slots=True)
@@ -327,7 +327,7 @@ class LiveDisplay:
         self._live = Live(
             get_renderable=self._picture,
             console=self._console,
-            refresh_per_second=REFRESHES_PER_SECOND,
+            refresh_per_second=SLOW_REFRESHES if os.environ.get("SSH_CONNECTION") else REFRESHES_PER_SECOND,
             transient=True,
             redirect_stdout=False,
             redirect_stderr=False,

@@ -23,6 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import engine.cli
 from engine import Engine, events
+from engine.entry import _writes_there
 from engine.images.metadata import encode_png, read_record
 from engine.interrupts import Interrupts
 from tests.commands import isolated_environment, json_lines, t2i
@@ -30,7 +31,7 @@ from tests.conftest import share_plans
 from tests.tiny import save_tiny
 
 PROMPT = "a large red circle above a small blue square on a white background"
-DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
+DONE, FAILED, BAD_INPUT, CANCELLED, UNREAD = 0, 1, 2, 130, 141
 ESCAPE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # any control character but the line feed
 posix = pytest.mark.skipif(os.name == "nt", reason="signals and pseudo-terminals are POSIX's")
 
@@ -332,6 +333,79 @@ def test_a_signal_during_the_imports_is_one_line_and_130(number: signal.Signals,
 
 
 @posix
+class Stdout(io.TextIOWrapper):
+    """Standard output, into memory or into a pipe that nobody reads."""
+
+    def __init__(self, *, unread: bool = False) -> None:
+        reading, writing = os.pipe()
+        os.close(reading)
+        self.bytes = io.BytesIO()
+        super().__init__(os.fdopen(writing, "wb") if unread else self.bytes, write_through=True)
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The temporary folder."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+@pytest.mark.usefixtures("main")
+def test_the_picture_itself_goes_to_standard_output(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("generate", "-p", "circle", "--steps", "1", "--size", "64x64", "--seed", "3", "--output", "-")
+    stdout = Stdout()
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert engine.cli.main(command) == DONE
+    picture = scratch / "picture.png"
+    picture.write_bytes(stdout.bytes.getvalue())
+    assert read_record(picture).request.seed == 3
+    assert "seed 3" in capsys.readouterr().err
+    picture.unlink()
+    assert list(scratch.iterdir()) == []
+
+
+@posix
+@pytest.mark.usefixtures("main")
+def test_a_picture_that_standard_output_does_not_take_is_kept_and_named(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", Stdout(unread=True))
+    assert engine.cli.main(("generate", "-p", "circle", "--steps", "1", "--size", "64x64", "-o", "-")) == UNREAD
+    [kept] = scratch.glob("*/*.png")
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("nobody read the picture; it is ")
+    assert str(kept) in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--count", "2"), "writes one picture, and these are 2; name a folder."),
+        (("--json",), "both write to standard output"),
+    ],
+)
+def test_standard_output_takes_one_picture_alone(main: Main, arguments: tuple[str, ...], words: str) -> None:
+    result = main("generate", "-p", "circle", "--output", "-", *arguments)
+    assert result.returncode == BAD_INPUT
+    assert words in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "writes"),
+    [
+        (["generate", "-o", "-"], True),
+        (["generate", "--output=-"], True),
+        (["generate", "-p", "-", "-o", "folder"], False),
+    ],
+)
+def test_a_picture_for_a_closed_standard_output_is_refused(arguments: list[str], writes: bool) -> None:
+    assert _writes_there(arguments) is writes
+
+
 def test_a_reader_that_goes_away_ends_the_run_quietly(tmp_path: Path, environment: dict[str, str]) -> None:
     arguments = ("-p", PROMPT, "--steps", "1000", "--json", "--quiet", "-o", str(tmp_path))
     with start("generate", *arguments, env=environment) as process:
@@ -340,7 +414,7 @@ def test_a_reader_that_goes_away_ends_the_run_quietly(tmp_path: Path, environmen
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == ""
-    assert process.returncode == CANCELLED
+    assert process.returncode == UNREAD
     assert list(tmp_path.iterdir()) == []
 
 

@@ -340,7 +340,7 @@ def test_t2i_keys_into_a_pipe_that_nobody_reads(own_folders: Path) -> None:
     with os.fdopen(writing, "w") as closed:
         command = [sys.executable, "-m", "tui", "keys"]
         result = subprocess.run(command, cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True)
-    assert result.returncode == 130
+    assert result.returncode == 141
     assert result.stderr == ""
 
 

@@ -134,6 +134,9 @@ def test_an_explicit_colour_overrules_no_color_and_auto_does_not() -> None:
         ({"LC_ALL": "C.UTF-8", "LANG": "C"}, "utf-8", False),
         ({"LC_CTYPE": "C.UTF-8", "LANG": "C"}, "utf-8", True),
         ({"LC_CTYPE": "C.UTF-8"}, "utf-8", False),
+        ({"LC_CTYPE": "C.UTF-8", "LANG": "de_DE.ISO-8859-1"}, "utf-8", True),
+        ({"LC_CTYPE": "C.UTF-8", "LANG": "de_DE.UTF-8"}, "utf-8", False),
+        ({"LC_ALL": "de_DE.ISO-8859-1", "LANG": "de_DE.UTF-8"}, "utf-8", True),
         ({"LC_CTYPE": "en_US.UTF-8", "LANG": "C"}, "utf-8", False),
     ],
 )
@@ -144,19 +147,33 @@ def test_without_utf_8_there_is_ascii_alone(env: dict[str, str], encoding: str |
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Python rewrites the C locale so on Linux")
-def test_a_real_process_in_the_c_locale_sees_ascii() -> None:
+@pytest.mark.parametrize(
+    ("env", "ascii_only"),
+    [
+        ({"LANG": "C"}, True),
+        ({"LANG": "C.UTF-8"}, False),
+        ({"LANG": "xx_XX.ISO-8859-1"}, True),  # none of these is installed
+        ({"LANG": "xx_XX.UTF-8"}, False),
+        ({"LC_CTYPE": "xx_XX.ISO-8859-1", "LANG": "C.UTF-8"}, True),
+        ({"LC_ALL": "xx_XX.ISO-8859-1", "LANG": "C.UTF-8"}, True),
+    ],
+)
+def test_a_real_process_goes_by_what_the_person_set(env: dict[str, str], ascii_only: bool) -> None:
     code = """
 import os, sys
-from tui.profile import detect
+from tui.profile import as_set, detect
 from tui.settings import Settings
-print(detect(os.environ, Settings(), sys.platform, sys.stdout.encoding).ascii)
+print(detect(as_set(os.environ), Settings(), sys.platform, sys.stdout.encoding).ascii)
 """
-    for locale, answer in (("C", "True"), ("C.UTF-8", "False")):
-        env = {"LANG": locale, "PATH": "", "TERM": "xterm"}
-        result = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True
-        )
-        assert result.stdout.strip() == answer
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={"PATH": "", "TERM": "xterm", **env},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == str(ascii_only)
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,17 @@ def test_an_app_without_a_terminal_says_so(capfd: pytest.CaptureFixture[str]) ->
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("term", ["dumb", "unknown", "DUMB"])
+def test_a_terminal_that_shows_lines_alone_gets_a_sentence(term: str) -> None:
+    terminal = Terminal(("-m", "tui"), TERM=term)
+    assert terminal.exit_code() == 2
+    terminal.wait(lambda: terminal.tail.endswith(b"\n"))
+    said = terminal.tail.decode()
+    assert said.startswith(f"error: a terminal of TERM={term} shows lines alone")
+    assert "t2i generate" in said
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from tui.app import T2IApp
 
+DUMB = ("dumb", "unknown")  # whose cursor cannot be moved
+
 
 def main(argv: Sequence[str]) -> int:
     """Open the app with the flags in `argv`; returns the exit code."""
@@ -29,6 +31,12 @@ def main(argv: Sequence[str]) -> int:
         from engine.cli import EXAMPLE
 
         say(f"error: the app needs a terminal; without one this works: {EXAMPLE}")
+        return 2
+    term = os.environ.get("TERM", "")
+    if term.strip().lower() in DUMB and sys.platform != "win32":
+        from engine.cli import EXAMPLE
+
+        say(f"error: a terminal of TERM={term.strip()} shows lines alone, and the app a screen; this works: {EXAMPLE}")
         return 2
     try:
         app = open_app(flags)
@@ -47,12 +55,12 @@ def main(argv: Sequence[str]) -> int:
 
 def open_app(flags: dict[str, object]) -> T2IApp:
     """The app with `flags` over the config file. Raises `RequestError` where it could not do what it is asked for."""
-    from tui.profile import detect, prepare
+    from tui.profile import as_set, detect, prepare
     from tui.settings import merge, read_config
 
     config, problem = read_config(folders.config_dir() / "config.toml")
     settings = merge(config, flags)
-    profile = detect(os.environ, settings, sys.platform, getattr(sys.stdout, "encoding", None))
+    profile = detect(as_set(os.environ), settings, sys.platform, getattr(sys.stdout, "encoding", None))
     prepare(profile, os.environ)  # Textual reads these while it is imported
     output_problem = None
     if settings.output is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from tui.settings import Settings
@@ -19,6 +21,7 @@ LOCAL_PREVIEWS, SLOW_PREVIEWS = 4, 1.6  # a second
 TRUE_COLOR_RATE, PALETTE_RATE = 5000, 2000  # bytes a second; one of 32x16 cells is up to 21 kB in true colours
 SHORT_COLORS = {"truecolor": "truecolor", "256": "256c", "16": "16c", "none": "mono"}
 COLOR_SYSTEMS = {"truecolor": "truecolor", "256": "256", "16": "standard"}  # by Rich's names
+COERCED = ("C.UTF-8", "C.utf8", "UTF-8")  # what Python puts into LC_CTYPE
 # Terminals with 256 colours or more. Few say so over SSH, which passes TERM on and COLORTERM not.
 MANY_COLORS = re.compile(r"-256color|kitty|ghostty|alacritty|wezterm|^foot")
 
@@ -70,6 +73,16 @@ class TerminalProfile:
         place = ["ssh"] if self.ssh else []
         place += [self.multiplexer] if self.multiplexer else []
         return " ".join([*(place or ["local"]), SHORT_COLORS[self.color], *(["ascii"] if self.ascii else [])])
+
+
+def as_set(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """The environment as the person set it: where a locale is not installed Python puts its own into LC_CTYPE."""
+    try:
+        entries = Path("/proc/self/environ").read_bytes().split(b"\0")
+    except OSError:  # no Linux
+        return environ
+    said = next((os.fsdecode(entry[9:]) for entry in entries if entry.startswith(b"LC_CTYPE=")), "")
+    return {**environ, "LC_CTYPE": said} if environ.get("LC_CTYPE") in COERCED else environ
 
 
 def detect(env: Mapping[str, str], settings: Settings, platform: str, stdout_encoding: str | None) -> TerminalProfile:
@@ -148,9 +161,9 @@ def _unicode(env: Mapping[str, str], stdout_encoding: str | None) -> bool:
     if stdout_encoding is not None and not _is_utf8(stdout_encoding):
         return False
     locale = env.get("LC_ALL") or env.get("LC_CTYPE") or env.get("LANG") or "UTF-8"
-    # In the C locale Python sets LC_CTYPE to C.UTF-8 for itself (PEP 538): that tells nothing about the terminal.
-    if not env.get("LC_ALL") and locale == "C.UTF-8" and env.get("LANG") in ("C", "POSIX"):
-        return False
+    # Python sets LC_CTYPE for itself in the C locale, and where one is not installed (PEP 538): what LANG says counts.
+    if not env.get("LC_ALL") and locale in COERCED:
+        locale = env.get("LANG") or locale
     return _is_utf8(locale)
 
 

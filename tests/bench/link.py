@@ -12,6 +12,7 @@ import re
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -36,11 +37,12 @@ def main() -> None:
     """Measure everything and print tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    parser.add_argument("--only", choices=("bytes", "lines", "freeze", "local"), help="one part")
+    parser.add_argument("--only", choices=("bytes", "generate", "lines", "freeze", "local"), help="one part")
     arguments = parser.parse_args()
     few = arguments.quick
-    parts = {
+    parts: dict[str, Callable[[], None]] = {
         "bytes": lambda: count_bytes(5 if few else 10),
+        "generate": command_line,
         "lines": lambda: lines(1 if few else 3),
         "freeze": lambda: freeze(5 if few else 30),
         "local": lambda: local(40 if few else 150),
@@ -121,6 +123,17 @@ def count_bytes(seconds: int) -> None:
         print(f"| {size[0]}x{size[1]} {colours} | {' | '.join(f'{each:,}' for each in figures)} |", flush=True)
         end(terminal)
     print("| wanted | 8 k, 15 k, 30 k | 60 | 0 | 0 | 2,500; 120x40 true 6,000 | | |")
+
+
+def command_line() -> None:
+    """What `t2i generate` sends while it paints, over SSH."""
+    terminal = Linked(("-m", "tui", "generate", "-p", "a red circle", "--steps", "1000"), environment=SSH)
+    terminal.wait_to_see("s/step")
+    before, began = terminal.bytes_read, time.monotonic()
+    time.sleep(5)
+    rate = (terminal.bytes_read - before) / (time.monotonic() - began)
+    end(terminal)
+    print(f"\n| t2i generate, bytes a second while denoising | {rate:,.0f} | a few hundred |", flush=True)
 
 
 def echo(terminal: Linked, letters: str) -> list[float]:
