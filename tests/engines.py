@@ -21,9 +21,11 @@ def serve_and_stand_still(phase: str, connection: Connection, log: Path) -> None
 
     def standing_still(engine: Engine, *arguments: Any) -> Iterator[Event]:
         for event in generate(engine, *arguments):
+            stands = isinstance(event, PhaseStarted) and event.phase == phase and not stood.exists()
+            if stands:
+                stood.touch()  # before anybody hears of it and kills this process
             yield event
-            if isinstance(event, PhaseStarted) and event.phase == phase and not stood.exists():
-                stood.touch()
+            if stands:
                 threading.Event().wait()
 
     Engine.generate = standing_still  # type: ignore[assignment, method-assign]

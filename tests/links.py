@@ -16,7 +16,7 @@ TICK = 0.004  # seconds
 
 
 class Linked(Terminal):
-    """A terminal behind a line. `rate` is in bits a second (0: no limit), `round_trip` in seconds."""
+    """A terminal behind a line: `rate` in bits a second (0: no limit), `round_trip` in seconds, `buffer` in bytes."""
 
     def __init__(
         self,
@@ -25,10 +25,11 @@ class Linked(Terminal):
         *,
         rate: int = 0,
         round_trip: float = 0.0,
+        buffer: int = SERVER_BUFFER,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.rate, self.delay = rate / 8, round_trip / 2
-        self.frozen = False
+        self.frozen, self._buffer = False, buffer
         self.behind = 0.0  # seconds: the most that something was old when it was shown
         self._out: deque[tuple[float, bytes]] = deque()  # (when the program wrote it, what), not yet on the line
         self._travels: deque[tuple[float, float, bytes]] = deque()  # (arrives, written, what)
@@ -42,7 +43,7 @@ class Linked(Terminal):
 
     def _read(self) -> None:
         while not self._closing:
-            room = self._buffered < SERVER_BUFFER
+            room = self._buffered < self._buffer
             if select.select([self._master] if room else [], [], [], TICK)[0]:
                 try:
                     data = os.read(self._master, 65536)

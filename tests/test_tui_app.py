@@ -228,6 +228,25 @@ def test_the_queue_is_seen_reordered_and_emptied_while_one_runs() -> None:
     run(test())
 
 
+def test_q_asks_while_something_is_left_undone() -> None:
+    async def test() -> None:
+        async with running(engine=False) as (app, pilot):
+            await pilot.press(*"red", "escape", "q")
+            assert isinstance(app.screen, Confirm)
+            assert "What is typed" in screen_text(app)
+            await pilot.press("n")
+            app.session.paused = app.session.held = True
+            app.main.prompt.submit()
+            await until(pilot, lambda: app.session.queue)
+            await pilot.press("q")
+            assert "What waits" in screen_text(app)
+            await pilot.press("n")
+            await pilot.press("X", "y", "q")  # the prompt was sent: nothing is left
+            await until(pilot, lambda: not app.is_running)
+
+    run(test())
+
+
 def test_seeds_are_locked_changed_and_drawn_anew() -> None:
     async def test() -> None:
         async with running(engine=False) as (app, pilot):
@@ -553,8 +572,11 @@ def test_a_picture_that_cannot_be_opened_here_is_explained(monkeypatch: pytest.M
         async with running((120, 40)) as (app, pilot):
             assert "ssh" in screen_text(app)
             await generate(app, pilot)
-            await pilot.press("escape", "home", "o")
+            await pilot.press("escape", "home", "y")
+            await until(pilot, lambda: app.screen.query("Toast"))
+            await pilot.press("o")
             assert isinstance(app.screen, ReadText)
+            await until(pilot, lambda: not app.screen.query("Toast"))  # it would lie over the line to copy
             text = screen_text(app)
             assert "scp" in text
             assert "192.0.2.1" in text

@@ -215,6 +215,21 @@ def test_the_scp_line_names_user_server_and_port(env: dict[str, str], line: str)
     assert remote_plan(PICTURE, env).scp == line
 
 
+@pytest.mark.parametrize(
+    ("host", "line"),
+    [
+        ("gpu.example.org", "scp ann@gpu.example.org:/pictures/a.png ."),
+        ("bob@gpu", "scp bob@gpu:/pictures/a.png ."),
+        ("[2001:db8::7]", "scp 'ann@[2001:db8::7]:/pictures/a.png' ."),
+    ],
+)
+def test_behind_a_jump_host_the_person_says_the_name(host: str, line: str) -> None:
+    env = {**SSH, "SSH_CONNECTION": "10.0.0.2 50514 10.0.0.1 2222"}
+    plan = plan_open(PICTURE, env, "linux", which(""), host=host)
+    assert isinstance(plan, Remote)
+    assert plan.scp == line
+
+
 def test_user_and_host_can_be_given() -> None:
     plan = plan_open(PICTURE, {"USER": "ann"}, "linux", which(""), hostname="gpu.example", user="bob")
     assert isinstance(plan, Remote)

@@ -603,6 +603,19 @@ def test_tab_goes_through_the_rows_and_on() -> None:
     run(test())
 
 
+def test_escape_leads_back_to_where_one_came_from() -> None:
+    async def test() -> None:
+        async with panel((200, 60)) as (app, pilot, found):
+            await pilot.press("9", "escape")
+            assert found.has_focus, "that was the value"
+            await pilot.press("escape", "a")
+            assert app.main.prompt.text == "a"
+            await pilot.press("escape", "f9", "escape")
+            assert app.main.jobs.has_focus
+
+    run(test())
+
+
 def test_what_was_being_typed_is_given_up_when_the_focus_goes() -> None:
     async def test() -> None:
         async with panel((200, 60)) as (app, pilot, found):

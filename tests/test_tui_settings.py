@@ -62,6 +62,7 @@ def test_every_setting_can_be_in_the_file(read) -> None:
         color = 256
         images = "on"
         opener = "feh --fullscreen"
+        host = "ann@gpu.example.org"
         open_forwarded = true
         enter_submits = false
     """)
@@ -80,6 +81,7 @@ def test_every_setting_can_be_in_the_file(read) -> None:
         color="256",
         images="on",
         opener="feh --fullscreen",
+        host="ann@gpu.example.org",
         open_forwarded=True,
         enter_submits=False,
     )
@@ -124,6 +126,11 @@ def test_a_missing_or_empty_file_is_fine(read, tmp_path: Path) -> None:
         ("simulate = 1", "simulate must be true or false, got 1"),
         ('output = ""', "output must be a folder, got ''"),
         (f'output = "\\u001b[2J{"x" * 99}"', f"output must be a folder, got '\\x1b[2J{'x' * 49}..."),
+        (
+            'host = "-oProxyCommand=x"',
+            "host must be the name of this machine for ssh, such as gpu.example.org, got '-oP",
+        ),
+        ('host = "a b"', "host must be the name of this machine for ssh, such as gpu.example.org, got 'a b'"),
         ("previw = 1", "there is no key 'previw', the nearest is preview"),
         ("open-forwarded = true", "there is no key 'open-forwarded', the nearest is open_forwarded"),
         ("FPS = 1", "there is no key 'FPS', the nearest is fps"),

@@ -15,9 +15,11 @@ from tui.history import Adopted, History
 if sys.platform == "win32":
     pytest.skip("pseudo-terminals are POSIX's", allow_module_level=True)
 
+from tests.links import Linked
 from tests.terminals import Terminal
 
 PROMPT = "a red circle above a blue square"
+SSH = {"SSH_CONNECTION": "192.0.2.7 50000 192.0.2.1 22"}
 APP = ("-m", "tui", "--preview", "off")
 
 
@@ -123,6 +125,28 @@ def test_an_app_that_is_stuck_ends_all_the_same(how: signal.Signals | None) -> N
     gone, _ = psutil.wait_procs([engine], timeout=30)
     assert gone
     assert left_behind().draft == "a red circle"
+
+
+def test_pictures_go_on_behind_a_frozen_line_and_a_cut_one_ends_everything() -> None:
+    history = History.open(folders.state_dir())
+    history.save("parameters", {"chosen": {"steps": 2, "width": 64, "height": 64}, "seed": None, "count": 100})
+    history.close()
+    folder = folders.default_output_dir()
+    terminal = Linked(("-m", "tui"), (120, 40), buffer=2000, environment=SSH)
+    terminal.wait_to_see("ready")
+    engine = next(child for child in terminal.children() if "spawn_main" in " ".join(child.cmdline()))
+    terminal.write(PROMPT.encode() + b"\r")
+    terminal.wait(lambda: list(folder.glob("*.png")))
+    terminal.frozen = True
+    before = len(list(folder.glob("*.png")))
+    terminal.wait(lambda: len(list(folder.glob("*.png"))) >= before + 5)
+    terminal.close()
+    assert terminal.exit_code() == 128 + signal.SIGHUP
+    gone, _ = psutil.wait_procs([engine], timeout=30)
+    assert gone
+    made, left = list(folder.glob("*.png")), left_behind()
+    assert len(made) + len(left.jobs) in (100, 101), "a picture that was saved as all ended is in both"
+    assert left.draft == PROMPT
 
 
 SHELL = ("-c", "import os; os.execvp('bash', ['bash', '--norc', '--noprofile', '-i'])")

@@ -151,7 +151,7 @@ COMMANDS = (
     Command("app.messages", "app", "m", "messages", "Messages", "What was said, the latest first"),
     Command("app.redraw", "app", "ctrl+l", "redraw", "Redraw", "Paint the whole screen again"),
     Command(SUSPEND, "app", "ctrl+z", "suspend", "Suspend", "To the shell; fg there comes back"),
-    Command("app.leave", "main", "q", "leave_app", "Quit", "Leave, after asking if something runs"),
+    Command("app.leave", "main", "q", "leave_app", "Quit", "Leave, after asking if something is left undone"),
     Command(QUIT, "app", "ctrl+q", "quit", "Quit", "Leave; prompt, queue and settings are kept"),
 )
 PROMPT_BAR = (

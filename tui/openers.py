@@ -83,6 +83,7 @@ def plan_open(
     release: str = "",
     user_command: str | None = None,
     use_forwarded_display: bool = False,
+    host: str | None = None,
     hostname: str = THIS_HOST,
     user: str | None = None,
 ) -> OpenPlan:
@@ -90,7 +91,8 @@ def plan_open(
 
     `platform` is `sys.platform`, `release` is `platform.uname().release`. `user_command` is the person's own viewer,
     for instance `feh --fullscreen {}`; without `{}` the path comes last. `use_forwarded_display` allows windows on a
-    display forwarded over SSH. `hostname` and `user` are for the scp line; `user` None: as `env` says.
+    display forwarded over SSH. `host` is what the person calls this machine for ssh (`name` or `user@name`), where what
+    the connection says is of no use: behind a jump host. `hostname` and `user` stand in for what `env` does not say.
 
     Raises `RequestError` for a `user_command` that cannot be used.
     """
@@ -102,7 +104,7 @@ def plan_open(
     if isinstance(plan, str):
         if user is None:
             user = env.get("LOGNAME") or env.get("USER") or env.get("USERNAME") or ""
-        return Remote(plan, path, _scp_line(path, env, hostname, user), _terminal_hint(path, env))
+        return Remote(plan, path, _scp_line(path, env, host, hostname, user), _terminal_hint(path, env))
     return plan
 
 
@@ -205,17 +207,17 @@ def _user_argv(command: str, path: str, platform: str, which: Callable[[str], st
     return (found, *(argument.replace("{}", path) for argument in arguments))
 
 
-def _scp_line(path: Path, env: Mapping[str, str], hostname: str, user: str) -> str:
+def _scp_line(path: Path, env: Mapping[str, str], named: str | None, hostname: str, user: str) -> str:
     """The command that fetches `path` from this machine, as far as this machine knows its own address."""
-    host, port = hostname, "22"
+    host, port = named or hostname, "22"
     match env.get("SSH_CONNECTION", "").split():
-        case [_, _, address, server_port]:
+        case [_, _, address, server_port] if not named:
             try:
                 host = f"[{address}]" if ipaddress.ip_address(address).version == 6 else address
                 port = server_port
             except ValueError:  # "UNKNOWN", where sshd does not sit on a socket
                 pass
-    account = f"{user}@" if user else ""
+    account = f"{user}@" if user and "@" not in host else ""
     remote_path = SCP_SPECIAL.sub(r"\\\g<0>", path.as_posix())
     command = "scp" if port == "22" else f"scp -P {_quoted(port)}"
     return f"{command} {_quoted(f'{account}{host}:{remote_path}')} ."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ MAX_CONFIG_BYTES = 64 * 2**10
 MAX_HINTS = 10  # for keys that are unknown: looking for the nearest one takes a while
 MAX_SENTENCE = 380  # characters, "and 12 more" not counted; it is for reading
 MAX_SHOWN = 60  # characters of a wrong value
+
+HOST = re.compile(r"(?:[\w.-]+@)?(?:[A-Za-z0-9_][\w.-]*|\[[0-9A-Fa-f:]+\])")  # one that cannot be taken for a flag
 
 # Of each setting: what is allowed, in words, and a function that gives its value or raises `ValueError`.
 Rule = tuple[str, Callable[[object], object]]
@@ -66,6 +69,7 @@ class Settings:
     color: Color = "auto"
     images: Images = "auto"  # may the full-screen view use Kitty or Sixel graphics
     opener: str | None = None  # the command that opens a picture; None: the system's own
+    host: str | None = None  # what the person calls this machine in scp; None: by what the connection says
     open_forwarded: bool = False  # open pictures through a forwarded X11 display, too
     enter_submits: bool = True  # Enter generates, Ctrl+J is a new line; False: the other way round
 
@@ -222,6 +226,13 @@ def _text(value: object) -> str:
     return value
 
 
+def _host(value: object) -> str:
+    text = _text(value)
+    if not HOST.fullmatch(text):
+        raise ValueError
+    return text
+
+
 def _folder(value: object) -> Path:
     return Path(os.path.expanduser(_text(value)))
 
@@ -278,6 +289,7 @@ RULES: dict[str, Rule] = {
     "color": _one_of(get_args(Color)),
     "images": _one_of(get_args(Images)),
     "opener": ("a command that opens a picture", _text),
+    "host": ("the name of this machine for ssh, such as gpu.example.org", _host),
     "open_forwarded": ("true or false", _switch),
     "enter_submits": ("true or false", _switch),
 }

@@ -174,6 +174,10 @@ class ReadText(ModalScreen[None]):
                 lines += [" " * 13 * bool(name) + line for line in rest]
             yield Static(Content("\n".join(lines)))
 
+    def on_mount(self) -> None:
+        """No note lies over the text."""
+        self.app.clear_notifications()
+
     def on_key(self, event: events.Key) -> None:
         """The keys that opened it."""
         if event.key in self._close_keys:

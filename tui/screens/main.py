@@ -17,6 +17,7 @@ from textual.content import Content
 from textual.geometry import Size
 from textual.screen import ModalScreen
 from textual.timer import Timer
+from textual.widget import Widget
 from textual.widgets import OptionList, Static, TextArea
 
 from engine.events import Preview
@@ -65,7 +66,9 @@ class MainScreen(PicturesScreen):
         with Horizontal(id="body"):
             yield JobList(ascii_only=profile.ascii, is_favourite=self._is_favourite, id="jobs")
             yield PictureView(rendering=t2i.rendering, id="picture")
-            yield ParametersPanel(t2i.session.parameters, ascii_only=profile.ascii, id="parameters")
+            yield ParametersPanel(
+                t2i.session.parameters, self._leave_parameters, ascii_only=profile.ascii, id="parameters"
+            )
         yield KeyBar(id="keys")
 
     def on_mount(self) -> None:
@@ -85,6 +88,7 @@ class MainScreen(PicturesScreen):
         self._favourites: set[Path] = self.t2i.session.history.favourites()
         self._shown_path: Path | None = None
         self._variants = ""  # the line below the prompt
+        self._came_from: Widget = self.prompt  # to the panel of parameters
         self.set_focus(self.prompt)
         self._show_keys()
         self.update(follow=True)
@@ -499,8 +503,15 @@ class MainScreen(PicturesScreen):
         self.app.push_screen(Confirm(f"Remove {counted(waiting, 'waiting job')}?"), answered)
 
     def action_leave_app(self) -> None:
-        """Leave; what runs is begun anew at the next start."""
-        if self.t2i.session.running is None:
+        """Leave, after asking where something is left undone: a letter alone may have been meant for the prompt."""
+        session, text = self.t2i.session, self.prompt.text
+        if session.running is not None:
+            question = "Leave? The picture in work is begun anew when you come back."
+        elif session.queue:
+            question = "Leave? What waits is offered again when you come back."
+        elif text.strip() and text != self.t2i.submitted_text:
+            question = "Leave? What is typed will be there when you come back."
+        else:
             self.call_later(self.t2i.action_quit)
             return
 
@@ -508,7 +519,7 @@ class MainScreen(PicturesScreen):
             if yes:
                 self.call_later(self.t2i.action_quit)
 
-        self.app.push_screen(Confirm("Leave? The picture in work is begun anew when you come back."), answered)
+        self.app.push_screen(Confirm(question), answered)
 
     # Parameters.
 
@@ -536,8 +547,11 @@ class MainScreen(PicturesScreen):
     def action_parameters(self) -> None:
         """To the panel, which is a window where the screen has no room for it."""
         panel = self.query_one(ParametersPanel)
-        if panel.display:
-            self.set_focus(self.prompt if panel.has_focus else panel)
+        if panel.display and panel.has_focus:
+            self._leave_parameters()
+        elif panel.display:
+            self._came_from = self.focused or self.prompt
+            self.set_focus(panel)
         else:
             self.app.push_screen(
                 ParametersWindow(
@@ -546,6 +560,10 @@ class MainScreen(PicturesScreen):
                     ascii_only=self.t2i.profile.ascii,
                 )
             )
+
+    def _leave_parameters(self) -> None:
+        """Back to where one came from."""
+        self.set_focus(self._came_from)
 
     def parameters_changed(self) -> None:
         """Show them."""

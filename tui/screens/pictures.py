@@ -86,6 +86,7 @@ class PicturesScreen(Screen[None]):
                 release=platform.uname().release,
                 user_command=settings.opener,
                 use_forwarded_display=settings.open_forwarded,
+                host=settings.host,
             )
         except RequestError as error:
             self.t2i.say(str(error), "error")
@@ -126,7 +127,8 @@ class PicturesScreen(Screen[None]):
 
         path = self._path()
         if path is not None:
-            plan = plan_open(path.absolute(), {**os.environ, "SSH_TTY": "1"}, "linux", lambda _: None)
+            environment = {**os.environ, "SSH_TTY": "1"}
+            plan = plan_open(path.absolute(), environment, "linux", lambda _: None, host=self.t2i.settings.host)
             assert isinstance(plan, Remote)
             self.app.copy_to_clipboard(plan.scp)
             self.t2i.say(f"Sent to the terminal's clipboard: {plan.scp}")

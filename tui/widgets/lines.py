@@ -17,6 +17,9 @@ class AsciiScrollBar(ScrollBarRender):
     VERTICAL_BARS = HORIZONTAL_BARS = [" "] * 8
 
 
+KEPT = 5  # of the header's left: model, seed, count, size, steps
+
+
 class HeaderLine(Widget):
     """What the next picture will be like on the left, the terminal's profile on the right."""
 
@@ -32,7 +35,8 @@ class HeaderLine(Widget):
     def show(self, left: tuple[str, ...], right: tuple[str, ...]) -> None:
         """Take over the parts; repaints only if they changed.
 
-        Where room is short the last one on the right goes first, then those on the left, from the end.
+        Where room is short those on the left go first, from the end, down to the first `KEPT`; then the last one on the
+        right; then the rest on the left.
         """
         if (left, right) != (self._left, self._right):
             self._left, self._right = left, right
@@ -46,7 +50,7 @@ class HeaderLine(Widget):
         width, base = self.size.width, self.rich_style
         parts, right = list(self._left), list(self._right)
         while len(parts) > 1 and self._length(parts) + self._length(right) + 2 > width:
-            (right if len(right) == len(self._right) > 0 else parts).pop()
+            (right if len(parts) <= KEPT and len(right) == len(self._right) > 0 else parts).pop()
         end = self._separator.join(right)
         left = self._separator.join(parts)
         left = shortened(left, width - cell_len(end) - (2 if end else 0), self._ellipsis)

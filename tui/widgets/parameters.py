@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.segment import Segment
@@ -40,8 +40,17 @@ class ParametersPanel(Widget, can_focus=True):
     class Changed(Message):
         """The person changed a value."""
 
-    def __init__(self, parameters: Parameters, *, ascii_only: bool = False, id: str | None = None) -> None:
+    def __init__(
+        self,
+        parameters: Parameters,
+        leave: Callable[[], None] | None = None,
+        *,
+        ascii_only: bool = False,
+        id: str | None = None,
+    ) -> None:
+        """`leave` is what Escape does, where it does not close a window."""
         super().__init__(id=id)
+        self._leave = leave
         self.parameters = parameters
         self._bars = ASCII_BARS if ascii_only else BARS
         self._row = 0
@@ -70,6 +79,8 @@ class ParametersPanel(Widget, can_focus=True):
             self._write(name)
         elif self._typed is not None and event.key == "escape":
             self._typed, self._problem = None, ""
+        elif self._leave is not None and event.key == "escape":
+            self._leave()
         elif self._typed is not None and event.key == "backspace":
             self._typed = self._typed[:-1]
         elif event.key in ("up", "down", "tab", "shift+tab") and self._typed is None and len(names) > 1:
