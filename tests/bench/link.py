@@ -30,7 +30,7 @@ APP = ("-m", "tui", "--images", "off")
 PREVIEW = ("--preview", "low")
 CANCEL = re.compile("cancelling|cancelled")
 LETTERS = "bcdefghijklm"  # each of its own, so that one is seen to have come
-FROZEN_PICTURE = {"chosen": {"steps": 2, "width": 64, "height": 64}, "seed": None, "count": 100}
+FROZEN_PICTURE = {"chosen": {"steps": 20, "width": 128, "height": 128}, "seed": None, "count": 100}
 
 
 def main() -> None:
@@ -113,7 +113,8 @@ def count_bytes(seconds: int) -> None:
         rate = (terminal.bytes_read - before) / (time.monotonic() - began)
         terminal.write(b"\x03")
         terminal.wait_to_see("cancelled")
-        gallery = cost(terminal, b"\x1bOR")  # F3
+        cost(terminal, b"\x1b")
+        gallery = cost(terminal, b"l")
         cost(terminal, b"\x1b")
         before = terminal.bytes_read
         terminal.resize(size[0] - 2, size[1] - 1)
