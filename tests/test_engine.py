@@ -245,7 +245,7 @@ TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
         (
             "vae/config.json",
             '{"latent_channels": 4, "block_out_channels": [8, 8, 8, 8], "shift_factor": 0}',
-            "block_out_channels",
+            "lacks 'down_block_types'",
         ),
         ("text_encoder/config.json", '{"architectures": 7}', "lacks 'vocab_size'"),
         ("t2i.json", '{"defaults": {"steps": 4}}', "wrong defaults"),
