@@ -192,6 +192,7 @@ def in_a_shell() -> tuple[Terminal, psutil.Process, list[object]]:
     shell.write(f"{sys.executable} {' '.join(APP)}\r".encode())
     shell.wait_to_see("ready")
     shell.wait(lambda: shell.modes() >= TAKEN)
+    shell.wait_until_quiet()  # the answer to a question would be the shell's after a kill
     app = next(child for child in shell.children() if "tui" in child.cmdline())
     return shell, app, before
 
