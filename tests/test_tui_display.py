@@ -379,6 +379,8 @@ def test_what_helps_on_a_slow_line_is_said_once() -> None:
         (b"\x1b]11;rgb:0000/0000/0000\x1b\\y", b"y"),
         (b"\x1bP>|XTerm(370)\x1b\\z", b"z"),
         (b"\x1b_Gi=31;OK\x1b\\", b""),
+        (b"\x1b[?0u\x1b[6;16;8t\x1b[4;600;800t\x1b[?997;1nx", b"x"),
+        (b"\x1b[48;24;80;480;640t\x1b[?2026;2$y", b"\x1b[48;24;80;480;640t\x1b[?2026;2$y"),
         (b"\x1b[A\x1b[1;2R\x1b[97u\x1b[200~text\x1b[201~", b"\x1b[A\x1b[1;2R\x1b[97u\x1b[200~text\x1b[201~"),
         ("ü日".encode(), "ü日".encode()),
     ],

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from rich.cells import split_graphemes
-from rich.color import ColorSystem
+from rich.color import Color, ColorSystem
 from rich.style import Style
 from textual.strip import SGR_STYLES, Strip
 
@@ -135,7 +135,8 @@ class Cells:
         for x, (text, look, width, sure) in enumerate(cells, column):
             if not text:
                 continue
-            self._move(x, row, out)
+            if x != self._x or row != self._y:
+                self._move(x, row, out)
             if self._look is None or not is_seen_so(text, look, self._look):
                 self._change_look(look, out)
             out.append(text)
@@ -195,8 +196,8 @@ def cells_of(strip: Strip, color_system: ColorSystem) -> Iterator[Cell]:
             for character in text:
                 yield space if character == " " else Cell(character, look)
             continue
-        if len(text) == 1 and is_sure(text):  # half a block of a picture, above all
-            yield half(text, look)
+        if text and is_sure(text[0]) and text == text[0] * len(text):  # lines and blocks: what previews are made of
+            yield from [half(text[0], look)] * len(text)
             continue
         for start, end, width in split_graphemes(text)[0]:
             grapheme = text[start:end]
@@ -251,11 +252,19 @@ def look_of(style: Style, color_system: ColorSystem) -> Look:
     """A style as the terminal gets it."""
     bits = style._attributes & style._set_attributes
     attributes = tuple(code for bit, code in enumerate(SGR_STYLES) if bits & (1 << bit)) if bits else ()
-    colors = []
-    for color, own, is_foreground in ((style._color, "39", True), (style._bgcolor, "49", False)):
-        codes = ";".join(color.downgrade(color_system).get_ansi_codes(is_foreground)) if color is not None else ""
-        colors.append("" if codes == own else codes)
-    return Look(colors[0], colors[1], attributes)
+    return Look(
+        _color_code(style._color, color_system, True), _color_code(style._bgcolor, color_system, False), attributes
+    )
+
+
+def _color_code(color: Color | None, color_system: ColorSystem, foreground: bool) -> str:
+    """The parameters for a colour; empty for the terminal's own."""
+    if color is None or color.is_default:
+        return ""
+    if color.triplet is not None and color_system == ColorSystem.TRUECOLOR:  # the most there are, of previews
+        red, green, blue = color.triplet
+        return f"{38 if foreground else 48};2;{red};{green};{blue}"
+    return ";".join(color.downgrade(color_system).get_ansi_codes(foreground))
 
 
 def change(before: Look | None, after: Look) -> str:

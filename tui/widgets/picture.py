@@ -150,10 +150,12 @@ def _letters(row: bytes) -> Strip:
 
 @lru_cache(maxsize=16384)
 def _style(colours: bytes) -> Style:
-    from rich.color import Color
+    from rich.color import Color, ColorType
+    from rich.color_triplet import ColorTriplet
 
-    r, g, b, r2, g2, b2 = colours
-    return Style(color=Color.from_rgb(r, g, b), bgcolor=Color.from_rgb(r2, g2, b2))
+    # `Color.from_rgb` spends most of its time on a name that nobody reads.
+    upper, lower = (Color("", ColorType.TRUECOLOR, None, ColorTriplet(*rgb)) for rgb in (colours[:3], colours[3:]))
+    return Style(color=upper, bgcolor=lower)
 
 
 def _centred(text: str, width: int, style: Style) -> Strip:
