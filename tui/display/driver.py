@@ -36,10 +36,11 @@ SYNCHRONIZED = 600  # bytes from which on a frame is shown at once rather than a
 BEGIN, END = "\x1b[?2026h", "\x1b[?2026l"
 FOCUS_EVENTS = "\x1b[?1004h"
 # Answers of terminals to questions, of ours or of a program before us: device attributes, status, version, colours,
-# graphics, the keyboard's mode, the window's size in pixels (not the news of it, 48). Cursor positions are left to Textual: a key looks like one.
+# graphics, the keyboard's mode, the window's size (48 is the news of it, and no answer). Cursor positions are left to
+# Textual: a key looks like one.
 ANSWERS = re.compile(
-    rb"\x1b\[[?>=]?[\d;]*c|\x1b\[\??[\d;]*n|\x1b\[\?\d+u|\x1b\[(?!48;)\d[\d;]*t|\x1b\[[\d;]*x|\x1b\](?:\d+;)[^\x07\x1b]{0,2000}(?:\x07|\x1b\\)"
-    rb"|\x1b[P_][^\x1b]{0,2000}\x1b\\"
+    rb"\x1b\[[?>=]?[\d;]*c|\x1b\[\??[\d;]*n|\x1b\[\?\d+u|\x1b\[(?!48;)\d[\d;]*t|\x1b\[[\d;]*x"
+    rb"|\x1b\](?:\d+;)[^\x07\x1b]{0,2000}(?:\x07|\x1b\\)|\x1b[P_][^\x1b]{0,2000}\x1b\\"
 )
 # What may become one, or a key, when more arrives.
 BEGUN = re.compile(rb"\x1b(?:\[[?>=]?[\d;]*\$?|\](?:\d*(?:;[^\x07\x1b]{0,2000}\x1b?)?)|[P_][^\x1b]{0,2000}\x1b?)?\Z")
