@@ -25,6 +25,7 @@ from tui.display.cells import Cells, Look, Piece, change, look_of
 from tui.display.driver import ANSWERS, TerminalDriver, pieces_of
 from tui.display.pace import Pace
 from tui.display.writer import QUESTION, Writer
+from tui.launch import _driver
 
 WIDTH, HEIGHT = 40, 12
 DEPTHS = [ColorSystem.STANDARD, ColorSystem.EIGHT_BIT, ColorSystem.TRUECOLOR]
@@ -397,6 +398,13 @@ def test_answers_are_never_text(data: bytes, typed: bytes) -> None:
             found += passed
         found += driver._without_answers(held, final=True)[0]
         assert found == typed
+
+
+@pytest.mark.parametrize(("slow", "seconds"), [(False, 0.1), (True, 0.25)])
+def test_the_rest_of_a_key_is_waited_for_longer_over_ssh(slow: bool, seconds: float) -> None:
+    driver = _driver(slow=slow)
+    assert driver is TerminalDriver
+    assert driver.rest_seconds == seconds
 
 
 def test_a_frame_is_left_out_while_the_terminal_is_behind() -> None:

@@ -95,9 +95,9 @@ def long_job(*flags: str) -> Terminal:
     """The app in the middle of a picture of 1000 steps."""
     forget()
     terminal = Terminal((*APP, *flags))
-    terminal.wait_for(b"ready")
+    terminal.wait_to_see("ready")
     terminal.write(b"a red circle\r")
-    terminal.wait_for(b"s/step")
+    terminal.wait_to_see("s/step")
     return terminal
 
 
@@ -113,11 +113,10 @@ def key_presses(times: int) -> None:
             typed = ""
         letter = letters.choice(string.ascii_uppercase.replace("A", ""))
         typed += letter
-        wanted = typed[-5:].encode()
-        terminal.tail = b""
+        wanted = typed[-5:]
         began = time.perf_counter()
         terminal.write(letter.encode())
-        while wanted not in terminal.tail:
+        while wanted not in terminal.shown():
             time.sleep(0.0005)
             assert time.perf_counter() - began < 20, "the letter is not painted"
         if number >= 5:
@@ -138,7 +137,7 @@ def bytes_a_second(seconds: int) -> None:
     """What goes over the line at 80x24 while idle, and while a picture is made with a preview of 32x16 cells."""
     forget()
     terminal = Terminal((*APP, "--preview", "low"))
-    terminal.wait_for(b"ready")
+    terminal.wait_to_see("ready")
     time.sleep(2)
     before = terminal.bytes_read
     time.sleep(seconds)
