@@ -29,7 +29,7 @@ from tui.launch import _driver
 
 WIDTH, HEIGHT = 40, 12
 DEPTHS = [ColorSystem.STANDARD, ColorSystem.EIGHT_BIT, ColorSystem.TRUECOLOR]
-TEXTS = ["a", "red circle", "  ", "▀▄▀", "█▌", "─╮", "日本", "é", "ü…", "→", "x日y", " · ", "ー"]
+TEXTS = ["a", "red circle", "  ", "▀▄▀", "█▌", "─╮", "日本", "é", "ü…", "→", "◾", "x日y", " · ", "ー"]
 
 
 def seen(screen: pyte.Screen) -> list[list[tuple[Any, ...]]]:
