@@ -246,6 +246,11 @@ class Line:
                 self.writer.answered()
         return data
 
+    def flow(self) -> None:
+        """Read until all is written."""
+        while self.writer._pending:
+            self.read()
+
     def frame(self, size: int) -> bool:
         """Send a frame if there is room for one, as the driver does."""
         if not self.writer.has_room():
@@ -315,6 +320,28 @@ def test_an_answer_that_is_under_way_is_waited_for_before_another_program_reads(
     late.writer.write(b"x")
     late.writer.ask(3000)
     assert late.writer.is_settled, "and nothing is asked any more"
+
+
+def test_a_lost_answer_is_not_waited_for_as_long_as_a_frozen_line(
+    line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("tui.display.writer.time.monotonic", lambda: clock[0])
+    lossy = line()
+    assert lossy.frame(3000)
+    lossy.flow()
+    lossy.answers = False
+    waits: list[float] = []
+    for _ in range(6):
+        assert lossy.frame(3000)
+        asked = clock[0]
+        lossy.flow()
+        while not lossy.frame(0):
+            clock[0] += 0.5
+        waits.append(clock[0] - asked)
+    assert waits == [3.5, 6.5, 12.5, 24.5, 30.5, 30.5]
+    lossy.writer.answered()
+    assert lossy.writer._patience < waits[0]
 
 
 def test_a_terminal_that_answers_nothing_gets_a_bounded_rate(line: Callable[..., Line]) -> None:

@@ -22,7 +22,7 @@ LARGE_FRAME = 200  # bytes from which on a frame is followed by a question
 PIECE = 1024  # bytes of one write: little, so that the thread can be ended between two
 SILENT_RATE = 24_000  # bytes a second to a terminal that answers nothing
 SILENCE = 5.0  # seconds after which a terminal that never answered is not asked again
-PATIENCE = 30.0  # seconds that one which did answer is waited for: its line is frozen
+PATIENCE = 3.0, 30.0  # seconds that one which did answer is waited for: an answer is lost; its line is frozen
 MAX_SETTLE = 1.0  # seconds that are waited for answers before another program has the terminal
 SLOW_SECONDS, SLOW_ANSWERS = 0.4, 3  # a terminal is slow where so many take longer than that beyond the quickest one
 
@@ -43,6 +43,7 @@ class Writer:
         self._refused = False  # whether somebody waits for room
         self._allowance, self._since = float(SILENT_RATE), time.monotonic()
         self._closing = self.is_gone = False
+        self._patience = PATIENCE[0]
         self._late = 0  # answers in a row that were
         self.quickest = self.latest = 0.0  # seconds until an answer
         self._thread = threading.Thread(target=self._run, name="terminal-output", daemon=True)
@@ -96,7 +97,7 @@ class Writer:
     def answered(self) -> None:
         """The terminal has answered a question."""
         with self._lock:
-            self._answers = True
+            self._answers, self._patience = True, PATIENCE[0]
             if self._asked:
                 self._answered, asked = self._asked.popleft()
                 self.latest = time.monotonic() - asked
@@ -136,8 +137,9 @@ class Writer:
 
     def _has_room(self) -> bool:
         now = time.monotonic()
-        if self._asked and now - self._asked[0][1] > (PATIENCE if self._answers else SILENCE):
+        if self._asked and now - self._asked[0][1] > (self._patience if self._answers else SILENCE):
             self._asked.clear()
+            self._patience = min(2 * self._patience, PATIENCE[1])
             self._answered = self._written
             self._silent = not self._answers
         if self._answers:
