@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from engine import Engine, Noticed, Request
 from engine.models import catalog, finding, inventory, pairing, registry
 from engine.models.catalog import DEMO_FOLDER
+from engine.models.headers import read_header
 from engine.models.model import component_in, open_folder, weight_files
 from engine.models.weights import WeightFiles
 from engine.request import RequestError
@@ -335,6 +336,15 @@ def test_a_file_that_is_no_model_is_called_what_it_is(tmp_path: Path, make: Call
         next(tmp_path.glob("*.zip")).rename(file)
     for open_it in (catalog.open_model, inventory.add):
         assert said in sentence(lambda: open_it(file))  # noqa: B023 (called at once)
+
+
+@pytest.mark.parametrize("length", [0x8B1F, 0x688B1F, 0x687A42, 0x0A3C])
+def test_a_header_of_any_length_is_a_header(tmp_path: Path, length: int) -> None:
+    """Its length's bytes may be those with which an archive or a page begins."""
+    text = b'{"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(length.to_bytes(8, "little") + text.ljust(length) + b"1")
+    assert [*read_header(file).tensors] == ["x"]
 
 
 # What trainers and other programs put around a model.

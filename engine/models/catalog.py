@@ -38,11 +38,11 @@ def open_model(model: str | Path) -> Model:
         path = existing(text)
         if path is None:
             if known.problem:
-                raise RequestError("model", f"the model {quoted(text[:80])} is not found: {known.problem}")
+                raise RequestError("model", f"the model {quoted(text, 80)} is not found: {known.problem}")
             near = difflib.get_close_matches(text, names(), n=1)
             listed = f"known names: {some_of(names())}; or give a folder or a file."
             hint = f"did you mean {quoted(near[0])}?" if near else listed
-            raise RequestError("model", f"there is no model {quoted(text[:80])}; {hint}")
+            raise RequestError("model", f"there is no model {quoted(text, 80)}; {hint}")
         opened = open_path(path, str(path), known)
     return with_distilled(opened, known)
 
@@ -160,6 +160,6 @@ def check_there(entry: Registered) -> None:
         raise RequestError(
             "model",
             f"{entry.name} was at {shown_path(entry.path)}, where nothing is now; bring the disk back, add it "
-            f"again with "
+            "again with "
             f"t2i models add, or forget it with t2i models remove {entry.name}.",
         )

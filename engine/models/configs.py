@@ -143,7 +143,6 @@ KEYS: dict[str, dict[str, Key]] = {
     },
     "tokenizer": {"model_max_length": Key(lambda value: type(value) in (int, float), "a number")},
 }
-KEYS["tokenizer_2"] = KEYS["tokenizer"]
 
 
 def read_config(file: Path, part: str) -> dict[str, Any]:
@@ -208,6 +207,11 @@ def _contradiction(config: Mapping[str, Any], part: str) -> str:
             if config.get("relative_attention_max_distance", 128) <= buckets // 4:
                 return f"relative_attention_max_distance must be more than {buckets // 4}"
     return ""
+
+
+def attention_of(network: Any) -> str:
+    """Which of its attention implementations a network of transformers is to use: never what a model's files name."""
+    return "sdpa" if network._supports_sdpa else "eager"
 
 
 def for_network(config: Mapping[str, Any], part: str) -> dict[str, Any]:

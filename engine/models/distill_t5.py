@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
 from engine.folders import shown_path
+from engine.models.configs import attention_of
 from engine.models.distill_names import TIED_TABLE
 from engine.models.layouts import Found
 from engine.models.model import DISTILLED, component_in, distilled_config
@@ -58,11 +59,6 @@ def empty(config: Mapping[str, Any]) -> DistillT5:
     with torch.device("meta"):
         module = DistillT5(config)
     return tied(module).eval()
-
-
-def attention_of(network: Any) -> str:
-    """Which of its attention implementations a network of transformers is to use: never what a model's files name."""
-    return "sdpa" if network._supports_sdpa else "eager"
 
 
 def tied(module: DistillT5) -> DistillT5:

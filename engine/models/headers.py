@@ -135,8 +135,7 @@ def read_header(path: Path) -> Header:
         with open_file(path) as stream:
             size = os.fstat(stream.fileno()).st_size
             start = stream.read(8)
-            head = start + stream.peek(512)[:512]
-            if what := sort_of_file(head):
+            if what := sort_of_file(start + stream.peek(512)[:512]):
                 raise RequestError("model", f"{shown_path(path)} {what}")
             if start.startswith(PICKLES) or (path.suffix.lower() in PICKLE_SUFFIXES and not start.startswith(b"GGUF")):
                 raise RequestError(
@@ -153,22 +152,18 @@ def read_header(path: Path) -> Header:
 # What people give in the place of weights, by how it begins, and what to do.
 SORTS: tuple[tuple[tuple[bytes, ...], str], ...] = (
     ((b"version https://git-lfs",), "is a Git LFS pointer, not the weights; get them with git lfs pull."),
-    (
-        (b"<!doctype", b"<html", b"<?xml"),
-        "is a web page, not weights; the download asks for a login first.",
-    ),
+    ((b"<!doctype", b"<html", b"<?xml"), "is a web page, not weights; the download asks for a login first."),
     ((b"\x89png", b"\xff\xd8\xff", b"gif8", b"riff"), "is a picture, not a model."),
     ((b"%pdf",), "is a document, not a model."),
-    (
-        (b"\x1f\x8b", b"7z\xbc\xaf", b"rar!", b"\xfd7zxz", b"bzh"),
-        "is a packed archive; unpack it.",
-    ),
+    ((b"\x1f\x8b", b"7z\xbc\xaf", b"rar!", b"\xfd7zxz", b"bzh"), "is a packed archive; unpack it."),
     ((b"sqlite format",), "is a database, not a model."),
 )
 
 
 def sort_of_file(head: bytes) -> str:
     """What a file is that begins so and is no model, as the end of a sentence; empty where it may be one."""
+    if int.from_bytes(head[:8], "little") <= MAX_HEADER_BYTES and head[8:9] == b"{":  # any number begins somehow
+        return ""
     lowered = head.lower().lstrip()
     for beginnings, what in SORTS:
         if lowered.startswith(beginnings):

@@ -18,7 +18,7 @@ from engine.models import distill_names, naming
 from engine.models.headers import Header, TensorInfo, broken
 from engine.request import RequestError
 from engine.text import quoted
-from engine.untrusted import MalformedError, parse_json
+from engine.untrusted import parse_json
 
 COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "distill_t5")
 TITLES = {
@@ -121,9 +121,8 @@ def recognise(headers: Sequence[Header]) -> list[Found]:
         if header.metadata.get("t2i_format") and header.metadata.get("form", "").startswith("int8"):
             raise RequestError(
                 "model",
-                f"{shown_path(header.path)} holds int8 weights from this program's own cache, which are no "
-                f"model: open the "
-                "model that they were made of, with --precision int8.",
+                f"{shown_path(header.path)} holds int8 weights from this program's own cache, which are no model: "
+                "open the model that they were made of, with --precision int8.",
             )
     return [_found(group) for group in _groups(headers)]
 
@@ -441,7 +440,7 @@ def _formats_in_metadata(headers: Sequence[Header]) -> Iterator[str]:
         try:
             layers = parse_json(header.metadata.get("_quantization_metadata", "{}").encode()).get("layers", {})
             found = [(str(layer), dict(said)) for layer, said in layers.items()]
-        except (MalformedError, ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError):  # a MalformedError is a ValueError
             raise broken(header.path, "its metadata is not what it should be") from None
         for layer, said in found:
             check_format(said, layer, header.path)

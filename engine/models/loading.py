@@ -20,8 +20,7 @@ from transformers import (
 )
 
 from engine.folders import shown_path
-from engine.models.configs import for_network
-from engine.models.distill_t5 import attention_of
+from engine.models.configs import attention_of, for_network
 from engine.models.distill_t5 import empty as empty_distill_t5
 from engine.models.layouts import Found
 from engine.models.model import DISTILLED, Model, component_in

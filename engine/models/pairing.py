@@ -156,9 +156,8 @@ def model_of(pairing: Pairing, name: str) -> Model:
         missing.append(f"{what} (t2i models pull tokenizers, or --tokenizers with their folder)")
     raise RequestError(
         "model",
-        f"{shown_path(pairing.path)} needs {_listed(missing)}, which "
-        f"{'is' if len(pairing.missing) == 1 else 'are'} not "
-        "beside it and not among the models that are known: say where with t2i models add, or let t2i models scan "
+        f"{shown_path(pairing.path)} needs {_listed(missing)}, which {'is' if len(pairing.missing) == 1 else 'are'} "
+        "not beside it and not among the models that are known: say where with t2i models add, or let t2i models scan "
         "look.",
     )
 
@@ -384,10 +383,7 @@ def _candidates(component: str, transformer: Found, path: Path, registry: Regist
     for number, tier in enumerate([*places, _known_places(component, registry), _cached_places(component)]):
         elsewhere = (place for place in dict.fromkeys(tier) if place != path)
         if fitting := [*_fitting(component, transformer, elsewhere)]:
-            best = sorted(
-                fitting, key=lambda part: (_strangeness(part), -part.nbytes, bool(part.prefix), str(part.files[0]))
-            )
-            return best, number < len(places)
+            return sorted(fitting, key=_unlikeliness), number < len(places)
     return [], False
 
 

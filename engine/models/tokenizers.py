@@ -55,13 +55,12 @@ T5_SENTENCES = {
 def check_clip(folder: Path) -> None:
     """Raises `RequestError` if this folder's tokenizer is not CLIP-L's (tokenizer.json, or vocab.json, merges.txt)."""
     kind = "CLIP"
-    file = folder / "tokenizer.json"
-    if file.is_file():
-        text = _read(kind, folder, file.name)
-        model = _model(kind, folder, text, "BPE")
+    written = None
+    if (folder / "tokenizer.json").is_file():
+        written = _tokenizer_json(kind, folder)
+        model = _model(kind, folder, written, "BPE")
         vocabulary, rules = model.get("vocab"), model.get("merges")
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        text = ""
         vocabulary, rules = _clip_files(kind, folder)
     else:
         raise _wrong(kind, folder, f"is not there: {FILES['tokenizer']}")
@@ -74,23 +73,23 @@ def check_clip(folder: Path) -> None:
     merges = [" ".join(map(str, rule)) if isinstance(rule, list) else str(rule) for rule in rules]
     if _fingerprint(tokens) != CLIP_VOCABULARY or _fingerprint(merges) != CLIP_MERGE_RULES:
         raise _wrong(kind, folder, f"is another model's: it has FLUX.1's {CLIP_ENTRIES} entries, but not the same ones")
-    if text:
-        _check_sentences(kind, folder, text, CLIP_SENTENCES)
+    if written:
+        _check_sentences(kind, folder, written, CLIP_SENTENCES)
 
 
 def check_t5(folder: Path) -> None:
     """Raises `RequestError` if this folder's tokenizer is not T5's (tokenizer.json, or spiece.model)."""
     kind = "T5"
     if (folder / "tokenizer.json").is_file():
-        text = _read(kind, folder, "tokenizer.json")
-        entries = _model(kind, folder, text, "Unigram").get("vocab")
+        written = _tokenizer_json(kind, folder)
+        entries = _model(kind, folder, written, "Unigram").get("vocab")
         if not isinstance(entries, list) or not all(isinstance(entry, list) and len(entry) == 2 for entry in entries):
             raise _wrong(kind, folder, "has a vocabulary that cannot be read")
         if len(entries) not in T5_ENTRIES:
             raise _wrong(kind, folder, f"is another model's: it has {len(entries)} entries, FLUX.1's has 32100")
         if _fingerprint(str(piece) for piece, _ in entries[:T5_PIECES]) != T5_VOCABULARY:
             raise _wrong(kind, folder, f"is another model's: it has {len(entries)} entries, but not FLUX.1's")
-        _check_sentences(kind, folder, text, T5_SENTENCES)
+        _check_sentences(kind, folder, written, T5_SENTENCES)
     elif (folder / "spiece.model").is_file():
         if hashlib.sha256(_read_bytes(kind, folder, "spiece.model")).hexdigest() != T5_SENTENCEPIECE:
             raise _wrong(kind, folder, "is another model's: its spiece.model is not the one that FLUX.1 has")
@@ -133,7 +132,7 @@ def load(part: str, folder: Path) -> Any:
 
     kind = KINDS[part]
     if (folder / "tokenizer.json").is_file():
-        tokenizer = _parsed(kind, folder, _read(kind, folder, "tokenizer.json"))
+        tokenizer = _parsed(kind, folder, _tokenizer_json(kind, folder))
         special = _special_tokens(kind, folder, tokenizer.token_to_id)
         special.setdefault("pad_token", PADDING[part])
         with _library(kind, folder):
@@ -225,16 +224,22 @@ def _special_tokens(kind: str, folder: Path, number_of: Callable[[str], int | No
     return found
 
 
-def _parsed(kind: str, folder: Path, text: str) -> Any:
-    """The tokenizer in the text of a tokenizer.json. Raises `RequestError` where it cannot be read, or would take
-    other tokens each time or no end of time."""
+def _tokenizer_json(kind: str, folder: Path) -> tuple[str, dict[str, Any]]:
+    """A tokenizer.json, and what it says; its "model" is an object. Raises `RequestError`."""
+    text = _read(kind, folder, "tokenizer.json")
+    value = _json(kind, folder, "tokenizer.json", text)
+    if not isinstance(value, dict) or not isinstance(value.get("model"), dict):
+        raise _wrong(kind, folder, "has a tokenizer.json without a model in it")
+    return text, value
+
+
+def _parsed(kind: str, folder: Path, written: tuple[str, dict[str, Any]]) -> Any:
+    """The tokenizer in a tokenizer.json. Raises `RequestError` where it cannot be read, or would take other tokens each
+    time or no end of time."""
     from tokenizers import Tokenizer
 
-    value = _json(kind, folder, "tokenizer.json", text)
-    model = value.get("model") if isinstance(value, dict) else None
-    if not isinstance(model, dict):
-        raise _wrong(kind, folder, "has a tokenizer.json without a model in it")
-    if model.get("dropout"):
+    text, value = written
+    if value["model"].get("dropout"):
         raise _wrong(kind, folder, "leaves merges out at random (dropout), so that a prompt is never the same")
     waiting = [each for name, each in value.items() if name != "model"]
     while waiting:
@@ -272,9 +277,11 @@ def _clip_files(kind: str, folder: Path) -> tuple[dict[str, int], list[str]]:
     return vocabulary, rules
 
 
-def _check_sentences(kind: str, folder: Path, text: str, sentences: dict[str, list[int]]) -> None:
-    """`text` is a tokenizer.json whose vocabulary is known to be right."""
-    tokenizer = _parsed(kind, folder, text)
+def _check_sentences(
+    kind: str, folder: Path, written: tuple[str, dict[str, Any]], sentences: dict[str, list[int]]
+) -> None:
+    """`written` is a tokenizer.json whose vocabulary is known to be right."""
+    tokenizer = _parsed(kind, folder, written)
     with _library(kind, folder):
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -288,12 +295,9 @@ def _check_sentences(kind: str, folder: Path, text: str, sentences: dict[str, li
             )
 
 
-def _model(kind: str, folder: Path, text: str, wanted: str) -> dict[str, Any]:
+def _model(kind: str, folder: Path, written: tuple[str, dict[str, Any]], wanted: str) -> dict[str, Any]:
     """The model in a tokenizer.json; raises `RequestError` where it is of another type."""
-    value = _json(kind, folder, "tokenizer.json", text)
-    model = value.get("model") if isinstance(value, dict) else None
-    if not isinstance(model, dict):
-        raise _wrong(kind, folder, "has a tokenizer.json without a model in it")
+    model: dict[str, Any] = written[1]["model"]
     if model.get("type", wanted) != wanted:  # the oldest files name no type
         raise _wrong(kind, folder, f"is another model's: a {_short(model['type'])} tokenizer, FLUX.1's is {wanted}")
     return model
