@@ -133,9 +133,20 @@ def test_a_terminals_own_graphics_pass_unchanged() -> None:
     sent = cells.update([(1, 2, graphics)])
     assert "\x1b[2;3H" in sent
     assert "\x1b_Ga=T;AAAA\x1b\\" in sent
-    again = cells.update([(1, 0, text_of(" " * 20))], (0, 0))
-    assert "    " in again, "what lay under them is painted again"
-    assert again.startswith("\x1b[2;"), "the cursor was not known"
+    assert cells.update([(0, 0, text_of(" " * 20))], (0, 0)) == "\x1b[H", "rows that are not theirs are known"
+    again = cells.update([(row, 0, text_of(" " * 20)) for row in range(3)], (0, 0))
+    assert again.count(" " * 20) == 3, "a picture covers more rows than the one that brought it"
+
+
+def test_a_cluster_that_a_terminal_draws_narrower_leaves_nothing_beside_it() -> None:
+    cells = Cells(ColorSystem.TRUECOLOR)
+    cells.forget(10, 1)
+    screen = pyte.Screen(10, 1)
+    stream = pyte.Stream(screen)
+    stream.feed(cells.update([(0, 0, text_of("abcdefghij"))]))
+    stream.feed(cells.update([(0, 0, text_of("\u2764\ufe0fcdefghij"))]))
+    assert "b" not in screen.display[0]
+    assert screen.display[0].rstrip().endswith("cdefghij")
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,18 @@ def test_pictures_go_on_behind_a_frozen_line_and_a_cut_one_ends_everything() -> 
     assert left.draft == PROMPT
 
 
+def test_a_window_that_is_resized_and_back_at_once_is_painted_again() -> None:
+    terminal = Terminal(APP, (100, 30))
+    terminal.wait_to_see("ready")
+    terminal.wait_until_quiet()
+    before = terminal.shown()
+    terminal.resize(60, 20)
+    terminal.resize(100, 30)
+    terminal.wait(lambda: terminal.shown() == before)
+    terminal.kill()
+    terminal.exit_code()
+
+
 SHELL = ("-c", "import os; os.execvp('bash', ['bash', '--norc', '--noprofile', '-i'])")
 
 

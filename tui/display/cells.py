@@ -70,6 +70,7 @@ class Cells:
         self.width, self.height = width, height
         self._rows: list[list[Cell | None]] = [[None] * width for _ in range(height)]
         self._strips: list[dict[int, Strip]] = [{} for _ in range(height)]  # what each row was made of
+        self._graphics: dict[int, tuple[int, int]] = {}  # by row: columns where a strip with graphics of its own is
         self._x: int | None = None  # where the cursor is; not known behind what some terminals show wider
         self._y: int | None = None
         self._look: Look | None = None  # in which the terminal writes
@@ -77,12 +78,19 @@ class Cells:
     def update(self, pieces: Iterable[Piece], cursor: tuple[int, int] | None = None) -> str:
         """What makes the terminal show these pieces, and the cursor at (column, row); empty where it does already."""
         out: list[str] = []
+        pieces = list(pieces)
+        if self._graphics and any(self._covers_graphics(*piece) for piece in pieces):
+            self.forget(self.width, self.height)  # a picture goes over rows of which nothing was sent
         for row, column, strip in pieces:
             if 0 <= row < self.height and 0 <= column < self.width:
                 self._show(row, column, strip, out)
         if cursor is not None and cursor != (self._x, self._y) and cursor[0] < self.width and cursor[1] < self.height:
             self._move(*cursor, out)
         return "".join(out)
+
+    def _covers_graphics(self, row: int, column: int, strip: Strip) -> bool:
+        start, end = self._graphics.get(row, (0, 0))
+        return column < end and start < column + strip.cell_length and not has_graphics(strip)
 
     def _show(self, row: int, column: int, strip: Strip, out: list[str]) -> None:
         known = self._strips[row]
@@ -91,7 +99,8 @@ class Cells:
         end = min(self.width, column + strip.cell_length)
         for other in [start for start, before in known.items() if start < end and column < start + before.cell_length]:
             del known[other]
-        if any(segment.control for segment in strip):
+        if has_graphics(strip):
+            self._graphics[row] = column, end
             self._pass_on(row, column, end, strip, out)
             return
         known[column] = strip
@@ -139,6 +148,10 @@ class Cells:
                 self._move(x, row, out)
             if self._look is None or not is_seen_so(text, look, self._look):
                 self._change_look(look, out)
+            if width > 1 and len(text) > 1:  # a terminal that draws it narrower would leave what was there
+                out.append(" " * width)
+                self._x = None
+                self._move(x, row, out)
             out.append(text)
             # Behind some characters, and in the last column, terminals do not agree on where the cursor is.
             self._x = x + width if sure and x + width < self.width else None
@@ -162,6 +175,11 @@ class Cells:
         if look != self._look:
             out.append(change(self._look, look))
             self._look = look
+
+
+def has_graphics(strip: Strip) -> bool:
+    """Whether a strip has control sequences of its own, which are a terminal's graphics."""
+    return any(segment.control for segment in strip)
 
 
 def runs(before: list[Cell | None], cells: list[Cell]) -> Iterator[tuple[int, int]]:

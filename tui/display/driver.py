@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import signal
 import sys
 from codecs import getincrementaldecoder
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from textual._compositor import ChopsUpdate, LayoutUpdate
 from textual._parser import ParseError
 from textual.drivers import linux_driver
 from textual.drivers.linux_driver import LinuxDriver
+from textual.events import Resize
+from textual.geometry import Size
 
 from engine.terminal import TerminalModes, taken
 from tui.display.cells import Cells, Piece
@@ -29,12 +32,14 @@ from tui.paste import PasteSafeParser
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
+    from types import FrameType
 
     from textual.app import App
+    from textual.message import Message
 
 SYNCHRONIZED = 600  # bytes from which on a frame is shown at once rather than as it comes
 BEGIN, END = "\x1b[?2026h", "\x1b[?2026l"
-FOCUS_EVENTS = "\x1b[?1004h"
+FOCUS_EVENTS, NO_FOCUS_EVENTS = "\x1b[?1004h", "\x1b[?1004l"  # a program before us may have left them on
 # Answers of terminals to questions, of ours or of a program before us: device attributes, status, version, colours,
 # graphics, the keyboard's mode, the window's size (48 is the news of it, and no answer). Cursor positions are left to
 # Textual: a key looks like one.
@@ -67,6 +72,7 @@ class TerminalDriver(LinuxDriver):
         super().__init__(app, **options)
         self.cells = Cells(ColorSystem.TRUECOLOR)
         self.writer: Writer | None = None
+        self._reported_size: Size | None = None
 
     def show(self, update: LayoutUpdate | ChopsUpdate, cursor: tuple[int, int], size: tuple[int, int]) -> None:
         """Send what of a frame the terminal does not show; nothing while it is behind, and all of it afterwards."""
@@ -103,15 +109,36 @@ class TerminalDriver(LinuxDriver):
     def write(self, data: str) -> None:
         """Control sequences and the like; never left out, so nothing large belongs here."""
         if self.writer is not None:
-            self.writer.write(self._encoded(data.replace(FOCUS_EVENTS, "")))
+            self.writer.write(self._encoded(data.replace(FOCUS_EVENTS, NO_FOCUS_EVENTS)))
 
     def start_application_mode(self) -> None:
         """As Textual does, but with our writer."""
         setattr(linux_driver, "WriterThread", self._start_writer)  # noqa: B010 (not declared as ours to set)
         super().start_application_mode()  # type: ignore[no-untyped-call]
         self.forget()
+        resized = signal.getsignal(signal.SIGWINCH)
+
+        def on_resize(number: int, frame: FrameType | None) -> None:
+            self._loop.call_soon_threadsafe(self._resized)
+            if callable(resized):
+                resized(number, frame)
+
+        signal.signal(signal.SIGWINCH, on_resize)
         if self.attrs_before is not None:
             cast("Watched", self._app).holds_terminal(taken(self.fileno, self.attrs_before))
+
+    def process_message(self, message: Message) -> None:
+        """Pass on what the terminal said; news of another size (in band) makes what it shows unknown."""
+        if isinstance(message, Resize):
+            if self._reported_size not in (None, message.size):
+                self._loop.call_soon_threadsafe(self._resized)
+            self._reported_size = message.size
+        super().process_message(message)
+
+    def _resized(self) -> None:
+        """A terminal cuts its lines, even if it has the old size again before the app has heard of another."""
+        self.forget()
+        self._app.call_later(cast("Watched", self._app).catch_up)
 
     def stop_application_mode(self) -> None:
         """Leave the terminal as it was found."""
