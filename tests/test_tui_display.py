@@ -176,6 +176,18 @@ def test_colours_are_compared_as_the_terminal_gets_them() -> None:
 KEYS = [*"abc ", *"left up down backspace escape f1 f9 ctrl+r tab enter pagedown question_mark".split()]
 
 
+class Shown:
+    """In the place of the driver: frames go to a function, and the terminal has always room."""
+
+    sent_bytes, has_room = 0, True
+
+    def __init__(self, show: Callable[..., None]) -> None:
+        self.show, self.is_slow = show, False
+
+    def forget(self) -> None:
+        """Nothing is remembered."""
+
+
 @pytest.mark.parametrize("depth", DEPTHS, ids=lambda depth: depth.name)
 def test_a_session_leaves_the_terminal_as_a_whole_frame_would(depth: ColorSystem) -> None:
     async def session() -> None:
@@ -186,6 +198,10 @@ def test_a_session_leaves_the_terminal_as_a_whole_frame_would(depth: ColorSystem
             cells = Cells(depth)
             sizes: list[int] = []
 
+            class Played(Shown):
+                def forget(self) -> None:
+                    cells.forget(*app.size)
+
             def show(update: Any, cursor: tuple[int, int], size: tuple[int, int]) -> None:
                 if (cells.width, cells.height) != tuple(size):
                     cells.forget(*size)
@@ -194,7 +210,7 @@ def test_a_session_leaves_the_terminal_as_a_whole_frame_would(depth: ColorSystem
                 sizes.append(len(text))
                 stream.feed(text)
 
-            app._driver.show, app._driver.forget = show, lambda: cells.forget(*app.size)  # type: ignore[union-attr]
+            app.terminal = Played(show)
             app.repaint()
             for number in range(40):
                 await pilot.press(chance.choice(KEYS))
@@ -221,7 +237,7 @@ def test_what_lies_around_a_dialog_is_painted_again_with_it() -> None:
             def show(update: Any, cursor: tuple[int, int], size: tuple[int, int]) -> None:
                 painted[:] = ["".join(segment.text for _, _, strip in pieces_of(update) for segment in strip)]
 
-            app._driver.show = show  # type: ignore[union-attr]
+            app.terminal = Shown(show)
             await pilot.press("f9")
             await pilot.pause()
             app.repaint()
@@ -396,7 +412,8 @@ def test_what_helps_on_a_slow_line_is_said_once() -> None:
         async with running(engine=False) as (app, pilot):
             app._tell_if_slow()
             assert SLOW_LINE not in notes(app)
-            app._driver.is_slow = True  # type: ignore[union-attr]
+            app.terminal = Shown(lambda *frame: None)
+            app.terminal.is_slow = True
             app._tell_if_slow()
             app._tell_if_slow()
             await pilot.pause()

@@ -30,6 +30,7 @@ from engine.terminal import TerminalModes
 from tui.bindings import Keys, bindings_of
 from tui.card import Card, CardSample
 from tui.client import EngineClient, EngineEnded, Received, Stepped
+from tui.display import Display
 from tui.display.pace import Pace
 from tui.history import History
 from tui.profile import TerminalProfile
@@ -91,6 +92,7 @@ class T2IApp(App[None]):
         self.card_sample: CardSample | None = None
         self._card: Card | None = None
         self._sampling = False
+        self.terminal: Display | None = None  # our driver, where it is one
         self._told_slow = False
         self.submitted_text = ""  # of the prompt, when Enter was pressed last
         self.last_cancel: tuple[str, float] | None = None  # (job, when), since the last prompt was sent
@@ -179,6 +181,7 @@ class T2IApp(App[None]):
     def on_mount(self) -> None:
         """Remember the theme that is chosen; end well when the terminal or the system says so."""
         self.theme_changed_signal.subscribe(self, lambda theme: self.session.history.save("theme", theme.name))
+        self.terminal = self._driver if isinstance(self._driver, Display) else None
         if self.is_headless is False:
             self.suspender.watch()
             loop = asyncio.get_running_loop()
@@ -580,13 +583,15 @@ class T2IApp(App[None]):
 
     def _preview_due(self) -> bool:
         """From any thread."""
-        driver = self._driver
-        sent, room = getattr(driver, "sent_bytes", 0), getattr(driver, "has_room", True)
-        return self._pace.is_due(time.monotonic(), sent, room=room)
+        terminal = self.terminal
+        if terminal is None:
+            return self._pace.is_due(time.monotonic(), 0, room=True)
+        return self._pace.is_due(time.monotonic(), terminal.sent_bytes, room=terminal.has_room)
 
     def _tell_if_slow(self) -> None:
         """Once: what would help on this line."""
-        if not self._told_slow and getattr(self._driver, "is_slow", False):
+        terminal = self.terminal
+        if not self._told_slow and terminal is not None and terminal.is_slow:
             self._told_slow = True
             self.say(SLOW_LINE, "warning")
 
@@ -596,18 +601,17 @@ class T2IApp(App[None]):
 
     def _display(self, screen: Screen[object], renderable: Any) -> None:
         """Send a frame by our driver, which compares it with what the terminal shows."""
-        driver = self._driver
-        show = getattr(driver, "show", None)
-        if show is None or self._batch_count or not self._running or self._closed:
+        terminal = self.terminal
+        if terminal is None or self._batch_count or not self._running or self._closed:
             super()._display(screen, renderable)
             return
         try:
             if isinstance(renderable, LayoutUpdate | ChopsUpdate):
                 cursor = self.screen.outer_size.clamp_offset(self.cursor_position)
-                show(renderable, (cursor.x, cursor.y), self.size)
+                terminal.show(renderable, (cursor.x, cursor.y), self.size)
             elif renderable is not None:
                 super()._display(screen, renderable)
-                driver.forget()  # type: ignore[union-attr]
+                terminal.forget()
         except Exception as error:
             self._handle_exception(error)
         finally:
@@ -621,9 +625,8 @@ class T2IApp(App[None]):
 
     def repaint(self) -> None:
         """Another program wrote over the screen: all of it is sent again."""
-        forget = getattr(self._driver, "forget", None)
-        if forget is not None:
-            forget()
+        if self.terminal is not None:
+            self.terminal.forget()
         self.catch_up()
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
