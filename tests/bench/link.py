@@ -6,19 +6,14 @@ sshd. Bytes are those that reach the terminal. Run it on an idle machine.
 
 from __future__ import annotations
 
-import argparse
-import os
 import re
 import statistics
-import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 
 from engine import folders
-from tests.bench.terminal import forget
+from tests.bench.terminal import forget, run
 from tests.links import Linked
 from tui.history import History
 
@@ -35,24 +30,16 @@ FROZEN_PICTURE = {"chosen": {"steps": 20, "width": 128, "height": 128}, "seed": 
 
 def main() -> None:
     """Measure everything and print tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    parser.add_argument("--only", choices=("bytes", "generate", "lines", "freeze", "local"), help="one part")
-    arguments = parser.parse_args()
-    few = arguments.quick
-    parts: dict[str, Callable[[], None]] = {
-        "bytes": lambda: count_bytes(5 if few else 10),
-        "generate": command_line,
-        "lines": lambda: lines(1 if few else 3),
-        "freeze": lambda: freeze(5 if few else 30),
-        "local": lambda: local(40 if few else 150),
-    }
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in ("STATE", "CACHE", "CONFIG", "OUTPUT"):
-            os.environ[f"TEXTTOIMAGETOOL_{name}_DIR"] = str(Path(scratch) / name.lower())
-        for name, part in parts.items():
-            if arguments.only in (None, name):
-                part()
+    run(
+        __doc__,
+        {
+            "bytes": lambda few: count_bytes(5 if few else 10),
+            "generate": lambda few: command_line(),
+            "lines": lambda few: lines(1 if few else 3),
+            "freeze": lambda few: freeze(5 if few else 30),
+            "local": lambda few: local(40 if few else 150),
+        },
+    )
 
 
 def ready(

@@ -16,6 +16,7 @@ import statistics
 import string
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
@@ -39,24 +40,30 @@ PHASES = ("load", "encode", "denoise", "decode", "save")
 
 def main() -> None:
     """Measure everything and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    run(
+        __doc__,
+        {
+            "paint": lambda few: first_paint(3 if few else 11),
+            "keys": lambda few: key_presses(40 if few else 200),
+            "bytes": lambda few: bytes_a_second(3 if few else 10),
+            "leave": lambda few: leaving(1 if few else 5),
+            "kills": lambda few: asyncio.run(kills(10 if few else 50)),
+        },
+    )
+
+
+def run(about: str | None, parts: Mapping[str, Callable[[bool], None]]) -> None:
+    """Run the parts that the command line asks for, in folders of their own; each is told whether to repeat less."""
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    parser.add_argument("--only", choices=("paint", "keys", "bytes", "leave", "kills"), help="one part")
+    parser.add_argument("--only", choices=[*parts], help="one part")
     arguments = parser.parse_args()
-    few = arguments.quick
-    parts = {
-        "paint": lambda: first_paint(3 if few else 11),
-        "keys": lambda: key_presses(40 if few else 200),
-        "bytes": lambda: bytes_a_second(3 if few else 10),
-        "leave": lambda: leaving(1 if few else 5),
-        "kills": lambda: asyncio.run(kills(10 if few else 50)),
-    }
     with tempfile.TemporaryDirectory() as scratch:
         for name in ("STATE", "CACHE", "CONFIG", "OUTPUT"):
             os.environ[f"TEXTTOIMAGETOOL_{name}_DIR"] = str(Path(scratch) / name.lower())
         for name, part in parts.items():
             if arguments.only in (None, name):
-                part()
+                part(arguments.quick)
 
 
 def first_paint(times: int) -> None:
