@@ -19,7 +19,7 @@ _JOINED = (  # scripts whose letters join or stack: Arabic and its neighbours, t
 # Emoji, arrows, signs.
 _PICTURE = "\u00a9\u00ae\u203c\u2049\u2100-\u27bf\u2900-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
 _IDEOGRAPH = "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-NEEDED = re.compile(
+NEEDED = (  # compiled by the first text that has one: that takes longer than most imports
     f"(?<=[{_JOINED}])[\u200c\u200d]"
     f"|(?<=[{_PICTURE}\ufe0f])\u200d(?=[{_PICTURE}])"
     f"|(?<=[{_PICTURE}0-9#*])[\ufe0e\ufe0f]"
@@ -38,7 +38,7 @@ def unseen(text: str) -> list[int]:
     """
     if text.isprintable() and not INVISIBLE.search(text):
         return []
-    needed = {place for match in NEEDED.finditer(text) for place in range(*match.span())}
+    needed = {place for match in re.finditer(NEEDED, text) for place in range(*match.span())}
     return [
         place
         for place, character in enumerate(text)

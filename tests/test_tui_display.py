@@ -275,7 +275,7 @@ class Line:
 
     def flow(self) -> None:
         """Read until all is written."""
-        while self.writer._pending:
+        while not self.writer.drain(0):
             self.read()
 
     def frame(self, size: int) -> bool:
@@ -319,6 +319,14 @@ def test_a_terminal_that_takes_nothing_is_not_waited_for(line: Callable[..., Lin
     data += frozen.read()
     assert data.count(b"\x07") == 20
     assert data.count(b"x") == sent * 5000 + 10
+
+
+def test_what_sets_a_terminal_up_holds_back_no_frame(line: Callable[..., Line]) -> None:
+    fresh = line()
+    with fresh.writer._lock:  # its thread does not come to anything meanwhile
+        fresh.writer.write(b"\x1b[?1049h")
+        assert fresh.frame(3000)
+        assert not fresh.frame(3000)
 
 
 def test_only_one_frame_is_on_its_way_to_a_terminal_that_answers(line: Callable[..., Line]) -> None:

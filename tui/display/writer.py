@@ -19,7 +19,8 @@ QUESTION = b"\x1b[5n"  # "how are you?"
 ANSWER = b"\x1b[0n"  # "well"
 MAX_PENDING = 1024  # bytes on their way beyond which no frame is begun
 LARGE_FRAME = 200  # bytes from which on a frame is followed by a question
-PIECE = 1024  # bytes of one write: little, so that the thread can be ended between two
+PIECE = 1024  # bytes of one write that may be waited for: little, so that the thread can be ended between two
+MOST = 65_536  # bytes of one that never is
 SILENT_RATE = 24_000  # bytes a second to a terminal that answers nothing
 SILENCE = 5.0  # seconds after which a terminal that never answered is not asked again
 PATIENCE = 3.0, 30.0  # seconds that one which did answer is waited for: an answer is lost; its line is frozen
@@ -28,15 +29,14 @@ SLOW_SECONDS, SLOW_ANSWERS = 0.4, 3  # a terminal is slow where so many take lon
 
 
 class Writer:
-    """Writes to a terminal in a thread. All methods but `_run` return at once, from any thread."""
+    """Writes to a terminal in a thread. Only `drain`, `settle` and `close` wait; any thread may call it."""
 
     def __init__(self, descriptor: int, *, room: Callable[[], None], gone: Callable[[], None]) -> None:
         """`room` is called, in the thread, when a frame can be made again; `gone` when the terminal takes no more."""
         self._descriptor, self._owned = own_descriptor(descriptor)
         self._room, self._gone = room, gone
         self._lock = threading.Condition()
-        self._waiting: deque[bytes] = deque()
-        self._pending = 0  # bytes that are not written
+        self._waiting = bytearray()  # what is not written
         self._asked: deque[tuple[int, float]] = deque()  # (bytes written until then, when) of questions without answer
         self._written = self._answered = 0
         self._answers = self._silent = False  # whether the terminal has answered at all, whether it never will
@@ -63,8 +63,7 @@ class Writer:
         """Add bytes; nothing is ever left out of what was added."""
         with self._lock:
             if data and not self.is_gone and not self._closing:
-                self._waiting.append(data)
-                self._pending += len(data)
+                self._waiting += data
                 self._lock.notify_all()
 
     def ask(self, size: int) -> None:
@@ -77,9 +76,8 @@ class Writer:
                 or (size < LARGE_FRAME and self._unconfirmed() < MAX_PENDING)
             ):
                 return
-            self._waiting.append(QUESTION)
-            self._pending += len(QUESTION)
-            self._asked.append((self._written + self._pending, time.monotonic()))
+            self._waiting += QUESTION
+            self._asked.append((self._written + len(self._waiting), time.monotonic()))
             self._lock.notify_all()
 
     def is_clear(self) -> bool:
@@ -109,9 +107,9 @@ class Writer:
         """Wait until all is written, no longer than that; whether it is."""
         deadline = time.monotonic() + seconds
         with self._lock:
-            while self._pending and not self.is_gone and (left := deadline - time.monotonic()) > 0:
+            while self._waiting and not self.is_gone and (left := deadline - time.monotonic()) > 0:
                 self._lock.wait(left)
-            return not self._pending
+            return not self._waiting
 
     def settle(self) -> None:
         """Ask no more, and wait for the answers under way, not much longer than the last took."""
@@ -133,7 +131,7 @@ class Writer:
                 os.close(self._descriptor)
 
     def _unconfirmed(self) -> int:
-        return self._pending + self._written - self._answered
+        return len(self._waiting) + self._written - self._answered
 
     def _has_room(self) -> bool:
         now = time.monotonic()
@@ -143,10 +141,10 @@ class Writer:
             self._answered = self._written
             self._silent = not self._answers
         if self._answers:
-            return self._unconfirmed() <= MAX_PENDING or not (self._asked or self._pending)
+            return self._unconfirmed() <= MAX_PENDING or not (self._asked or self._waiting)
         self._allowance = min(SILENT_RATE, self._allowance + (now - self._since) * SILENT_RATE)
         self._since = now
-        return not self._pending and self._allowance > 0
+        return len(self._waiting) <= MAX_PENDING and self._allowance > 0
 
     def _run(self) -> None:
         while True:
@@ -160,44 +158,42 @@ class Writer:
                 call = self._refused and self._has_room()
                 if call:
                     self._refused = False
-                data = self._waiting[0] if self._waiting else b""
+                data = bytes(self._waiting[: MOST if self._owned else PIECE])
             if call:
                 self._room()
             try:
-                count = self._write_some(data[:PIECE])
+                count = self._write_some(data)
             except OSError:
                 with self._lock:
                     self.is_gone = True
                     self._waiting.clear()
-                    self._pending = 0
                     self._lock.notify_all()
                 self._gone()
                 return
             with self._lock:
                 self._written += count
-                self._pending -= count
                 self._allowance -= count
-                if count and count == len(self._waiting[0]):
-                    self._waiting.popleft()
-                elif count:
-                    self._waiting[0] = self._waiting[0][count:]
+                del self._waiting[:count]
                 self._lock.notify_all()
 
     def _write_some(self, data: bytes) -> int:
         """As much of it as the terminal takes now; 0 where it takes nothing for a moment. Raises OSError."""
-        if not data:
+        if not data or not (self._owned or self._takes_some()):
             return 0
-        poll = select.poll()
-        poll.register(self._descriptor, select.POLLOUT)
-        found = poll.poll(100)
-        if not found:
-            return 0
-        if found[0][1] & (select.POLLERR | select.POLLHUP | select.POLLNVAL):
-            raise OSError("the terminal is gone")
         try:
             return os.write(self._descriptor, data)
         except BlockingIOError:
+            self._takes_some()
             return 0
+
+    def _takes_some(self) -> bool:
+        """Wait a moment for the terminal to take more; whether it does. Raises OSError."""
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        found = poll.poll(100)
+        if found and found[0][1] & (select.POLLERR | select.POLLHUP | select.POLLNVAL):
+            raise OSError("the terminal is gone")
+        return bool(found)
 
 
 def own_descriptor(descriptor: int) -> tuple[int, bool]:
