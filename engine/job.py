@@ -355,10 +355,7 @@ class Job:
 
     def _out_of_memory(self) -> str:
         """What a refused allocation inside the budget is: a fault of ours, told with both figures."""
-        from engine.memory.enforce import measured_peak_bytes
-
-        plan = self.layout.plan
-        measured = measured_peak_bytes(self.runtime.target)
+        plan, measured = self.layout.plan, self.runtime.card.peak_bytes
         figures = f"predicted {size(plan.peak_bytes)}" + (f", measured {size(measured)}" if measured else "")
         return (
             f"{self.phase} ran out of memory inside a budget of {size(plan.budget_bytes)} ({figures}), which is a "
@@ -371,7 +368,6 @@ class Job:
 
         from engine.images.metadata import Record
         from engine.images.save import save_image
-        from engine.memory.enforce import measured_peak_bytes
 
         request, runtime = self.request, self.runtime
         assert request.seed is not None and request.width and request.height
@@ -403,7 +399,7 @@ class Job:
             seconds_by_phase=dict(self.seconds),
             notice=notice,
             predicted_peak_bytes=self.layout.plan.peak_bytes,
-            measured_peak_bytes=measured_peak_bytes(runtime.target),
+            measured_peak_bytes=runtime.card.peak_bytes,
             moved_bytes=runtime.components.traffic.moved_bytes,
             disk_bytes=runtime.components.traffic.disk_bytes,
         )
@@ -443,6 +439,7 @@ class Job:
     def _lend(self, component: str, passes: int = 1, device: str | None = None) -> AbstractContextManager[Loan]:
         """The device for this component; its 8-bit layers multiply as was found best here."""
         self.phase = "load"
+        self.runtime.card.hold()
         return self.runtime.components.lend(
             component,
             self.precision,
@@ -500,6 +497,7 @@ class Job:
 
     def _end(self, phase: Phase, began: float) -> PhaseFinished:
         self.seconds[phase] = time.perf_counter() - began
+        self.runtime.card.look()
         return PhaseFinished(**self.stamp(), phase=phase, seconds=self.seconds[phase])
 
     def stamp(self) -> dict[str, Any]:

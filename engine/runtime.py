@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from engine.encode import Conditioning
     from engine.flow import Schedule
     from engine.memory.components import Components
+    from engine.memory.enforce import CardMemory
     from engine.memory.planner import Layout, Planner
     from engine.memory.target import Target
     from engine.modulation import Tables
@@ -71,6 +72,7 @@ class Runtime:
     """What needs torch."""
 
     target: Target
+    card: CardMemory
     schedule: Schedule
     components: Components
     planner: Planner
@@ -95,7 +97,7 @@ class Runtime:
         from engine.flow import Schedule
         from engine.memory.cards import CARDS
         from engine.memory.components import Components
-        from engine.memory.enforce import cap_allocator
+        from engine.memory.enforce import CardMemory
         from engine.memory.planner import Planner
         from engine.memory.target import resolve
         from engine.preview import PreviewMap
@@ -116,9 +118,11 @@ class Runtime:
         preview_file = shipped if shipped.is_file() else cache_dir() / "previews" / f"{digest[:16]}.json"
         components = Components(model, torch.device(target.device), model_hash=digest, simulated=target.simulated)
         components.notices += model.elsewhere
-        cap_allocator(target)
+        card = CardMemory(target)
+        card.hold()
         return cls(
             target=target,
+            card=card,
             schedule=schedule,
             components=components,
             planner=Planner(components, target),
@@ -130,17 +134,13 @@ class Runtime:
 
     def close(self) -> None:
         """Give all memory back."""
-        from engine.memory.enforce import uncap_allocator
-
         self.components.clear()
-        uncap_allocator(self.target)
+        self.card.release()
 
     def begin_job(self) -> None:
         """Count traffic and peaks from here."""
-        from engine.memory.enforce import restart_measuring
-
         self.components.begin_job()
-        restart_measuring(self.target)
+        self.card.restart()
 
     def sigmas(self, request: Request) -> Tensor:
         """The flow times of a complete request: [N + 1]."""
@@ -158,13 +158,21 @@ class Runtime:
 
     def plan(self, request: Request) -> Layout:
         """The layout of a complete request. Raises `RequestError` where the budget cannot work."""
-        negative = self.steering(request).negative_passes
-        layout = self.planner.plan(
-            request, self.repeat.tile, self.choose_kernel(request.form), negative, self.repeat.batch
-        )
+        negative, kernel = self.steering(request).negative_passes, self.choose_kernel(request.form)
+        self._heed_the_context()
+        layout = self.planner.plan(request, self.repeat.tile, kernel, negative, self.repeat.batch)
         if request.precision != "int8" or not self.kernel_note:
             return layout
         return replace(layout, plan=replace(layout.plan, notes=(*layout.plan.notes, self.kernel_note)))
+
+    def _heed_the_context(self) -> None:
+        """Plan with what CUDA and its libraries take by now, where that is more than was expected of them."""
+        from engine.memory.planner import Planner
+
+        beside = self.card.look()
+        if beside > self.target.context_bytes:
+            self.target = replace(self.target, context_bytes=beside)
+            self.planner = Planner(self.components, self.target)
 
     def choose_kernel(self, form: str) -> str | None:
         """How 8-bit layers multiply here; None where there are none."""
@@ -210,11 +218,7 @@ class Runtime:
         if self.target.simulated:
             placed = self.components.device
             return MemoryUse(ram, placed.placed_bytes, placed.peak_placed_bytes)
-        import torch
-
-        device, context = self.target.device, self.target.context_bytes
-        reserved = torch.cuda.memory_reserved(device) + context
-        return MemoryUse(ram, reserved, torch.cuda.max_memory_reserved(device) + context)
+        return MemoryUse(ram, self.card.used_bytes, self.card.peak_bytes)
 
 
 def resident_set_bytes() -> int:

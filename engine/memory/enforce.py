@@ -4,44 +4,64 @@ from __future__ import annotations
 
 import torch
 
-from engine.memory.target import Target, process_bytes
+from engine.memory.driver import process_bytes
+from engine.memory.target import Target
 
 FULL_CARD = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
-def cap_allocator(target: Target) -> None:
-    """Let torch allocate no more than the budget less what the process takes beside: so all of it stays inside."""
-    if target.device.startswith("cuda"):
-        device = torch.device(target.device)
-        total = torch.cuda.get_device_properties(device).total_memory
-        allowed = max(target.budget_bytes - context_now(target), 0)
-        torch.cuda.set_per_process_memory_fraction(min(allowed / total, 1.0), device)
+class CardMemory:
+    """What this process takes of a CUDA card: torch's allocator, which is capped, and what libraries take beside it.
 
+    The second part grows when a library is first used, so it is looked at again whenever something is brought to the
+    card, and the cap follows. On other devices there is nothing to hold and nothing to count.
+    """
 
-def uncap_allocator(target: Target) -> None:
-    """Take the limit away again."""
-    if target.device.startswith("cuda"):
-        torch.cuda.set_per_process_memory_fraction(1.0, torch.device(target.device))
+    def __init__(self, target: Target) -> None:
+        self._budget_bytes = target.budget_bytes
+        self._device = torch.device(target.device) if target.device.startswith("cuda") else None
+        self._expected_bytes = target.context_bytes
+        self._beside_bytes = target.context_bytes  # as it was seen last
+        self._peak_bytes = 0
 
+    def hold(self) -> None:
+        """Let torch allocate no more than the budget less what the process takes beside, now or as is expected."""
+        if self._device is not None:
+            allowed = max(self._budget_bytes - max(self.look(), self._expected_bytes), 0)
+            total = torch.cuda.get_device_properties(self._device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(allowed / total, 1.0), self._device)
 
-def restart_measuring(target: Target) -> None:
-    """Look for the highest use from now on."""
-    if target.device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(target.device)
+    def release(self) -> None:
+        """Take the limit away again."""
+        if self._device is not None:
+            torch.cuda.set_per_process_memory_fraction(1.0, self._device)
 
+    def restart(self) -> None:
+        """Look for the highest use from now on."""
+        if self._device is not None:
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._peak_bytes = 0
 
-def measured_peak_bytes(target: Target) -> int | None:
-    """The most that the process took of the card since then, context included; None where nobody counts."""
-    if not target.device.startswith("cuda"):
-        return None
-    return torch.cuda.max_memory_reserved(target.device) + context_now(target)
+    def look(self) -> int:
+        """What the process takes beside torch's allocator now, in bytes; as expected where the driver does not tell."""
+        if self._device is not None:
+            if (process := process_bytes(self._device)) is not None:
+                self._beside_bytes = max(process - torch.cuda.memory_reserved(self._device), 0)
+            reserved = torch.cuda.max_memory_reserved(self._device)
+            self._peak_bytes = max(self._peak_bytes, reserved + self._beside_bytes)
+        return self._beside_bytes
 
+    @property
+    def used_bytes(self) -> int | None:
+        """What the process takes now; None where nobody counts."""
+        return None if self._device is None else torch.cuda.memory_reserved(self._device) + self._beside_bytes
 
-def context_now(target: Target) -> int:
-    """What the process takes of a card beside tensors: it grows when a library is used for the first time."""
-    used = process_bytes(torch.device(target.device))
-    beside = 0 if used is None else used - torch.cuda.memory_reserved(target.device)
-    return max(target.context_bytes, beside)
+    @property
+    def peak_bytes(self) -> int | None:
+        """The most that the process took since the restart, by the driver's count where it tells."""
+        if self._device is None:
+            return None
+        return max(self._peak_bytes, torch.cuda.max_memory_reserved(self._device) + self._beside_bytes)
 
 
 def card_is_full(error: BaseException) -> bool:

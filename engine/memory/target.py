@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,13 +11,13 @@ import psutil
 import torch
 
 from engine.memory.cards import RTX_3060, CardProfile, profile_of
+from engine.memory.driver import CONTEXT_BYTES, GROWTH_BYTES, context_bytes, let_segments_grow, used_by_card
 from engine.request import RequestError
 from engine.text import size
 
 GIB, MIB = 2**30, 2**20
 DESKTOP_BYTES = (600 if sys.platform == "win32" else 400) * MIB  # left to others on the card where nobody says how much
 SYSTEM_SHARE, SYSTEM_BYTES = 0.10, GIB  # of RAM, left to others
-CONTEXT_BYTES = 450 * MIB  # of CUDA with its libraries, where it cannot be measured
 SIMULATED_RAM_BYTES = 13 * GIB  # what a PC with 16 GiB has left
 NOMINAL = 1.06  # a card that is sold as 12 GiB tells torch of a little less
 CPU_PROFILE = CardProfile("CPU", 0, 0.5e12, 0.5e12, 30e9, 10e9)
@@ -26,7 +25,8 @@ CPU_PROFILE = CardProfile("CPU", 0, 0.5e12, 0.5e12, 30e9, 10e9)
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a model runs. Budgets are in bytes; `context_bytes` of the card's are gone before any tensor is there."""
+    """Where a model runs. Budgets are in bytes; `context_bytes` of the card's are no tensors: CUDA with all libraries
+    that a picture needs."""
 
     name: str  # for people
     device: str  # as torch names it; "meta" where it is simulated
@@ -51,21 +51,28 @@ def resolve(
         ram = ram_bytes if ram_bytes is not None else SIMULATED_RAM_BYTES
         return Target(f"{card.name} (simulated)", "meta", True, budget, ram, CONTEXT_BYTES, card)
     ram = _ram_budget(ram_bytes)
+    before = used_by_card()
     device_name = _existing_device(device_name)
     if device_name == "cpu":
         name = "cpu" if vram_bytes is None else "cpu as a card"
         return Target(name, "cpu", False, vram_bytes if vram_bytes is not None else ram, ram, 0, CPU_PROFILE)
     device = torch.device(device_name)
-    context = _context_bytes(device)
+    let_segments_grow(device)
+    context, is_told = context_bytes(device, before)
     free, total = torch.cuda.mem_get_info(device)
     if vram_bytes is not None and vram_bytes > total * NOMINAL:
         raise RequestError("vram", f"vram {size(vram_bytes)} is more than the {size(total)} of this card; take less.")
     budget = min(vram_bytes, total) if vram_bytes is not None else min(free + context, total) - DESKTOP_BYTES
     profile = profile_of(torch.cuda.get_device_name(device), total)
-    note = ""
+    notes = []
     if budget > free + context:
-        note = f"only {size(free + context)} of the card are free now: other programs use the rest."
-    return Target(device_name, device_name, True, budget, ram, context, profile, note)
+        notes.append(f"only {size(free + context)} of the card are free now: other programs use the rest.")
+    if not is_told:
+        notes.append(
+            "the driver does not tell what this process takes of the card, so the budget holds for tensors and "
+            f"{size(context + GROWTH_BYTES)} beside them."
+        )
+    return Target(device_name, device_name, True, budget, ram, context + GROWTH_BYTES, profile, " ".join(notes))
 
 
 def _existing_device(name: str) -> str:
@@ -99,32 +106,4 @@ def _container_limit() -> int | None:
     """What a container's control group allows, which psutil does not know."""
     with suppress(OSError, ValueError):
         return int(Path("/sys/fs/cgroup/memory.max").read_text("ascii"))
-    return None
-
-
-def _context_bytes(device: torch.device) -> int:
-    """What this process takes of the card beside tensors, with the libraries of matrix products and convolutions."""
-    with torch.cuda.device(device), torch.no_grad():
-        square = torch.zeros(64, 64, device=device, dtype=torch.bfloat16)
-        square @ square
-        torch.nn.functional.conv2d(square[None, None], square[None, None, :3, :3])
-        torch.cuda.synchronize(device)
-        reserved = torch.cuda.memory_reserved(device)
-    used = process_bytes(device)
-    del square
-    torch.cuda.empty_cache()
-    return max(used - reserved, 0) if used is not None else CONTEXT_BYTES
-
-
-def process_bytes(device: torch.device) -> int | None:
-    """What the driver counts for this process on the card; None where it does not tell (Windows, containers)."""
-    with suppress(Exception):  # whatever a driver may raise
-        import pynvml
-
-        pynvml.nvmlInit()
-        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-            if process.pid == os.getpid() and process.usedGpuMemory:
-                return int(process.usedGpuMemory)
     return None

@@ -50,8 +50,9 @@ from engine.images.save import plan_output
 from engine.latents import KeptLatents
 from engine.memory.budget import read_size
 from engine.memory.components import Placement
-from engine.memory.enforce import cap_allocator, card_is_full
-from engine.memory.target import process_bytes, resolve
+from engine.memory.driver import process_bytes
+from engine.memory.enforce import CardMemory, card_is_full
+from engine.memory.target import resolve
 from engine.quantization import fp8
 from engine.quantization.probing import card_milliseconds
 from engine.runtime import Repeat
@@ -349,7 +350,7 @@ def diffusers_steps(spec: dict[str, Any]) -> dict[str, Any]:
     device = torch.device(spec["device"])
     if device.type == "cuda":
         vram = spec.get("vram")
-        cap_allocator(resolve(spec["device"], read_size(vram, "vram") if vram else None, None, simulated=False))
+        CardMemory(resolve(spec["device"], read_size(vram, "vram") if vram else None, None, simulated=False)).hold()
     transformer: Any = FluxTransformer2DModel.from_pretrained(
         Path(spec["model"]) / "transformer", torch_dtype=torch.bfloat16
     )
