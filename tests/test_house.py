@@ -16,7 +16,12 @@ import engine
 from engine import events
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    name: (ROOT / name).read_text("utf-8")
+    for name in ("README.md", "engine/README.md", "tui/README.md", "tests/bench/README.md")
+}
+README = PAGES["README.md"]
+MAX_README_LINES = 200
 TOP_LEVEL = {"LICENSE-APACHE", "LICENSE-MIT", "README.md", "engine", "pyproject.toml", "run_smoke_test.bat", "tests"}
 TOP_LEVEL |= {"themes", "tui"}
 MAX_FILE_BYTES = 16 * 2**20
@@ -35,8 +40,9 @@ def repository_files() -> list[str]:
 
 
 def generate_examples() -> list[str]:
-    """What follows `t2i generate` on every such line of README's shell blocks."""
-    blocks = re.findall(r"^```sh\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+    """What follows `t2i generate` on every such line of the pages' shell blocks."""
+    text = "\n".join(PAGES.values())
+    blocks = re.findall(r"^ *```sh\n(.*?)^ *```$", text, flags=re.DOTALL | re.MULTILINE)
     return [match for block in blocks for match in re.findall(r"\bt2i generate\b(.*)", block)]
 
 
@@ -91,6 +97,25 @@ def test_the_package_brings_its_data() -> None:
     assert (files("engine") / "py.typed").is_file()
 
 
+def test_readme_stays_a_front_page() -> None:
+    assert len(README.splitlines()) <= MAX_README_LINES
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_links_to_is_there(page: str) -> None:
+    links = re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", PAGES[page])
+    assert links
+    for path, heading in links:
+        if path.startswith("https://"):
+            continue
+        target = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+        assert target.exists(), path
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), flags=re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", text).lower().replace(" ", "-") for text in headings}
+            assert heading in anchors, f"{path}#{heading}"
+
+
 def test_readme_opens_with_the_two_commands() -> None:
     opening = README.partition("\n## ")[0].splitlines()
     assert "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/t2i" in opening
@@ -98,21 +123,21 @@ def test_readme_opens_with_the_two_commands() -> None:
 
 
 def test_every_test_that_holds_what_is_safe_is_there() -> None:
-    held = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "tui" / "README.md").read_text("utf-8"))
+    held = re.findall(r"`(test_\w+\.py)::(test_\w+)`", PAGES["tui/README.md"])
     assert held
     gone = [name for file, name in held if f"def {name}(" not in (ROOT / "tests" / file).read_text("utf-8")]
     assert gone == []
 
 
-def test_readme_has_the_table_of_keys() -> None:
+def test_the_apps_page_has_the_table_of_keys() -> None:
     from tui.bindings import Keys
     from tui.keys import markdown_table
 
-    assert markdown_table(Keys()) in README, "t2i keys --markdown prints it"
+    assert markdown_table(Keys()) in PAGES["tui/README.md"], "t2i keys --markdown prints it"
 
 
 @pytest.mark.parametrize("example", generate_examples())
-def test_an_example_in_readme_parses(example: str) -> None:
+def test_an_example_in_a_readme_parses(example: str) -> None:
     from typer.core import TyperGroup
     from typer.main import get_command
 

@@ -1,4 +1,4 @@
-"""`t2i keys`: the keys in effect, as a table for the terminal or for README."""
+"""`t2i keys`: the keys in effect, as a table for the terminal or for the page of the app (tui/README.md)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ usage: t2i keys [--markdown]
 
 Prints every key of the app, after your keymap.toml. A line there gives a command other keys: "job.cancel" = "f8 x"
 
-  --markdown  print the table as it is in README
+  --markdown  print the table as it is in tui/README.md
 """
 
 
@@ -67,7 +67,7 @@ def plain_table(keys: Keys) -> str:
 
 
 def markdown_table(keys: Keys) -> str:
-    """The same table as README shows it."""
+    """The same table as tui/README.md shows it."""
     lines = ["| keys | what it does | id in `keymap.toml` |", "|---|---|---|"]
     for scope, heading in HEADINGS.items():
         lines.append(f"| **{heading}** | | |")

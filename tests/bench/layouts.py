@@ -1,4 +1,4 @@
-"""What each layout costs to read: `python -m tests.bench.layouts` prints the table of README.
+"""What each layout costs to read: `python -m tests.bench.layouts` prints the table of its page (README.md).
 
 A random transformer of FLUX.1's own width with few blocks is written in each layout, then read in a fresh process: by
 `load_transformer` as diffusers' model in bf16, and by the engine for `--precision fp8`. The figure is the highest
