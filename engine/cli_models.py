@@ -55,7 +55,6 @@ COLUMNS = 80
 MAX_SENTENCES = 20  # about files that cannot be used
 MANY = 4  # such files of one kind are counted, not listed
 REFUSED = re.compile(r"(?P<file>'.*'|\".*\") is (?P<what>[^']+, which cannot be run here; .*)")
-TITLES = {"dev": "FLUX.1 [dev]", "schnell": "FLUX.1 [schnell]", "demo": "the demo model"}
 
 models_app = typer.Typer(
     help="The models that there are: list, add, scan, show, check, calibrate, pull, remove.", rich_markup_mode=None
@@ -450,7 +449,9 @@ def _lacks(model: Listing) -> str:
 
 def model_lines(model: Listing) -> Iterator[str]:
     """Everything about a model."""
-    what = TITLES.get(model.kind, model.kind)
+    from engine.models.listings import title_of_kind
+
+    what = title_of_kind(model.kind)
     yield printable(f"{model.name}: {what + ', ' if what else ''}{state_of(model)}")
     if model.place and model.place != model.name:
         yield printable(f"    {model.place}")
@@ -492,11 +493,13 @@ def _seen_from(beside: str, place: str) -> str:
 
 def scan_lines(found: Scanned) -> Iterator[str]:
     """What was found in a folder."""
+    from engine.models.listings import title_of_kind
+
     for title, models in (("added:", found.added), ("known already:", found.known)):
         if models:
             yield title
             for model in models:
-                what = f"{TITLES.get(model.kind, model.kind)}, {model.precision}, {size(model.nbytes)}"
+                what = f"{title_of_kind(model.kind)}, {model.precision}, {size(model.nbytes)}"
                 yield printable(f"  {model.name}: {what}, {state_of(model)}")
                 yield printable(f"      {model.place}")
                 if text := _what_is_wrong(model):

@@ -24,9 +24,9 @@ from engine.events import (
     Planned,
     StepFinished,
 )
+from engine.families.flux1.parts import DISTILL_T5 as DISTILLED
 from engine.folders import shown_path
 from engine.models.catalog import prompt_hint
-from engine.models.model import DISTILLED
 from engine.request import Request, RequestError
 from engine.runtime import resident_set_bytes
 from engine.text import size
@@ -158,7 +158,7 @@ class Job:
     def _encode(self) -> Generator[Event, None, list[Conditioning]]:
         """What the transformer reads of the prompt, and of the negative prompt where that is needed."""
         from engine import encode
-        from engine.models import tokenizers
+        from engine.families.flux1 import tokenizers
 
         model, runtime, request = self.engine.source, self.runtime, self.request
         if runtime.tokenizers is None:

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, FluxPipeline
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from engine.models import flux1
+from engine.families.flux1 import published as flux1
 from engine.models.catalog import DEMO_FOLDER
 from tests import checkpoints
 from tests.checkpoints import State, save, tiny_transformer

@@ -26,11 +26,11 @@ from engine.events import Failed
 from engine.images.metadata import Record, encode_png, read_parameters, read_record
 from engine.images.save import plan_output
 from engine.models import calibrations, catalog
-from engine.models.headers import read_header
 from engine.models.model import model_hash
 from engine.prompts import read_prompts
 from engine.request import RequestError
 from engine.runtime import Repeat
+from engine.untrusted.headers import read_header
 from tests import mutations
 from tests.checkpoints import save, save_gguf
 from tests.models import Kit, copy_tokenizers, hub_cache, small_kit

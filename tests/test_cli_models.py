@@ -18,11 +18,12 @@ import pytest
 import engine.cli
 import engine.cli_models
 from engine import console
+from engine.families.flux1.published import FLUX_FILES, FLUX_NEEDED
+from engine.families.sources import Repository, Source
 from engine.images.metadata import read_record
 from engine.models import catalog, hub, registry, transfer
 from engine.models.hub import PullProgress
 from engine.models.inventory import Listing, Part, Scanned
-from engine.models.sources import FLUX_FILES, FLUX_NEEDED, Repository, Source
 from tests.checkpoints import save
 from tests.commands import json_lines
 from tests.models import Kit, comfyui, lora, small_kit

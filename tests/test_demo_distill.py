@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from engine import flow
 from engine.demo import distill
 from engine.demo.optim import Clock
+from engine.families.flux1.distill_names import config_from_shapes
 from engine.models.catalog import DEMO_FOLDER
-from engine.models.distill_names import config_from_shapes
-from engine.models.distill_t5 import load
+from engine.models.loading import load
 from tests.bench.accuracy import summary
 from tests.bench.distill import DISTILLED_FOLDER, encoders, paint, weight_bytes
 from tests.painting import open_pipeline
@@ -59,11 +59,11 @@ def test_it_gives_what_the_student_gave(teacher: distill.Teacher, tmp_path: Path
     (tmp_path / distill.STUDENT).write_bytes(FILE.read_bytes())
     student = distill.resumed(tmp_path / distill.STUDENT).eval().requires_grad_(False)
     ids = teacher.ids(["a red circle above a blue square", "", "a wooden star in a meadow."])
-    assert torch.equal(load(DISTILLED_FOLDER)(ids), student(ids))
+    assert torch.equal(load(DISTILLED_FOLDER, "distill_t5")(ids), student(ids))
 
 
 def test_its_pictures_show_their_colours_places_and_backgrounds(pipeline: FluxPipeline) -> None:
-    ways = encoders(pipeline, load(DISTILLED_FOLDER))
+    ways = encoders(pipeline, load(DISTILLED_FOLDER, "distill_t5"))
     result = summary(paint(pipeline, ways["distilled"], SCENES, seed=0))
     assert result["places_and_colours"] >= 0.75
     assert result["background"] >= 0.75
@@ -115,4 +115,4 @@ def test_what_is_exported_is_what_was_trained(teacher: distill.Teacher, tmp_path
     distill.save(distill.Student(), tmp_path / distill.STUDENT)
     distill.export(tmp_path, tmp_path / "out")
     student, ids = distill.resumed(tmp_path / distill.STUDENT), teacher.ids(["a red circle"])
-    assert torch.allclose(load(tmp_path / "out")(ids), student(ids), atol=0.05)
+    assert torch.allclose(load(tmp_path / "out", "distill_t5")(ids), student(ids), atol=0.05)

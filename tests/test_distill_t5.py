@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,11 +19,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from engine.models.distill_names import T5_BASE, canonical_name, config_from_shapes
-from engine.models.distill_t5 import DistillT5, empty, load
+from engine.families.flux1.distill_names import T5_BASE, canonical_name, config_from_shapes
+from engine.families.flux1.distill_t5 import DistillT5, empty
+from engine.models import loading
 from engine.request import RequestError
 
 Weights = dict[str, Tensor]
+load = partial(loading.load, part="distill_t5")
 TIED = "encoder.encoder.embed_tokens.weight"
 
 
@@ -238,7 +241,7 @@ def test_pads_are_read(tmp_path: Path) -> None:
 
 def test_it_computes_in_the_type_that_is_asked_for(tmp_path: Path) -> None:
     folder, ids = saved(tmp_path, checkpoint()), some_ids()
-    exact, rounded = load(folder)(ids), load(folder, torch.bfloat16)(ids)
+    exact, rounded = load(folder)(ids), load(folder, dtype=torch.bfloat16)(ids)
     assert rounded.dtype == torch.bfloat16
     assert 0 < float((rounded.float() - exact).norm() / exact.norm()) < 0.05
 
@@ -262,7 +265,7 @@ def refusal(place: Path) -> str:
     """The sentence with which a place is refused."""
     with pytest.raises(RequestError) as caught:
         load(place)
-    assert caught.value.field == "distill"
+    assert caught.value.field == "model"
     sentence = str(caught.value)
     assert "\n" not in sentence
     return sentence
@@ -275,15 +278,10 @@ def plain_t5(size: Size) -> Weights:
 
 def test_t5_xxl_and_a_plain_t5_are_told_from_it(tmp_path: Path) -> None:
     xxl = saved(tmp_path / "xxl", plain_t5(Size(vocabulary=4, width=4096, heads=1, head=4, ff=4, layers=1)))
-    assert refusal(xxl) == (
-        f"{str(xxl / 'model.safetensors')!r} is T5-XXL, which belongs in a model's text_encoder_2; "
-        "DistillT5 takes its place."
-    )
+    said = f"{str(xxl / 'model.safetensors')!r} holds T5-XXL, not the DistillT5 that is needed there."
+    assert refusal(xxl) == said
     base = saved(tmp_path / "base", plain_t5(Size(width=768, heads=12, head=64, ff=16, layers=1)))
-    assert refusal(base) == (
-        f"{str(base / 'model.safetensors')!r} is a plain T5: it lacks DistillT5's projection "
-        "('final_projection.0.weight'), so its 768 numbers a token cannot feed FLUX.1; get DistillT5."
-    )
+    assert refusal(base) == said.replace(str(xxl), str(base))
 
 
 def test_both_forms_at_once_are_refused(tmp_path: Path) -> None:
@@ -435,7 +433,7 @@ def test_shapes_alone_tell_the_dimensions() -> None:
 
 
 def test_names_and_shapes_need_no_torch() -> None:
-    code = "import sys, engine.models.distill_names; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import sys, engine.families.all; sys.exit(bool({'torch', 'transformers'} & {*sys.modules}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

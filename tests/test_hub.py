@@ -22,8 +22,9 @@ from typing import Any
 import pytest
 
 from engine.cancel import CancelledError
+from engine.families.flux1.tokenizers import check_clip, check_t5
+from engine.families.sources import Repository, Source
 from engine.models import hub, transfer
-from engine.models.sources import Repository, Source
 from engine.request import RequestError
 
 ROOT = Path(__file__).parent.parent
@@ -623,13 +624,13 @@ def test_several_repositories_come_by_part(server: Hub, monkeypatch: pytest.Monk
     assert hub.found_in_cache("tiny") == folders
 
 
-@pytest.mark.parametrize(("kind", "said"), [("clip", "the CLIP tokenizer"), ("t5", "the T5 tokenizer")])
+@pytest.mark.parametrize(("check", "said"), [(check_clip, "the CLIP tokenizer"), (check_t5, "the T5 tokenizer")])
 def test_tokenizers_are_checked_after_a_pull(
-    server: Hub, monkeypatch: pytest.MonkeyPatch, kind: str, said: str
+    server: Hub, monkeypatch: pytest.MonkeyPatch, check: Callable[[Path], None], said: str
 ) -> None:
     server.files["tokenizer/tokenizer.json"] = b'{"model": {"type": "WordLevel", "vocab": {}}}'
-    place: dict[str, Any] = {kind: "tokenizer"}
-    repository = Repository(TINY.id, ("tokenizer/*",), ("tokenizer/tokenizer.json",), **place)
+    checks = (("tokenizer", check),)
+    repository = Repository(TINY.id, ("tokenizer/*",), ("tokenizer/tokenizer.json",), checks=checks)
     monkeypatch.setitem(hub.SOURCES, "tiny", Source("tiny", (repository,), "", 1))
     with pytest.raises(RequestError, match=said):
         pulled()
@@ -668,7 +669,7 @@ def test_the_environment_decides_where_from_and_where_to(server: Hub, tmp_path: 
     code = """
 import sys
 from engine.models import hub
-from engine.models.sources import Repository, Source
+from engine.families.sources import Repository, Source
 hub.SOURCES["tiny"] = Source("tiny", (Repository("someone/tiny", ("*.safetensors",), ("whole.safetensors",)),), "", 1)
 assert "huggingface_hub" not in sys.modules
 for report in hub.pull(hub.prepare("tiny")):

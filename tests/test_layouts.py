@@ -6,6 +6,7 @@ import json
 import os
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,16 +18,19 @@ from diffusers.loaders.single_file_utils import (
 )
 from safetensors.torch import load_file
 
-from engine.models import flux1, naming
-from engine.models.headers import MAX_HEADER_BYTES, read_header
+from engine.families.flux1 import naming
+from engine.families.flux1 import published as flux1
 from engine.models.layouts import recognise
-from engine.models.loading import load_transformer
+from engine.models.loading import load
 from engine.models.model import component_in
 from engine.models.weights import WeightFiles
 from engine.request import RequestError
+from engine.untrusted.headers import MAX_HEADER_BYTES, read_header
 from tests import checkpoints
 from tests.checkpoints import State, bfl_state, save, tiny_transformer, velocity
 from tests.tiny import tiny_pipeline
+
+load_transformer = partial(load, part="transformer")
 
 
 @pytest.fixture(scope="module")

@@ -15,15 +15,15 @@ import torch
 
 from engine import Engine, Request, RequestError
 from engine.events import Plan
+from engine.families.flux1 import published as flux1
+from engine.families.flux1.parts import DISTILL_T5 as DISTILLED
 from engine.memory.cards import RTX_3060
 from engine.memory.components import Components
 from engine.memory.measure import META, Activations
 from engine.memory.planner import Planner
 from engine.memory.target import Target, resolve
 from engine.memory.units import Unit
-from engine.models import flux1
 from engine.models.catalog import published
-from engine.models.model import DISTILLED
 from tests.tiny import save_tiny
 
 GIB = 2**30

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from engine.models import tokenizers
-from engine.models.tokenizers import check_clip, check_t5, vocabulary_size
+from engine.families.flux1 import tokenizers
+from engine.families.flux1.tokenizers import check_clip, check_t5, vocabulary_size
 from engine.request import RequestError
 
 CLIP = {"a": 0, "b": 1, "a</w>": 2, "b</w>": 3, "ab</w>": 4, "<|startoftext|>": 5, "<|endoftext|>": 6}

@@ -19,9 +19,9 @@ from textual.pilot import Pilot
 from textual.widgets import OptionList, Static
 
 from engine.events import ImageSaved, MemoryUse
+from engine.families.sources import Repository, Source
 from engine.folders import state_dir
 from engine.models import catalog, hub, inventory, pairing, registry, transfer
-from engine.models.sources import Repository, Source
 from engine.process import ModelOpened, ModelRefused, OpenModel
 from engine.request import Defaults, Option
 from tests import test_hub

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from engine import Engine, Noticed, Request
 from engine.models import catalog, finding, inventory, pairing, registry
 from engine.models.catalog import DEMO_FOLDER
-from engine.models.headers import read_header
 from engine.models.model import component_in, open_folder, weight_files
 from engine.models.weights import WeightFiles
 from engine.request import RequestError
+from engine.untrusted.headers import read_header
 from tests import checkpoints
 from tests.checkpoints import State, save
 from tests.models import Kit, copy_tokenizers, small_kit

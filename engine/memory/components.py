@@ -208,7 +208,7 @@ class Components:
             files, place = self.model.files[name], self.model.place(name)
             source = WeightFiles.open(files, name)
             try:
-                names = check_tensors(component.wanted, source, place)
+                names = check_tensors(component.wanted, source, place, self.model.family.networks, name)
                 form, is_converted = self.form(name, precision), False
                 if form is not None and not is_converted_already(source, name, form):
                     notices: list[str] = []
@@ -228,7 +228,7 @@ class Components:
                     if converted is not None:
                         source.close()
                         source, is_converted = converted, True
-                        names = check_tensors(component.wanted, source, place)
+                        names = check_tensors(component.wanted, source, place, self.model.family.networks, name)
             except BaseException:
                 source.close()
                 raise

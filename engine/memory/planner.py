@@ -15,11 +15,11 @@ import torch
 
 from engine.decode import parked_bytes, smaller_tiles
 from engine.events import Phase, PhasePlan, Plan, Turnaround
+from engine.families.flux1.parts import DISTILL_T5 as DISTILLED
 from engine.memory.components import Components, Placement
 from engine.memory.measure import META, Activations
 from engine.memory.target import Target
 from engine.memory.units import HOST_ONLY, Component, Unit, precision_of
-from engine.models.model import DISTILLED
 from engine.request import MIN_SIDE, SIDE_MULTIPLE, Request, RequestError
 from engine.text import duration, size
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from engine import modulation
+from engine.families.flux1.parts import DISTILL_T5 as DISTILLED
 from engine.models.converted import quantize_into
 from engine.models.loading import empty_component
-from engine.models.model import DISTILLED, Model
+from engine.models.model import Model
 from engine.models.weights import WeightFiles
 from engine.quantization import blocks, fp8, int8
 from engine.quantization.forms import Form

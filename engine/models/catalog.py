@@ -6,16 +6,18 @@ import difflib
 from dataclasses import replace
 from pathlib import Path
 
+from engine.families.all import published as published_models
 from engine.folders import shown_path
-from engine.models import flux1, hub, pairing, registry
-from engine.models.model import DISTILLED, Model, described, distilled_config, open_folder
-from engine.models.registry import DISTILLT5, PARTS_ALONE, Registered, Registry
+from engine.models import hub, pairing, registry
+from engine.models.model import Model, config_of, described, open_folder
+from engine.models.registry import PARTS_ALONE, Registered, Registry
 from engine.request import RequestError
 from engine.text import quoted, some_of
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "weights"
-BUILT_IN = (DEMO, *flux1.NAMES)
+PUBLISHED = published_models()  # with their families, by name
+BUILT_IN = (DEMO, *PUBLISHED)
 
 
 def names() -> list[str]:
@@ -52,7 +54,8 @@ def open_name(name: str, known: Registry) -> Model | None:
     if name == DEMO:
         return open_folder(DEMO_FOLDER, DEMO)
     if name in PARTS_ALONE:
-        use = "its pictures are made with --distill" if name == DISTILLT5 else "they complete models that lack them"
+        is_part = registry.ALONE[name] != "tokenizers"
+        use = "its pictures are made with --distill" if is_part else "they complete models that lack them"
         raise RequestError("model", f"{quoted(name)} is no model by itself; {use}. Known names: {some_of(names())}.")
     entry = known.models.get(name)
     if entry is not None and not entry.pulled:
@@ -60,7 +63,7 @@ def open_name(name: str, known: Registry) -> Model | None:
     folder = hub.found_in_cache(name) if name in hub.SOURCES else None
     if isinstance(folder, Path):  # wherever it is now: another program may have brought a newer one
         return open_folder(folder, name)
-    if name in flux1.NAMES:
+    if name in PUBLISHED:
         return published(name)
     return _registered(entry, known) if entry is not None else None
 
@@ -88,34 +91,26 @@ def transformer_at(path: Path) -> Path | None:
 
 
 def with_distilled(model: Model, known: Registry) -> Model:
-    """The model with a DistillT5 that is known, where it has none of its own and one fits."""
+    """The model with a smaller text encoder that is known, where it has none of its own and one fits."""
     if model.distills or not model.has_weights:
         return model
     part = pairing.distilled_for(model, known)
     if part is None:
         return model
+    name = part.component
     return replace(
         model,
-        configs={**model.configs, DISTILLED: distilled_config(part)},
-        files={**model.files, DISTILLED: part.files},
-        bytes={**model.bytes, DISTILLED: part.nbytes},
-        found={**model.found, DISTILLED: part},
+        configs={**model.configs, name: config_of(part)},
+        files={**model.files, name: part.files},
+        bytes={**model.bytes, name: part.nbytes},
+        found={**model.found, name: part},
     )
 
 
 def published(name: str) -> Model:
-    """A published model described without its weights. `name` is one of `flux1.NAMES`."""
-    guided = name == flux1.DEV
-    configs = {
-        "transformer": flux1.transformer(guided),
-        "vae": flux1.VAE,
-        "text_encoder": flux1.CLIP_L,
-        "text_encoder_2": flux1.T5_XXL,
-        DISTILLED: flux1.DISTILL_T5,
-        "scheduler": flux1.scheduler(guided),
-    }
-    sizes = {"transformer": flux1.TRANSFORMER_BYTES[name], **flux1.OTHER_BYTES, DISTILLED: flux1.DISTILL_T5_BYTES}
-    return described(name, Path(name), configs, {}, sizes=sizes)
+    """A published model described without its weights. `name` is one of `PUBLISHED`."""
+    family, known = PUBLISHED[name]
+    return described(family, name, Path(name), {**known.configs}, {}, sizes={**known.nbytes})
 
 
 def guidance_limits(model: Model) -> tuple[float, float]:

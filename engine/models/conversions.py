@@ -16,10 +16,10 @@ from itertools import product
 from pathlib import Path
 
 from engine.folders import cache_dir
-from engine.models.headers import unreadable
 from engine.models.model import SAMPLE_BYTES, SAMPLES, add_samples
 from engine.request import RequestError
 from engine.untrusted import open_file, parse_json, read_file
+from engine.untrusted.headers import unreadable
 
 MAX_INDEX_BYTES = 1024
 FORMAT = "3"  # to be raised when the same weights would give another file

@@ -9,14 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.families.all import family_of_pipeline, parts, tokenizers
 from engine.folders import shown_path
 from engine.models import catalog, pairing, registry
-from engine.models.configs import CLASSES
 from engine.models.hub import MAX_REFERENCE_BYTES
 from engine.models.layouts import Found, UnknownError
 from engine.models.listings import Listing, Part, listing_of_name, part_of_found, sentence_of, tokenizer_part
-from engine.models.model import DISTILLED, PIPELINE, TOKENIZERS, open_folder, pipeline_of
-from engine.models.registry import DISTILLT5, Registered, Registry
+from engine.models.model import open_folder, pipeline_of
+from engine.models.registry import ALONE, Registered, Registry
 from engine.models.subjects import (
     SNAPSHOT,
     Whole,
@@ -27,7 +27,7 @@ from engine.models.subjects import (
     name_of,
     registered_at,
     unused_name,
-    uselessness,
+    why_unusable,
 )
 from engine.request import RequestError
 from engine.untrusted import read_file
@@ -139,7 +139,7 @@ class _Search:
                 followed = [path for path in followed if path.name == current] or followed
         if place in self.others:
             return []
-        own = {*CLASSES, *TOKENIZERS, DISTILLED} if place in self.wholes else ()
+        own = {*parts(), *tokenizers()} if place in self.wholes else ()
         return [path for path in followed if path.name not in own]
 
     def _look(self, place: Path) -> Iterator[None]:
@@ -162,33 +162,33 @@ class _Search:
             model = open_folder(place, str(place))
         except Exception as error:  # whatever it is, the rest is to be looked at
             with suppress(RequestError):
-                if pipeline_of(place) != PIPELINE:
+                if family_of_pipeline(pipeline_of(place)) is None:
                     self.others.append(place)
             if place in self.others or _has_weights(place):
                 self.refused.append(sentence_of(error, place))
             return
         are_new = [self._is_new(file) for files in model.files.values() for file in files]
         if any(are_new):
-            guided = bool(model.configs["transformer"].get("guidance_embeds"))
-            self.models.append(Whole(place, guided, folder=True))
+            variant = model.family.variant(model.configs[model.family.core.name])
+            self.models.append(Whole(place, variant, folder=True))
         self.wholes.append(place)
 
     def _look_at_tokenizer(self, part: str, folder: Path) -> None:
         with suppress(Exception):
-            if pairing.NAMES_OF_TOKENIZERS.get(folder.name) != part:
-                pairing.check_tokenizer(part, folder, None)
+            if not pairing.is_trusted(folder, part):
+                pairing.check_tokenizer(tokenizers()[part], folder, None)
             self.tokenizers.append((part, folder))
 
     def _look_at_weights(self, unit: Path) -> None:
         try:
             found = pairing.recognised(unit)
-            transformer = next((part for part in found if part.component == "transformer"), None)
+            transformer = next((part for part in found if part.part is part.family.core), None)
             if transformer is None:
                 self.parts += [(unit, part) for part in found]
                 return
             check_names(transformer)
             self.transformers.append(transformer)
-            self.models.append(Whole(unit, bool(transformer.config.get("guidance_embeds")), folder=False))
+            self.models.append(Whole(unit, transformer.family.variant(transformer.config), folder=False))
         except UnknownError:
             return
         except Exception as error:
@@ -220,17 +220,18 @@ class _Search:
         changed, names = known, []
         transformers = [*self.transformers, *known_transformers(known)]
         for place, found in self.parts:
-            if uselessness([found], transformers):
+            if why_unusable([found], transformers):
                 continue  # of another model
             try:
                 check_names(found)
             except RequestError as error:
                 self.refused.append(str(error))
                 continue
-            if found.component == DISTILLED:
+            alone = next((name for name, brings in ALONE.items() if brings == found.component), None)
+            if alone is not None:
                 entry = registered_at(place, changed)
-                if entry is None and DISTILLT5 not in changed.models and not in_cache(DISTILLT5):
-                    entry = Registered(DISTILLT5, place)
+                if entry is None and alone not in changed.models and not in_cache(alone):
+                    entry = Registered(alone, place)
                     changed = changed.with_model(entry)
                 if entry is not None:
                     names.append(entry.name)
@@ -267,4 +268,4 @@ def _folders_in(folder: Path) -> Iterator[Path]:
 
 def _has_weights(folder: Path) -> bool:
     """Whether any of the parts of a folder in diffusers' layout has weights; some programs keep its other files."""
-    return any(pairing.weight_files_in(folder / component) for component in CLASSES)
+    return any(pairing.weight_files_in(folder / part) for part in parts())

@@ -21,11 +21,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from engine.families.all import sources
+from engine.families.sources import HUB, Repository, Source
 from engine.files import PUBLIC, write_whole
 from engine.folders import APP, shown_path
-from engine.models.headers import read_header
-from engine.models.sources import HUB, SOURCES, Repository, Source
-from engine.models.tokenizers import check_clip, check_t5
 from engine.models.transfer import (
     HubFile,
     Listing,
@@ -39,9 +38,11 @@ from engine.models.transfer import (
 from engine.request import RequestError
 from engine.text import size
 from engine.untrusted import MAX_INDEX_BYTES, is_plain_name, read_file, read_object
+from engine.untrusted.headers import read_header
 
 __all__ = ["SOURCES", "Prepared", "PullProgress", "Source", "delete", "found_in_cache", "prepare", "pull"]
 
+SOURCES = sources()
 TICK_SECONDS = 0.2  # between two reports
 MAX_REFERENCE_BYTES = 1024
 OTHERS_BYTES = 16 * 2**20  # a larger file that a source does not bring is somebody else's
@@ -100,10 +101,8 @@ def pull(
     for listing in prepared.listings:
         if listing.files:
             _name_commit(listing)
-        if listing.repository.clip:
-            check_clip(listing.snapshot / listing.repository.clip)
-        if listing.repository.t5:
-            check_t5(listing.snapshot / listing.repository.t5)
+        for tokenizer, check_tokenizer in listing.repository.checks:
+            check_tokenizer(listing.snapshot / tokenizer)
     yield transfer.progress()
     return _by_part({listing.repository: listing.snapshot for listing in prepared.listings})
 

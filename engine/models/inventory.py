@@ -11,21 +11,21 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from engine.families.all import FAMILIES
 from engine.folders import shown_path
 from engine.models import catalog, conversions, hub, pairing, registry
 from engine.models.finding import Scanned, scan
 from engine.models.listings import (
     Listing,
     Part,
-    distilled_listing,
     listing_of_entry,
     listing_of_name,
     listing_of_part,
+    part_alone,
     part_of_found,
     tokenizer_part,
 )
-from engine.models.model import DISTILLED
-from engine.models.registry import DISTILLT5, PARTS_ALONE, TOKENIZERS_ALONE, Registered, Registry
+from engine.models.registry import ALONE, PARTS_ALONE, Registered, Registry
 from engine.models.subjects import (
     NAME,
     Loose,
@@ -40,14 +40,12 @@ from engine.models.subjects import (
     registered_at,
     subject_at,
     unused_name,
-    uselessness,
+    why_unusable,
 )
 from engine.request import RequestError
 from engine.text import printable, quoted, some_of
 
 __all__ = ["Listing", "Part", "Scanned", "add", "listed", "loose", "pulled", "pulling", "remove", "scan", "show"]
-
-CONVERTED = ("transformer", "text_encoder_2")  # whose FP8 forms are kept
 
 
 def listed() -> list[Listing]:
@@ -137,14 +135,16 @@ def _add_loose(part: Loose, name: str | None, parts: Mapping[str, Path], known: 
         raise RequestError("path", f"{shown_path(part.path)} is no transformer; other parts go with one.")
     if part.kind != "tokenizers":
         _check_use(part, known)
-    if component == DISTILLED:
-        if name not in (None, DISTILLT5):
-            raise RequestError("name", f"DistillT5 has the name {DISTILLT5!r} for all models; leave --name out.")
-        entry = Registered(DISTILLT5, part.path)
-        if known.models.get(DISTILLT5) != entry:
+    alone = next((known_name for known_name, brings in ALONE.items() if brings == component), None)
+    if alone is not None:
+        if name not in (None, alone):
+            title = part.parts[0].title
+            raise RequestError("name", f"{title} has the name {alone!r} for all models; leave --name out.")
+        entry = Registered(alone, part.path)
+        if known.models.get(alone) != entry:
             known = known.with_model(entry)
             registry.write(known)
-        return distilled_listing(entry)
+        return part_alone(alone, entry)
     if name is not None:
         raise RequestError(
             "name", f"{shown_path(part.path)} is {part.parts[0].title}, which completes models; it needs no name."
@@ -163,12 +163,12 @@ def _given(parts: Mapping[str, Path]) -> dict[str, Path]:
         place = catalog.existing(str(path))
         if place is None:
             raise RequestError(part, f"{shown_path(path)} is not there; give a file or a folder.")
-        if part == TOKENIZERS_ALONE:
+        if part == "tokenizers":
             below = pairing.tokenizers_below(place)
             if not below:
                 raise RequestError(part, f"{shown_path(place)} holds no tokenizer (tokenizer and tokenizer_2).")
             given |= below
-        elif part in registry.PLACES and part != "transformer":
+        elif part in registry.PLACES and not any(part == family.core.name for family in FAMILIES):
             given[part] = place
         else:
             raise RequestError("parts", f"a model has no part {part[:40]!r} to be given.")
@@ -178,7 +178,7 @@ def _given(parts: Mapping[str, Path]) -> dict[str, Path]:
 def _check_use(part: Loose, known: Registry) -> None:
     """Raises `RequestError` for a part that completes neither FLUX.1 nor a model that is known."""
     found = pairing.recognised(part.path)
-    if wrong := uselessness(found, known_transformers(known)):
+    if wrong := why_unusable(found, known_transformers(known)):
         raise RequestError("path", f"{part.parts[0].title} in {shown_path(part.path)} {wrong}.")
     for each in found:
         check_names(each)
@@ -250,7 +250,7 @@ def _converted_files(name: str, known: Registry) -> list[tuple[str, tuple[Path, 
     with suppress(RequestError, OSError):
         model = catalog.open_name(name, known)
         if model is not None and model.has_weights:
-            return [(component, model.files[component]) for component in CONVERTED]
+            return [(part.name, model.files[part.name]) for part in model.family.needed if part.forms]
     return []
 
 

@@ -6,38 +6,22 @@ diffusers and transformers want where its elements lie. Nothing but headers is r
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.families.all import FAMILIES, parts
+from engine.families.family import Family, Layout, Part
+from engine.families.others import OTHERS
+from engine.families.rules import Rule
 from engine.folders import shown_path
-from engine.models import distill_names, naming
-from engine.models.headers import Header, TensorInfo, broken
 from engine.request import RequestError
 from engine.text import quoted
 from engine.untrusted import parse_json
+from engine.untrusted.headers import Header, TensorInfo, broken
 
-COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "distill_t5")
-TITLES = {
-    "transformer": "FLUX.1 transformer",
-    "vae": "autoencoder",
-    "text_encoder": "CLIP-L",
-    "text_encoder_2": "T5-XXL",
-    "distill_t5": "DistillT5",
-}
-# Where files that hold everything keep each part.
-PREFIXES = {
-    "transformer": ("model.diffusion_model.", "diffusion_model."),
-    "vae": ("vae.", "first_stage_model."),
-    "text_encoder": ("text_encoders.clip_l.transformer.", "cond_stage_model.clip_l.transformer."),
-    "text_encoder_2": ("text_encoders.t5xxl.transformer.", "cond_stage_model.t5xxl.transformer."),
-}
-BESIDE = re.compile(
-    r"(text_encoders|cond_stage_model)\.(clip_l|t5xxl)\.(logit_scale|transformer\.text_projection\.weight)"
-)
 SCALES = ("scale_weight", "weight_scale")  # beside "weight"; the second is ours as well
 INPUT_SCALES = ("scale_input", "input_scale")  # of activations, which are not rounded here
 MARKER, FORMAT_NOTE = "scaled_fp8", "comfy_quant"
@@ -53,14 +37,6 @@ PRECISIONS = {
     "I8": "int8",
     "U8": "8 bits",
 }
-# Tensors that belong to what a file was made from, not to what is used of it.
-SPARE = {
-    "transformer": re.compile(r"(?!)"),
-    "vae": re.compile(r"loss\..*|model_ema\..*"),
-    "text_encoder": re.compile(r".*position_ids|logit_scale|text_projection(\.weight)?|vision_model\..*|visual.*"),
-    "text_encoder_2": re.compile(r"decoder\..*|lm_head\.weight|logit_scale|dec\..*|output\.weight|spiece_model"),
-    "distill_t5": re.compile(r"(?!)"),
-}
 
 
 class UnknownError(RequestError):
@@ -71,7 +47,8 @@ class UnknownError(RequestError):
 class Found:
     """A model part in one file or in several shards. `config` is what its shapes tell, or a config.json beside it."""
 
-    component: str  # one of COMPONENTS
+    family: Family
+    component: str  # the part's name
     layout: str  # whose names: "BFL", "diffusers", "transformers", ...
     precision: str  # of most of its bytes, for people: "bf16", "fp8 e4m3, scaled", "Q8_0"
     files: tuple[Path, ...]
@@ -81,6 +58,16 @@ class Found:
     said: str = ""  # all that the config.json says from which `config` is, as JSON; the model's hash is over it
     warning: str = ""  # a sentence
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # by the file's names, without the prefix
+
+    @property
+    def part(self) -> Part:
+        """What the family says of it."""
+        return self.family.part(self.component)
+
+    @property
+    def place(self) -> Path:
+        """Its file, or the folder of several."""
+        return self.files[0] if len(self.files) == 1 else self.files[0].parent
 
     @property
     def eight_bits(self) -> bool:
@@ -103,7 +90,8 @@ class Entry:
 class _Group:
     """The tensors of one part by their names without its prefix, companions of quantized weights taken out."""
 
-    component: str
+    family: Family
+    part: Part
     prefix: str
     headers: Sequence[Header]
     tensors: dict[str, TensorInfo] = field(default_factory=dict)
@@ -112,6 +100,11 @@ class _Group:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: info.shape for name, info in self.tensors.items()}
+
+    @property
+    def layout(self) -> Layout:
+        """Whose names these are."""
+        return self.family.layout(self.part.name, self.shapes)
 
 
 def recognise(headers: Sequence[Header]) -> list[Found]:
@@ -128,15 +121,15 @@ def recognise(headers: Sequence[Header]) -> list[Found]:
 
 
 def entries(headers: Sequence[Header], component: str) -> dict[str, Entry]:
-    """Where each tensor of a component lies, by diffusers' and transformers' names.
+    """Where each tensor of a part lies, by diffusers' and transformers' names.
 
     Raises `RequestError` that names the file and the tensor where one is missing, spare or misshapen, as far as that
     follows from the layout.
     """
     for group in _groups(headers):
-        if group.component == component:
+        if group.part.name == component:
             return _entries(group)
-    raise RequestError("model", f"{_place(headers)} holds no {TITLES[component]}.")
+    raise RequestError("model", f"{_place(headers)} holds no {parts()[component].title}.")
 
 
 # Which part is which.
@@ -145,23 +138,23 @@ def entries(headers: Sequence[Header], component: str) -> dict[str, Entry]:
 def _groups(headers: Sequence[Header]) -> list[_Group]:
     names = {name: header for header in headers for name in header.tensors}
     _refuse_others(names, headers)
-    prefixed = [
-        (component, prefix)
-        for component, prefixes in PREFIXES.items()
-        for prefix in prefixes
+    groups = [
+        _Group(family, part, prefix, headers)
+        for family in FAMILIES
+        for part in family.parts
+        for prefix in part.prefixes
         if any(name.startswith(prefix) for name in names)
     ]
-    groups = [_Group(component, prefix, headers) for component, prefix in prefixed]
     if not groups:
         wrapper = _wrapper([*names])
         inside = {name.removeprefix(wrapper): header for name, header in names.items()}
-        groups = [_Group(_component(inside, headers), wrapper, headers)]
+        groups = [_Group(*_part_of(inside, headers), wrapper, headers)]
     spare = [] if groups[0].prefix == "" else [group.prefix for group in groups]
     for header in headers:
         for name, info in header.tensors.items():
             group = next((group for group in groups if name.startswith(group.prefix)), None)
             if group is None:
-                if BESIDE.fullmatch(name):
+                if groups[0].family.beside(name):
                     continue
                 raise RequestError(
                     "model",
@@ -179,7 +172,7 @@ def _groups(headers: Sequence[Header]) -> list[_Group]:
 def _wrapper(names: Sequence[str]) -> str:
     """What stands before all names, as torch.compile ("_orig_mod.") and trainers ("module.", "model.") leave it."""
     wrapper = ""
-    while names and not _part(names):
+    while names and _known_part(names) is None:
         first, dot, _ = names[0].partition(".")
         if not dot or not all(name.startswith(first + dot) for name in names):
             return ""
@@ -188,10 +181,10 @@ def _wrapper(names: Sequence[str]) -> str:
     return wrapper
 
 
-def _component(names: Mapping[str, Header], headers: Sequence[Header]) -> str:
+def _part_of(names: Mapping[str, Header], headers: Sequence[Header]) -> tuple[Family, Part]:
     """Of a file that holds one part. Raises `RequestError`."""
-    if part := _part([*names]):
-        return part
+    if known := _known_part([*names]):
+        return known
     first = next(iter(names), None)
     what = f"nothing of FLUX.1 (its first tensor is {quoted(first)})" if first else "no tensors"
     raise UnknownError(
@@ -199,23 +192,12 @@ def _component(names: Mapping[str, Header], headers: Sequence[Header]) -> str:
     )
 
 
-def _part(names: Sequence[str]) -> str:
-    """Which part has tensors of these names; "" where none has."""
-
-    def has(*starts: str) -> bool:
-        return any(name.startswith(starts) for name in names)
-
-    if has("double_blocks.", "single_blocks.", "single_transformer_blocks."):  # transformer_blocks are others', too
-        return "transformer"
-    if has("final_projection."):
-        return "distill_t5"
-    if has("encoder.block.", "enc.blk."):
-        return "text_encoder_2"
-    if has("text_model.", "encoder.layers.", "transformer.resblocks."):
-        return "text_encoder"
-    if has("decoder.up.", "decoder.up_blocks.", "decoder.mid"):
-        return "vae"
-    return ""
+def _known_part(names: Sequence[str]) -> tuple[Family, Part] | None:
+    """Which part has tensors of these names; None where none has."""
+    for family in FAMILIES:
+        if part := family.part_of(names):
+            return family, family.part(part)
+    return None
 
 
 def _refuse_others(names: Mapping[str, Header], headers: Sequence[Header]) -> None:
@@ -225,161 +207,39 @@ def _refuse_others(names: Mapping[str, Header], headers: Sequence[Header]) -> No
             raise RequestError("model", f"{_place(headers)} is {what}, which cannot be run here; {advice}.")
 
 
-def _ends(*ends: str) -> Callable[[Mapping[str, Header]], bool]:
-    return lambda names: any(name.endswith(ends) for name in names)
-
-
-def _holds(*parts: str) -> Callable[[Mapping[str, Header]], bool]:
-    return lambda names: any(part in name for name in names for part in parts)
-
-
-def _width_of_input(*widths: int) -> Callable[[Mapping[str, Header]], bool]:
-    def is_it(names: Mapping[str, Header]) -> bool:
-        for name, header in names.items():
-            if name.endswith(("img_in.weight", "x_embedder.weight")) and "pos_embed" not in name:
-                shape = header.tensors[name].shape
-                return len(shape) == 2 and shape[1] in widths
-        return False
-
-    return is_it
-
-
-TAKE_DEV = "take FLUX.1 [dev] or [schnell]"
-OTHERS: tuple[tuple[str, str, Callable[[Mapping[str, Header]], bool]], ...] = (
-    (
-        "quantized to 4 bits by bitsandbytes (NF4 or FP4)",
-        "take the FP8, Q8_0 or BF16 file of the model",
-        _holds(".absmax", ".quant_map", "bitsandbytes__"),
-    ),
-    (
-        "quantized to 4 bits by SVDQuant (Nunchaku)",
-        "take the FP8, Q8_0 or BF16 file of the model",
-        _ends(".qweight", ".wscales", ".wtscale", ".proj_down", ".lora_down", ".smooth_factor", ".smooth"),
-    ),
-    (
-        "quantized to 8 bits by bitsandbytes (LLM.int8)",
-        "take the FP8, Q8_0 or BF16 file of the model",
-        _ends(".SCB", ".weight_format"),
-    ),
-    (
-        "quantized in NVFP4 or with input scales folded in",
-        "take the FP8, Q8_0 or BF16 file of the model",
-        _ends(".weight_scale_2", ".pre_quant_scale"),
-    ),
-    (
-        "a LoRA, not a model",
-        "LoRAs cannot be used yet",
-        _holds(".lora_A.", ".lora_B.", ".lora_up.", ".lora_down.", "lora_unet_", "lora_te", ".lokr_", ".hada_w"),
-    ),
-    ("FLUX.2", TAKE_DEV, _holds("double_stream_modulation_img", "single_stream_modulation")),
-    ("Chroma", TAKE_DEV, _holds("distilled_guidance_layer.")),
-    ("HunyuanVideo", TAKE_DEV, _holds("individual_token_refiner.")),
-    ("a ControlNet", TAKE_DEV, _holds("controlnet_", "control_model.", "input_hint_block")),
-    ("an IP-Adapter or Redux", TAKE_DEV, _holds("image_proj.", "ip_adapter", "redux_up", "redux_down")),
-    ("FLUX.1 Fill", TAKE_DEV, _width_of_input(384)),
-    ("FLUX.1 Canny or Depth", TAKE_DEV, _width_of_input(128)),
-    ("a tiny autoencoder for previews (TAESD)", "take FLUX.1's own, ae.safetensors", _holds("decoder.layers.3.conv.")),
-    ("Stable Diffusion 3", TAKE_DEV, _holds("joint_blocks.")),
-    (
-        "Stable Diffusion XL",
-        TAKE_DEV,
-        _holds("conditioner.embedders.1.", "add_embedding.linear_1", "diffusion_model.label_emb."),
-    ),
-    (
-        "Stable Diffusion",
-        TAKE_DEV,
-        _holds("input_blocks.", "down_blocks.0.attentions.", "cond_stage_model.transformer."),
-    ),
-    (
-        "umT5, another model's text encoder",
-        "take T5-XXL (t5xxl)",
-        _holds("encoder.block.1.layer.0.SelfAttention.relative_attention_bias", "enc.blk.1.attn_rel_b"),
-    ),
-)
-
-
 def _found(group: _Group) -> Found:
-    layout, config = _layout(group)
-    if isinstance(config, str):
-        error = _missing(group, config)
-        raise error if group.component == "transformer" else UnknownError(error.field, str(error))
-    warning = ""
-    if group.component == "transformer":
-        warning = _kontext(group)
-        if group.headers and _is_modulation_free(group):
-            raise RequestError("model", f"{_place(group.headers)} is a FLUX.1 of another build; {TAKE_DEV}.")
+    layout = group.layout
+    if isinstance(layout.config, str):
+        error = _missing(group, layout.config)
+        raise error if group.part is group.family.core else UnknownError(error.field, str(error))
+    warning = group.family.look(group.part.name, [*group.tensors], group.headers)
     bytes_of: Counter[str] = Counter()
     for name, info in group.tensors.items():
-        if not SPARE[group.component].fullmatch(name):
+        if not group.part.spare.fullmatch(name):
             bytes_of[info.kind] += info.nbytes
     kind = bytes_of.most_common(1)[0][0]
     precision = PRECISIONS.get(kind, kind) + (", scaled" if group.scales and kind in FP8_KINDS else "")
     files = tuple(dict.fromkeys(info.file for info in group.tensors.values()))
     nbytes = sum(bytes_of.values()) + sum(info.nbytes for info in group.scales.values())
     return Found(
-        group.component, layout, precision, files, nbytes, config, group.prefix, warning=warning, shapes=group.shapes
+        group.family,
+        group.part.name,
+        _title(group, layout),
+        precision,
+        files,
+        nbytes,
+        layout.config,
+        group.prefix,
+        warning=warning,
+        shapes=group.shapes,
     )
 
 
-def _layout(group: _Group) -> tuple[str, dict[str, Any] | str]:
-    """Whose names a part has, and its configuration or the name of a tensor that it lacks."""
-    shapes = group.shapes
-    gguf = any(header.gguf for header in group.headers)
-    by_prefix = "all in one" if group.prefix in PREFIXES.get(group.component, ()) else ""
-    match group.component:
-        case "transformer" if _is_bfl(group):
-            return "GGUF" if gguf else by_prefix or "BFL", naming.bfl_config(_plain_norms(shapes))
-        case "transformer":
-            return by_prefix or "diffusers", naming.diffusers_config(shapes)
-        case "vae" if _is_ldm(group):
-            return by_prefix or "BFL", naming.ldm_config(shapes)
-        case "vae":
-            return by_prefix or "diffusers", naming.diffusers_vae_config(shapes)
-        case "text_encoder" if _is_openai(group):
-            return by_prefix or "OpenAI", naming.openai_clip_config(shapes)
-        case "text_encoder":
-            plain = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
-            return by_prefix or "transformers", naming.clip_config(plain)
-        case "text_encoder_2":
-            ours = {naming.t5_name(name): shape for name, shape in shapes.items()}
-            return "GGUF" if gguf else by_prefix or "transformers", naming.t5_config(ours)
-    return "DistillT5", distill_names.config_from_shapes(shapes)
-
-
-def _is_bfl(group: _Group) -> bool:
-    return any(name.startswith(("double_blocks.", "single_blocks.")) for name in group.tensors)
-
-
-def _is_ldm(group: _Group) -> bool:
-    return any(name.startswith(("decoder.up.", "encoder.down.", "decoder.mid.")) for name in group.tensors)
-
-
-def _is_openai(group: _Group) -> bool:
-    return any(name.startswith("transformer.resblocks.") for name in group.tensors)
-
-
-def _is_modulation_free(group: _Group) -> bool:
-    """Whether a transformer has blocks and no modulation at all, as pruned builds have."""
-    return not any("mod" in name or ("norm" in name and "linear" in name) for name in group.tensors)
-
-
-def _kontext(group: _Group) -> str:
-    """Refuses Kontext where the file says so itself; a warning where only its name does."""
-    for header in group.headers:
-        said = " ".join(
-            value[:300] for key, value in header.metadata.items() if key.startswith(("modelspec.", "general."))
-        )
-        if "kontext" in said.lower():
-            raise RequestError(
-                "model", f"{shown_path(header.path)} is FLUX.1 Kontext, which cannot be run here; {TAKE_DEV}."
-            )
-        if "kontext" in header.path.name.lower():
-            return (
-                f"{quoted(header.path.name)} sounds like FLUX.1 Kontext, which edits pictures; its tensors are "
-                f"those of "
-                "[dev], so it is run as [dev]."
-            )
-    return ""
+def _title(group: _Group, layout: Layout) -> str:
+    """The name of a layout, for people."""
+    if any(header.gguf for header in group.headers):
+        return "GGUF"
+    return "all in one" if group.prefix in group.part.prefixes else layout.title
 
 
 # Quantized weights and their companions.
@@ -470,22 +330,16 @@ def check_format(said: Mapping[str, Any], layer: str, file: Path) -> None:
 
 
 def _entries(group: _Group) -> dict[str, Entry]:
-    if group.component == "transformer" and _is_bfl(group):
-        group.tensors = {_plain_norm(name): info for name, info in group.tensors.items()}
-        rules = naming.bfl_rules
-    elif group.component == "vae" and _is_ldm(group):
-        rules = naming.ldm_rules
-    elif group.component == "text_encoder" and _is_openai(group):
-        rules = naming.openai_clip_rules
-    else:
-        return _by_name(group)
-    _, config = _layout(group)
-    if isinstance(config, str):
-        raise _missing(group, config)
-    return _by_rules(group, rules(config))
+    layout = group.layout
+    if layout.rules is None:
+        return _by_name(group, layout)
+    if isinstance(layout.config, str):
+        raise _missing(group, layout.config)
+    group.tensors = {layout.plain(name): info for name, info in group.tensors.items()}
+    return _by_rules(group, layout.rules(layout.config))
 
 
-def _by_rules(group: _Group, rules: Iterator[naming.Rule]) -> dict[str, Entry]:
+def _by_rules(group: _Group, rules: Iterator[Rule]) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     left = dict(group.tensors)
     for rule in rules:
@@ -503,28 +357,22 @@ def _by_rules(group: _Group, rules: Iterator[naming.Rule]) -> dict[str, Entry]:
             pieces = tuple((start * width, stop * width) for start, stop in target.rows)
             found[target.name] = Entry(target.name, target.shape, info, pieces, group.scales.get(rule.stored))
     for name, info in left.items():
-        if not SPARE[group.component].fullmatch(name):
+        if not group.part.spare.fullmatch(name):
             raise RequestError("model", f"{shown_path(info.file)} holds an unknown tensor {quoted(info.name)}.")
     return found
 
 
-def _is_same_table(info: TensorInfo, rule: naming.Rule) -> bool:
+def _is_same_table(info: TensorInfo, rule: Rule) -> bool:
     """A linear layer where the rule has a convolution of one pixel, or the other way round."""
     return len(rule.shape) == 4 and rule.shape[2:] == (1, 1) and info.shape == rule.shape[:2]
 
 
-def _by_name(group: _Group) -> dict[str, Entry]:
+def _by_name(group: _Group, layout: Layout) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     for name, info in group.tensors.items():
-        if SPARE[group.component].fullmatch(name):
+        if group.part.spare.fullmatch(name):
             continue
-        ours: str | None = name
-        if group.component == "text_encoder":
-            ours = name.removeprefix("text_model.")
-        elif group.component == "text_encoder_2":
-            ours = naming.t5_name(name)
-        elif group.component == "distill_t5":
-            ours = distill_names.canonical_name(name)
+        ours = layout.ours(name)
         if ours is None:
             raise RequestError("model", f"{shown_path(info.file)} holds an unknown tensor {quoted(info.name)}.")
         if ours in found:
@@ -534,15 +382,6 @@ def _by_name(group: _Group) -> dict[str, Entry]:
             )
         found[ours] = Entry(ours, info.shape, info, ((0, info.count),), group.scales.get(name))
     return found
-
-
-def _plain_norm(name: str) -> str:
-    """Newer programs call the query's and the key's normalization `weight`."""
-    return name.removesuffix("weight") + "scale" if name.endswith(("query_norm.weight", "key_norm.weight")) else name
-
-
-def _plain_norms(shapes: naming.Shapes) -> dict[str, tuple[int, ...]]:
-    return {_plain_norm(name): shape for name, shape in shapes.items()}
 
 
 def _missing(group: _Group, name: str) -> RequestError:

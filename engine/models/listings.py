@@ -7,21 +7,25 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from engine.families.all import FAMILIES, tokenizers
+from engine.families.all import parts as known_parts
+from engine.families.family import Variant
 from engine.folders import shown_path
-from engine.models import catalog, flux1, hub, pairing
-from engine.models.configs import CLASSES
-from engine.models.layouts import TITLES, Found
-from engine.models.model import DESCRIBING, DISTILLED, TOKENIZERS, Model, open_folder
-from engine.models.registry import DISTILLT5, TOKENIZERS_ALONE, Registered, Registry
+from engine.models import catalog, hub, pairing
+from engine.models.layouts import Found
+from engine.models.model import DESCRIBING, Model, open_folder
+from engine.models.registry import ALONE, Registered, Registry
 from engine.request import RequestError
 from engine.text import printable, quoted
 
-KINDS = {True: "dev", False: "schnell"}  # by whether guidance is embedded
-LICENCES = {
-    "demo": "The demo model is part of this program: Apache License 2.0 or MIT, as you prefer.",
-    "dev": "As its author says; what is made from FLUX.1 [dev] is under the FLUX.1 [dev] Non-Commercial License.",
-    "schnell": "As its author says; FLUX.1 [schnell] itself is under the Apache License 2.0.",
-}
+# The demo model by what lists show of any other.
+DEMO_KIND = Variant(
+    "demo",
+    "the demo model",
+    "demo",
+    "The demo model is part of this program: Apache License 2.0 or MIT, as you prefer.",
+)
+IN_PLACE_OF = "takes T5's place with --distill"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +66,8 @@ def listing_of_name(name: str, known: Registry) -> Listing:
     entry = known.models.get(name)
     if fault := known.fault_of(name):
         return replace(_broken(name, None, fault), name=printable(name), can_remove=True)
-    if name == DISTILLT5:
-        return distilled_listing(entry)
-    if name == TOKENIZERS_ALONE:
-        return _tokenizers_listing(entry)
+    if name in ALONE:
+        return _tokenizers_listing(name, entry) if ALONE[name] == "tokenizers" else part_alone(name, entry)
     if entry is not None and not entry.pulled:
         return listing_of_entry(entry, known)
     try:
@@ -95,70 +97,71 @@ def listing_of_entry(entry: Registered, known: Registry) -> Listing:
 
 def _model_of(model: Model, entry: Registered | None, name: str) -> Listing:
     """Of a model that is complete, or of a published one without weights."""
-    kind = "demo" if name == catalog.DEMO else KINDS[bool(model.configs["transformer"].get("guidance_embeds"))]
+    core = model.family.core.name
+    kind = DEMO_KIND if name == catalog.DEMO else model.family.variant(model.configs[core])
     given = entry.parts if entry else {}
     parts = tuple(_parts_of(model, given))
-    own = [part for part in parts if part.component != DISTILLED]
+    optional = {part.name for part in model.family.parts if part.takes_place_of}
+    own = [part for part in parts if part.component not in optional]
     source = hub.SOURCES.get(name)
     pulled = entry is not None and entry.pulled
     missing = () if model.has_weights else ("the rest of its weights" if pulled else "its weights",)
-    found = model.found.get("transformer")
+    found = model.found.get(core)
     return Listing(
         name=name,
         place=str(model.path) if model.has_weights else "",
-        kind=kind,
+        kind=kind.name,
         here=model.has_weights,
         nbytes=sum(part.nbytes for part in own),
-        precision=model.precision("transformer") or "bf16",
-        layout=model.layout("transformer"),
+        precision=model.precision(core) or "bf16",
+        layout=model.layout(core),
         parts=parts,
         missing=missing,
         warning=found.warning if found else "",
         pulled=pulled,
         can_pull=not model.has_weights and source is not None,
         can_remove=entry is not None,
-        licence=source.licence if source else LICENCES[kind],
+        licence=source.licence if source else kind.licence,
     )
 
 
 def _parts_of(model: Model, given: Mapping[str, Path]) -> Iterator[Part]:
-    for component in (*CLASSES, DISTILLED):
-        if component in model.found:
-            note = "takes T5's place with --distill" if component == DISTILLED else ""
-            yield part_of_found(model.found[component], note or ("as you said" if component in given else ""))
-        elif component in CLASSES:
-            yield Part(component, TITLES[component], "", "diffusers", "bf16", model.bytes[component])
-    for part, folder in model.tokenizers.items():
-        yield tokenizer_part(part, folder, "as you said" if part in given else "")
+    for part in model.family.parts:
+        if part.name in model.found:
+            note = IN_PLACE_OF if part.takes_place_of else "as you said" if part.name in given else ""
+            yield part_of_found(model.found[part.name], note)
+        elif not part.takes_place_of:
+            yield Part(part.name, part.title, "", "diffusers", "bf16", model.bytes[part.name])
+    for name, folder in model.tokenizers.items():
+        yield tokenizer_part(name, folder, "as you said" if name in given else "")
 
 
 def part_of_found(found: Found, note: str = "") -> Part:
     """Of weights."""
-    files = found.files
-    place = files[0] if len(files) == 1 else files[0].parent
-    title = TITLES[found.component]
-    return Part(found.component, title, str(place), found.layout, found.precision, found.nbytes, note)
+    title, place = found.part.title, str(found.place)
+    return Part(found.component, title, place, found.layout, found.precision, found.nbytes, note)
 
 
-def tokenizer_part(part: str, folder: Path, note: str = "") -> Part:
-    """Of a tokenizer's folder; `part` is tokenizer or tokenizer_2."""
+def tokenizer_part(name: str, folder: Path, note: str = "") -> Part:
+    """Of a tokenizer's folder."""
     nbytes = 0
     with suppress(OSError):
         nbytes = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in DESCRIBING)
-    return Part(part, pairing.TOKENIZER_TITLES[part], str(folder), "", "", nbytes, note)
+    return Part(name, tokenizers()[name].title, str(folder), "", "", nbytes, note)
 
 
 def _incomplete(entry: Registered, pairs: pairing.Pairing) -> Listing:
     """Of a transformer whose other parts are not all here."""
-    transformer = pairs.found["transformer"]
-    parts = [part_of_found(pairs.found[component]) for component in CLASSES if component in pairs.found]
-    parts += [tokenizer_part(part, folder) for part, folder in pairs.folders.items()]
-    parts += [Part(part, title, "", "", "", 0) for part, title in zip(pairs.missing, pairs.lacks, strict=True)]
-    kind = KINDS[bool(transformer.config.get("guidance_embeds"))]
+    family = pairs.family
+    transformer = pairs.found[family.core.name]
+    parts = [part_of_found(pairs.found[part.name]) for part in family.needed if part.name in pairs.found]
+    parts += [tokenizer_part(name, folder) for name, folder in pairs.folders.items()]
+    parts += [Part(each.name, each.title, "", "", "", 0) for each in pairs.missing]
+    kind = family.variant(transformer.config)
     return Listing(
         name=entry.name,
         place=str(entry.path),
-        kind=kind,
+        kind=kind.name,
         here=False,
         nbytes=sum(part.nbytes for part in parts),
         precision=transformer.precision,
@@ -169,7 +172,7 @@ def _incomplete(entry: Registered, pairs: pairing.Pairing) -> Listing:
         pulled=False,
         can_pull=False,
         can_remove=True,
-        licence=LICENCES[kind],
+        licence=kind.licence,
     )
 
 
@@ -179,7 +182,7 @@ def _broken(name: str, entry: Registered | None, sentence: str) -> Listing:
     return Listing(
         name=name,
         place=str(entry.path) if entry else "",
-        kind={flux1.DEV: "dev", flux1.SCHNELL: "schnell"}.get(name, ""),
+        kind=_published_kind(name),
         here=False,
         nbytes=0,
         precision="",
@@ -194,27 +197,41 @@ def _broken(name: str, entry: Registered | None, sentence: str) -> Listing:
     )
 
 
-def distilled_listing(entry: Registered | None) -> Listing:
-    """Of the smaller text encoder, wherever it is."""
-    source = hub.SOURCES[DISTILLT5]
+def title_of_kind(kind: str) -> str:
+    """A listing's kind, for people."""
+    variants = [DEMO_KIND, *(variant for family in FAMILIES for variant in family.variants)]
+    return next((variant.title for variant in variants if variant.name == kind), kind)
+
+
+def _published_kind(name: str) -> str:
+    """What kind of model has a published one's name; "" for other names."""
+    if name not in catalog.PUBLISHED:
+        return ""
+    family, known = catalog.PUBLISHED[name]
+    return family.variant(known.configs[family.core.name]).name
+
+
+def part_alone(name: str, entry: Registered | None) -> Listing:
+    """Of a part for all models, wherever it is."""
+    source, part = hub.SOURCES[name], known_parts()[ALONE[name]]
     pulled = entry is not None and entry.pulled
     found, place, warning = None, None, ""
     try:
-        cached = hub.found_in_cache(DISTILLT5)
+        cached = hub.found_in_cache(name)
         place = entry.path if entry and not pulled else cached if isinstance(cached, Path) else None
         if place is not None:
-            found = next((part for part in pairing.recognised(place) if part.component == DISTILLED), None)
+            found = next((each for each in pairing.recognised(place) if each.component == part.name), None)
     except Exception as error:
-        warning = sentence_of(error, place or DISTILLT5)
+        warning = sentence_of(error, place or name)
     return Listing(
-        name=DISTILLT5,
+        name=name,
         place=str(place or ""),
-        kind="text encoder",
+        kind=part.alone,
         here=found is not None,
         nbytes=found.nbytes if found else source.approximate_bytes,
         precision=found.precision if found else "fp32",
-        layout=found.layout if found else TITLES[DISTILLED],
-        parts=(part_of_found(found, "takes T5's place with --distill"),) if found else (),
+        layout=found.layout if found else part.title,
+        parts=(part_of_found(found, IN_PLACE_OF),) if found else (),
         missing=() if found or warning else ("the rest of its weights" if pulled else "its weights",),
         warning=warning,
         pulled=pulled,
@@ -224,14 +241,14 @@ def distilled_listing(entry: Registered | None) -> Listing:
     )
 
 
-def _tokenizers_listing(entry: Registered | None) -> Listing:
-    """Of CLIP's and T5's tokenizers by themselves."""
-    source = hub.SOURCES[TOKENIZERS_ALONE]
-    cached = hub.found_in_cache(TOKENIZERS_ALONE)
+def _tokenizers_listing(name: str, entry: Registered | None) -> Listing:
+    """Of tokenizers by themselves."""
+    source = hub.SOURCES[name]
+    cached = hub.found_in_cache(name)
     folders = cached if isinstance(cached, dict) else {}
-    parts = tuple(tokenizer_part(part, folders[part]) for part in TOKENIZERS if part in folders)
+    parts = tuple(tokenizer_part(each, folders[each]) for each in tokenizers() if each in folders)
     return Listing(
-        name=TOKENIZERS_ALONE,
+        name=name,
         place=str(next(iter(folders.values()), "")),
         kind="tokenizers",
         here=bool(folders),

@@ -16,31 +16,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from engine.families.all import FAMILIES, family_of_pipeline, parts
+from engine.families.family import Family
+from engine.families.others import PIPELINES
 from engine.folders import shown_path
-from engine.models import distill_names
-from engine.models.configs import CLASSES, KEYS, checked, declared_class, read_config
-from engine.models.headers import PICKLE_SUFFIXES, read_header, unreadable
-from engine.models.layouts import TITLES, Found, recognise
+from engine.models.layouts import Found, recognise
 from engine.request import MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE, Defaults, Request, RequestError
 from engine.text import quoted
 from engine.untrusted import MAX_INDEX_BYTES, is_plain_name, open_file, read_object
+from engine.untrusted.configs import SCHEDULER, TOKENIZER, checked, declared_class, read_config
+from engine.untrusted.headers import PICKLE_SUFFIXES, read_header, unreadable
 
-TOKENIZERS = ("tokenizer", "tokenizer_2")
-PIPELINE = "FluxPipeline"
-PIPELINES = {  # others, by the class that their model_index.json names
-    "FluxKontextPipeline": "FLUX.1 Kontext, which edits pictures",
-    "FluxKontextInpaintPipeline": "FLUX.1 Kontext, which edits pictures",
-    "FluxFillPipeline": "FLUX.1 Fill, which fills gaps in pictures",
-    "FluxControlPipeline": "FLUX.1 Canny or Depth, which follows a picture",
-    "FluxControlNetPipeline": "FLUX.1 with a ControlNet",
-    "FluxPriorReduxPipeline": "FLUX.1 Redux, which varies pictures",
-    "Flux2Pipeline": "FLUX.2",
-    "Flux2KleinPipeline": "FLUX.2",
-    "ChromaPipeline": "Chroma",
-    "StableDiffusion3Pipeline": "Stable Diffusion 3",
-    "StableDiffusionXLPipeline": "Stable Diffusion XL",
-    "StableDiffusionPipeline": "Stable Diffusion",
-}
 SHARD = re.compile(r"-[0-9]{5}-of-([0-9]{5})(?:\.[A-Za-z0-9_]+)?\.safetensors$")
 # diffusers' and transformers' names of a variant: model.fp16.safetensors, model.safetensors.index.fp16.json
 VARIANT = re.compile(
@@ -48,9 +34,7 @@ VARIANT = re.compile(
     r"|\.safetensors\.index\.([A-Za-z0-9_]+)\.json$"
 )
 VARIANTS = ("", "bf16", "fp16", "fp32")  # in the order in which they are taken
-DISTILLED = "distill_t5"  # a smaller network in the place of text_encoder_2; a model may have it
 DESCRIBING = (".json", ".txt", ".model")  # configurations and vocabularies
-FLUX_SIDE = 1024  # pixels that FLUX.1 was made for
 MIN_MANY_SIZES = 512  # pixels: a model that was made for fewer knows that size alone
 MAX_TOKENS = 4096  # more is no limit: tokenizers write 10^30 where they have none
 SAMPLE_BYTES, SAMPLES = 2**20, 18
@@ -64,6 +48,7 @@ class Model:
     A published model whose weights are not here has no files: it can be planned and simulated, not run.
     """
 
+    family: Family
     name: str
     path: Path  # its folder, or the transformer's file
     configs: dict[str, dict[str, Any]]
@@ -72,8 +57,7 @@ class Model:
     tokenizers: dict[str, Path]  # folders
     found: dict[str, Found]  # what the files of a component are, where they were looked at
     defaults: Defaults
-    clip_limit: int  # CLIP tokens that it takes
-    token_limit: int  # T5 tokens that it was made for and its tokenizer gives
+    limits: dict[str, int]  # tokens that it was made for and a tokenizer gives, by tokenizer
     sample_size: int  # pixels a side that the model was made for
     elsewhere: tuple[str, ...] = ()  # a sentence for each part that was taken from where it is not the model's own
 
@@ -96,9 +80,19 @@ class Model:
         )
 
     @property
+    def clip_limit(self) -> int:
+        """CLIP tokens that it takes."""
+        return self.limits["tokenizer"]
+
+    @property
+    def token_limit(self) -> int:
+        """T5 tokens that it takes."""
+        return self.limits["tokenizer_2"]
+
+    @property
     def distills(self) -> bool:
-        """Whether a smaller text encoder can take the place of T5."""
-        return DISTILLED in self.configs
+        """Whether a smaller text encoder can take another's place."""
+        return any(part.takes_place_of and part.name in self.configs for part in self.family.parts)
 
     def place(self, component: str) -> Path:
         """The file or the folder of a component, for messages."""
@@ -123,33 +117,30 @@ def open_folder(path: Path, name: str) -> Model:
             f"{shown_path(path)} is not a model folder: it has no model_index.json; give a folder in diffusers' "
             "layout.",
         )
-    _check_pipeline(path)
+    family = _family_of(path)
     configs: dict[str, dict[str, Any]] = {}
     files: dict[str, tuple[Path, ...]] = {}
     found: dict[str, Found] = {}
-    for component in CLASSES:
-        config = path / component / "config.json"
-        said = read_object(config)
-        files[component] = weight_files(path / component)
-        found[component] = part_of(files[component], component)
-        inner = said.get("text_config")  # of a whole CLIP, in whose file the text encoder is one of two parts
-        if isinstance(inner, dict) and component == "text_encoder":
-            said = {**found[component].config, **inner}
-        configs[component] = checked(said, component, config, found[component].config)
-    if (path / DISTILLED).is_dir():
-        files[DISTILLED] = weight_files(path / DISTILLED)
-        found[DISTILLED] = part_of(files[DISTILLED], DISTILLED)
-        configs[DISTILLED] = distilled_config(found[DISTILLED])
-    configs["scheduler"] = read_config(path / "scheduler" / "scheduler_config.json", "scheduler")
-    for tokenizer in TOKENIZERS:
-        if not has_tokenizer(path / tokenizer):
-            raise RequestError("model", f"{shown_path(path)} has no {tokenizer}; copy it from the original model.")
+    for part in family.parts:
+        folder = path / part.name
+        if part.takes_place_of and not folder.is_dir():
+            continue
+        if part.network:
+            read_object(folder / "config.json")  # what is missing is said of the smallest file first
+        files[part.name] = weight_files(folder)
+        found[part.name] = part_of(files[part.name], part.name)
+        configs[part.name] = config_beside(found[part.name], folder / "config.json")
+    configs["scheduler"] = read_config(path / "scheduler" / "scheduler_config.json", SCHEDULER)
+    for tokenizer in family.tokenizers:
+        if not has_tokenizer(path / tokenizer.name):
+            raise RequestError("model", f"{shown_path(path)} has no {tokenizer.name}; copy it from the original model.")
     return described(
+        family,
         name,
         path,
         configs,
         files,
-        tokenizers={tokenizer: path / tokenizer for tokenizer in TOKENIZERS},
+        tokenizers={tokenizer.name: path / tokenizer.name for tokenizer in family.tokenizers},
         found=found,
         preferences=_preferences(path),
     )
@@ -162,19 +153,19 @@ def has_tokenizer(folder: Path) -> bool:
     return False
 
 
-def _check_pipeline(path: Path) -> None:
-    """Raises `RequestError` for a folder of another model. Whatever class it names, FLUX.1's tensors are FLUX.1."""
+def _family_of(path: Path) -> Family:
+    """Of what a folder holds. Raises `RequestError` for another model. Whatever class it names, the tensors decide."""
     pipeline = pipeline_of(path)
-    if pipeline == PIPELINE:
-        return
+    if family := family_of_pipeline(pipeline):
+        return family
     if pipeline.isidentifier() and pipeline not in PIPELINES:  # other programs and trainers have classes of their own
-        with suppress(RequestError):
-            part_of(weight_files(path / "transformer"), "transformer")
-            return
+        for family in FAMILIES:
+            with suppress(RequestError):
+                if part_of(weight_files(path / family.core.name), family.core.name).family is family:
+                    return family
     what = f"{PIPELINES[pipeline]} (a {quoted(pipeline)})" if pipeline in PIPELINES else f"a {quoted(pipeline)}"
-    raise RequestError(
-        "model", f"{shown_path(path)} holds {what}; only FLUX.1 [dev] and [schnell] ({PIPELINE}) can be run."
-    )
+    known = ", ".join(variant.title for family in FAMILIES for variant in family.variants)
+    raise RequestError("model", f"{shown_path(path)} holds {what}; only {known} can be run.")
 
 
 def pipeline_of(folder: Path) -> str:
@@ -184,13 +175,13 @@ def pipeline_of(folder: Path) -> str:
 
 def part_of(files: Sequence[Path], component: str) -> Found:
     """What the files of a component are. Raises `RequestError` where they are something else."""
-    parts = recognise([read_header(file) for file in files])
-    for part in parts:
-        if part.component == component:
-            return part
-    others = " and ".join(TITLES[part.component] for part in parts)
+    found = recognise([read_header(file) for file in files])
+    for each in found:
+        if each.component == component:
+            return each
+    others = " and ".join(each.part.title for each in found)
     raise RequestError(
-        "model", f"{shown_path(files[0])} holds {others}, not the {TITLES[component]} that is needed there."
+        "model", f"{shown_path(files[0])} holds {others}, not the {parts()[component].title} that is needed there."
     )
 
 
@@ -221,28 +212,36 @@ def with_config(found: Found, *, trusted: bool = True) -> Found:
     Where it says other sizes than the weights it is an error, or, not `trusted`, a part's of another size.
     Raises `RequestError`.
     """
-    config = found.files[0].with_name("config.json")
-    if found.prefix or found.component not in CLASSES or not config.is_file():
+    config, part = found.files[0].with_name("config.json"), found.part
+    if found.prefix or not part.network or not config.is_file():
         return found
     said = read_object(config)
-    if declared_class(said) != CLASSES[found.component]:
+    if declared_class(said) != part.network:
         return found
-    telling = [name for name, key in KEYS[found.component].items() if key.told and name in said]
+    telling = [name for name, key in part.keys.keys.items() if key.told and name in said]
     if not trusted and any(said[name] != found.config[name] for name in telling):
         return found
     values = {**found.config, **{name: value for name, value in said.items() if value is not None}}
-    values = checked(values, found.component, config, found.config)
+    values = checked(values, part.keys, config, found.config)
     return replace(found, config=values, said=json.dumps(said, sort_keys=True))
 
 
-def distilled_config(part: Found) -> dict[str, Any]:
-    """DistillT5's configuration: what its shapes tell, and of what they do not tell what a config.json beside says."""
-    config = part.files[0].with_name("config.json")
-    said = read_object(config) if config.is_file() else {}
-    return distill_names.config_from_shapes(part.shapes, said)
+def config_beside(found: Found, file: Path) -> dict[str, Any]:
+    """A part's configuration by the config.json of its folder, and by its shapes. Raises `RequestError`."""
+    if not found.part.network:  # what its shapes do not tell is asked of the file, if there is one
+        return found.family.config(found.component, found.shapes, read_object(file) if file.is_file() else {})
+    return checked(
+        found.family.said(found.component, read_object(file), found.config), found.part.keys, file, found.config
+    )
+
+
+def config_of(found: Found) -> dict[str, Any]:
+    """A part's configuration, wherever it lies. Raises `RequestError`."""
+    return found.config if found.part.network else config_beside(found, found.files[0].with_name("config.json"))
 
 
 def described(
+    family: Family,
     name: str,
     path: Path,
     configs: dict[str, dict[str, Any]],
@@ -253,33 +252,36 @@ def described(
     found: dict[str, Found] | None = None,
     preferences: Defaults | None = None,
 ) -> Model:
-    """A model of these parts, with what FLUX.1 of its kind prefers where nothing else is said.
+    """A model of these parts, with what models of its kind prefer where nothing else is said.
 
     Raises `RequestError` where the parts do not fit each other. Without `sizes` the files are measured.
     """
-    tokenizers, found = tokenizers or {}, found or {}
+    tokenizers, found, core = tokenizers or {}, found or {}, family.core.name
     sizes = sizes or {component: sum(file.stat().st_size for file in each) for component, each in files.items()}
     sizes |= {component: part.nbytes for component, part in found.items()}
-    _check_sizes(path, configs)
-    limits = [_tokenizer_limit(tokenizers[part]) if part in tokenizers else MAX_TOKENS for part in TOKENIZERS]
-    guided = bool(configs["transformer"].get("guidance_embeds"))
-    sample_size = configs["vae"].get("sample_size", 0)
-    if not MIN_SIDE <= sample_size <= MAX_SIDE or sample_size % SIDE_MULTIPLE:
-        sample_size = FLUX_SIDE
-    if preferences is not None and (preferences.guidance is not None) != guided:
+    for part in family.parts:
+        if part.name in configs and (wrong := family.misfit(part.name, configs[part.name], configs[core])):
+            raise RequestError("model", f"{part.title} in {shown_path(path)} {wrong}; the parts are a mixture.")
+    traits = family.traits(configs)
+    limits = {
+        part.name: min(_tokenizer_limit(tokenizers.get(part.name)), traits.tokens[part.name])
+        for part in family.tokenizers
+    }
+    side = traits.side
+    if not MIN_SIDE <= side <= MAX_SIDE or side % SIDE_MULTIPLE:
+        side = family.side
+    if preferences is not None and (preferences.guidance is None) != (traits.guidance is None):
         raise _wrong_defaults(path)
-    small = "transformer" in found and found["transformer"].eight_bits
+    small = core in found and found[core].eight_bits
     large = "bf16" if not small else "fp8"
     defaults = preferences or Defaults(
-        steps=28 if guided else 4,
-        width=sample_size,
-        height=sample_size,
-        guidance=3.5 if guided else None,
-        precision="fp32" if sizes["transformer"] < 2**30 and not small else large,
+        steps=traits.steps,
+        width=side,
+        height=side,
+        guidance=traits.guidance,
+        precision="fp32" if sizes[core] < 2**30 and not small else large,
     )
-    clip_limit = min(limits[0], configs["text_encoder"]["max_position_embeddings"])
-    token_limit = min(limits[1], 512 if guided else 256)
-    return Model(name, path, configs, files, sizes, tokenizers, found, defaults, clip_limit, token_limit, sample_size)
+    return Model(family, name, path, configs, files, sizes, tokenizers, found, defaults, limits, side)
 
 
 def model_hash(model: Model, *, distilled: bool = False) -> str:
@@ -292,12 +294,13 @@ def model_hash(model: Model, *, distilled: bool = False) -> str:
     digest = hashlib.sha256()
     files: dict[str, Path] = {}
     for component, weights in model.files.items():
-        if component != DISTILLED or distilled:
+        if distilled or not model.family.part(component).takes_place_of:
             files |= {f"{component}/{file.name}": file for file in weights}
     in_folder = (model.path / "model_index.json").is_file()
-    folders = {part: model.path / part for part in (*CLASSES, "scheduler")} if in_folder else {}
+    needed = [part.name for part in model.family.needed]
+    folders = {part: model.path / part for part in (*needed, "scheduler")} if in_folder else {}
     for component, config in sorted(model.configs.items()):  # of a folder they are files
-        if distilled if component == DISTILLED else not in_folder:
+        if not in_folder if component in (*needed, "scheduler") else distilled:
             said = model.found[component].said if component in model.found else ""
             digest.update(f"[{json.dumps(component)}, {said or json.dumps(config, sort_keys=True)}]".encode())
     for part, folder in {**folders, **model.tokenizers}.items():
@@ -388,37 +391,10 @@ def check_whole(file: Path) -> None:
         )
 
 
-def _check_sizes(path: Path, configs: dict[str, dict[str, Any]]) -> None:
-    """The parts must fit each other: refuse a mixture before gigabytes are read."""
-    transformer, vae = configs["transformer"], configs["vae"]
-    if transformer["in_channels"] != 4 * vae["latent_channels"]:
-        hint = "a Fill, Canny or Depth model" if transformer["in_channels"] in (128, 384) else "a mixture"
-        raise RequestError(
-            "model",
-            f"the transformer in {shown_path(path)} takes {transformer['in_channels']} channels, its VAE gives "
-            f"{4 * vae['latent_channels']}: {hint}, which cannot be run.",
-        )
-    if len(vae["block_out_channels"]) != 4:
-        raise RequestError("model", f"the VAE in {shown_path(path)} does not reduce 8 times, as FLUX.1's does.")
-    if any(kind != "UpDecoderBlock2D" for kind in vae.get("up_block_types") or ()):
-        raise RequestError(
-            "model", f"the VAE in {shown_path(path)} has blocks that FLUX.1's has not; get FLUX.1's own."
-        )
-    widths = (
-        ("text_encoder_2", configs["text_encoder_2"]["d_model"], transformer["joint_attention_dim"]),
-        ("text_encoder", configs["text_encoder"]["hidden_size"], transformer["pooled_projection_dim"]),
-    )
-    for component, width, wanted in widths:
-        if width != wanted:
-            raise RequestError(
-                "model", f"{component} in {shown_path(path)} gives width {width}, its transformer takes {wanted}."
-            )
-
-
-def _tokenizer_limit(folder: Path) -> int:
+def _tokenizer_limit(folder: Path | None) -> int:
     """The most tokens that a tokenizer says it gives."""
-    file = folder / "tokenizer_config.json"
-    limit = read_config(file, "tokenizer").get("model_max_length") if file.is_file() else None
+    file = folder / "tokenizer_config.json" if folder else None
+    limit = read_config(file, TOKENIZER).get("model_max_length") if file and file.is_file() else None
     return limit if type(limit) is int and 0 < limit < MAX_TOKENS else MAX_TOKENS
 
 

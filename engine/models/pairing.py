@@ -7,61 +7,34 @@ transformer's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
+from engine.families.all import FAMILIES, tokenizers
+from engine.families.family import Family, Part, Tokenizer
 from engine.folders import shown_path
-from engine.models import flux1, hub, tokenizers
-from engine.models.configs import CLASSES
-from engine.models.headers import WEIGHT_SUFFIXES, read_header, unreadable
-from engine.models.layouts import TITLES, Found, recognise
+from engine.models import hub
+from engine.models.layouts import Found, recognise
 from engine.models.model import (
-    DISTILLED,
     SHARD,
-    TOKENIZERS,
     Model,
     check_whole,
     component_in,
+    config_of,
     described,
-    distilled_config,
     has_tokenizer,
     weight_files,
     with_config,
 )
-from engine.models.registry import DISTILLT5, TOKENIZERS_ALONE, Registry
+from engine.models.registry import ALONE, PARTS_ALONE, Registry
 from engine.request import RequestError
-from engine.untrusted import read_object
+from engine.untrusted.headers import WEIGHT_SUFFIXES, read_header, unreadable
 
-# The folders of ComfyUI, Forge and InvokeAI that hold models, by what they hold.
-SIBLINGS = {
-    "vae": ("vae", "VAE"),
-    "text_encoder": ("clip", "text_encoders", "text_encoder"),
-    "text_encoder_2": ("clip", "text_encoders", "text_encoder", "text_encoder_2"),
-    DISTILLED: ("clip", "text_encoders", DISTILLED),
-}
-COMFY_TOKENIZERS = {"tokenizer": "comfy/sd1_tokenizer", "tokenizer_2": "comfy/text_encoders/t5_tokenizer"}
-NAMES_OF_TOKENIZERS = {  # folders of these names are taken at their word, until their text encoder is known
-    "tokenizer": "tokenizer",
-    "sd1_tokenizer": "tokenizer",
-    "tokenizer_2": "tokenizer_2",
-    "t5_tokenizer": "tokenizer_2",
-}
-FLAGS = {"vae": "--vae", "text_encoder": "--clip", "text_encoder_2": "--t5", DISTILLED: "--distill"}
-ENCODERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
-CHECKS: dict[str, tuple[int, Callable[[Path], None]]] = {
-    "tokenizer": (flux1.CLIP_L["vocab_size"], tokenizers.check_clip),
-    "tokenizer_2": (flux1.T5_XXL["vocab_size"], tokenizers.check_t5),
-}
-TOKENIZER_TITLES = {"tokenizer": "CLIP's tokenizer", "tokenizer_2": "T5's tokenizer"}
-# Other models' parts may have the same shapes: where several fit, these words in a file's name decide.
-RIGHT_WORDS = {"vae": ("flux", "ae"), "text_encoder": ("clip_l", "clip-l")}
-WRONG_WORDS = ("sd3", "sd_3", "stable-diffusion-3", "stable_diffusion_3")
+WRONG_WORDS = ("sd3", "sd_3", "stable-diffusion-3", "stable_diffusion_3")  # of files whose parts have the same shapes
 MAX_CANDIDATES = 500  # files of a folder that are looked at
-MAX_TOKENIZER_BYTES = 32 * 2**20
 MAX_REMEMBERED = 512  # files and folders of which it is remembered what they hold
 
 
@@ -69,17 +42,18 @@ MAX_REMEMBERED = 512  # files and folders of which it is remembered what they ho
 class Pairing:
     """A transformer's file, and what belongs to it: parts by component, tokenizers' folders, and what is nowhere."""
 
+    family: Family
     path: Path
     found: dict[str, Found]
     folders: dict[str, Path]
-    missing: tuple[str, ...]  # components, tokenizers
+    missing: tuple[Part | Tokenizer, ...]
     elsewhere: tuple[str, ...] = ()  # a sentence for each part that is not the model's own
     wrong: RequestError | None = None  # why a tokenizer that is there is not the right one
 
     @property
     def lacks(self) -> tuple[str, ...]:
         """What is missing, in words."""
-        return tuple((TITLES | TOKENIZER_TITLES)[part] for part in self.missing)
+        return tuple(each.title for each in self.missing)
 
 
 def paired(path: Path, given: Mapping[str, Path], registry: Registry) -> Pairing:
@@ -88,49 +62,50 @@ def paired(path: Path, given: Mapping[str, Path], registry: Registry) -> Pairing
     Raises `RequestError` for a file or a part that cannot be used; not for what is missing.
     """
     found = {part.component: part for part in recognised(path)}
-    if "transformer" not in found:
-        what = " and ".join(TITLES[component] for component in found)
+    core = next((part for part in found.values() if part.part is part.family.core), None)
+    if core is None:
+        what = " and ".join(part.part.title for part in found.values())
         raise RequestError(
             "model", f"{shown_path(path)} holds {what}; give the transformer's file, it is paired with it."
         )
-    transformer = found["transformer"]
-    if "transformer" in given:
+    family = core.family
+    if family.core.name in given:
         raise RequestError("model", "the transformer is the file itself; leave the other one out.")
-    missing: list[str] = []
+    missing: list[Part | Tokenizer] = []
     elsewhere: list[str] = []
-    for component in (*CLASSES, DISTILLED):
-        if component in given:
-            found[component] = _part_in(given[component], component)
-            if wrong := misfit(found[component], transformer):
+    for part in family.parts:
+        if part.name in given:
+            found[part.name] = _part_in(given[part.name], part.name)
+            if wrong := misfit(found[part.name], core):
                 raise RequestError(
-                    "model", f"{TITLES[component]} in {shown_path(given[component])} {wrong}; give the right one."
+                    "model", f"{part.title} in {shown_path(given[part.name])} {wrong}; give the right one."
                 )
-        elif component not in found:
-            fitting, own = _candidates(component, transformer, path, registry)
+        elif part.name not in found:
+            fitting, own = _candidates(part, core, path, registry)
             if fitting:
-                found[component] = fitting[0]
-                if not own and component in CLASSES:
+                found[part.name] = fitting[0]
+                if not own and not part.takes_place_of:
                     elsewhere.append(_from_elsewhere(fitting[0]))
-            elif component in CLASSES:
-                missing.append(component)
+            elif not part.takes_place_of:
+                missing.append(part)
     folders: dict[str, Path] = {}
     wrong_one: RequestError | None = None
-    for part in TOKENIZERS:
-        encoder = found.get(ENCODERS[part])
-        if part in given:
-            check_tokenizer(part, given[part], encoder)
-            folders[part] = given[part]
+    for tokenizer in family.tokenizers:
+        encoder = found.get(tokenizer.encoder)
+        if tokenizer.name in given:
+            check_tokenizer(tokenizer, given[tokenizer.name], encoder)
+            folders[tokenizer.name] = given[tokenizer.name]
             continue
-        for folder in _tokenizers(part, path, registry):
+        for folder in _tokenizers(tokenizer, path, registry):
             try:
-                check_tokenizer(part, folder, encoder)
-                folders[part] = folder
+                check_tokenizer(tokenizer, folder, encoder)
+                folders[tokenizer.name] = folder
                 break
             except RequestError as error:
                 wrong_one = wrong_one or error
         else:
-            missing.append(part)
-    return Pairing(path, found, folders, tuple(missing), tuple(elsewhere), wrong_one)
+            missing.append(tokenizer)
+    return Pairing(family, path, found, folders, tuple(missing), tuple(elsewhere), wrong_one)
 
 
 def model_of_file(path: Path, name: str, given: Mapping[str, Path], registry: Registry) -> Model:
@@ -144,15 +119,14 @@ def model_of_file(path: Path, name: str, given: Mapping[str, Path], registry: Re
 def model_of(pairing: Pairing, name: str) -> Model:
     """The model that these parts make. Raises `RequestError` that names everything that is missing."""
     if not pairing.missing:
-        model = assembled(name, pairing.path, pairing.found, pairing.folders)
-        return replace(model, elsewhere=pairing.elsewhere)
-    components = [part for part in pairing.missing if part in CLASSES]
-    if not components and pairing.wrong is not None:
+        return replace(_assembled(pairing, name), elsewhere=pairing.elsewhere)
+    parts = [part for part in pairing.missing if isinstance(part, Part)]
+    if not parts and pairing.wrong is not None:
         raise pairing.wrong
-    missing = [f"{TITLES[component]} ({FLAGS[component]})" for component in components]
-    lacking = [part for part in pairing.missing if part in TOKENIZERS]
+    missing = [f"{part.title} ({part.flag})" for part in parts]
+    lacking = [each for each in pairing.missing if isinstance(each, Tokenizer)]
     if lacking:
-        what = "tokenizers" if len(lacking) == len(TOKENIZERS) else TOKENIZER_TITLES[lacking[0]]
+        what = "tokenizers" if len(lacking) == len(pairing.family.tokenizers) else lacking[0].title
         missing.append(f"{what} (t2i models pull tokenizers, or --tokenizers with their folder)")
     raise RequestError(
         "model",
@@ -162,41 +136,37 @@ def model_of(pairing: Pairing, name: str) -> Model:
     )
 
 
-def assembled(name: str, path: Path, found: Mapping[str, Found], folders: Mapping[str, Path]) -> Model:
-    """A model of these parts; its noise schedule is that of FLUX.1 of its kind."""
-    configs: dict[str, dict[str, Any]] = {
-        component: distilled_config(part) if component == DISTILLED else part.config
-        for component, part in found.items()
-    }
-    configs["scheduler"] = flux1.scheduler(bool(configs["transformer"].get("guidance_embeds")))
-    files = {component: part.files for component, part in found.items()}
-    return described(name, path, configs, files, tokenizers=dict(folders), found=dict(found))
+def _assembled(pairing: Pairing, name: str) -> Model:
+    """A model of these parts; its noise schedule is that of the published one of its kind."""
+    configs = {component: config_of(part) for component, part in pairing.found.items()}
+    configs["scheduler"] = pairing.family.scheduler(configs[pairing.family.core.name])
+    files = {component: part.files for component, part in pairing.found.items()}
+    folders, found = dict(pairing.folders), dict(pairing.found)
+    return described(pairing.family, name, pairing.path, configs, files, tokenizers=folders, found=found)
 
 
 # Tokenizers
 
 
-def check_tokenizer(part: str, folder: Path, encoder: Found | None) -> None:
+def check_tokenizer(tokenizer: Tokenizer, folder: Path, encoder: Found | None) -> None:
     """A tokenizer must be the one that its text encoder was trained with. Raises `RequestError`."""
-    vocabulary, _ = CHECKS[part]
-    rows = int(encoder.config["vocab_size"]) if encoder else vocabulary
-    if rows == vocabulary:
-        if wrong := _wrong_tokenizer(part, folder, _stamps(folder)):
+    rows = int(encoder.config["vocab_size"]) if encoder else tokenizer.entries
+    if rows == tokenizer.entries:
+        if wrong := _wrong_tokenizer(tokenizer.name, folder, _stamps(folder)):
             raise RequestError("model", wrong)
-    elif encoder and (size := tokenizers.vocabulary_size(folder)) > rows:
+    elif encoder and (size := tokenizer.size(folder)) > rows:
         raise RequestError(
             "model",
-            f"the tokenizer in {shown_path(folder)} knows {size} tokens, {TITLES[encoder.component]} in "
+            f"the tokenizer in {shown_path(folder)} knows {size} tokens, {encoder.part.title} in "
             f"{shown_path(encoder.files[0])} {rows}: they do not belong together.",
         )
 
 
 @lru_cache(maxsize=MAX_REMEMBERED)
-def _wrong_tokenizer(part: str, folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
-    """Why a tokenizer is not FLUX.1's, as a sentence; empty where it is. It takes half a second to see."""
-    _, check = CHECKS[part]
+def _wrong_tokenizer(name: str, folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
+    """Why a tokenizer is not the published one, as a sentence; empty where it is. It takes half a second to see."""
     try:
-        check(folder)
+        tokenizers()[name].check(folder)
     except RequestError as error:
         return str(error)
     return ""
@@ -209,17 +179,12 @@ def tokenizer_in(folder: Path) -> str:
 
 @lru_cache(maxsize=MAX_REMEMBERED)
 def _tokenizer_in(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
-    if (folder / "spiece.model").is_file():
-        return "tokenizer_2"
-    if (folder / "vocab.json").is_file():
-        return "tokenizer" if (folder / "merges.txt").is_file() else ""
-    with suppress(RequestError, TypeError, KeyError):
-        file = folder / "tokenizer.json"
-        if file.is_file():
-            kind = read_object(file, MAX_TOKENIZER_BYTES)["model"]["type"]
-            if kind in ("BPE", "Unigram"):
-                return "tokenizer" if kind == "BPE" else "tokenizer_2"
-    return NAMES_OF_TOKENIZERS.get(folder.name, "")
+    return next((name for family in FAMILIES if (name := family.tokenizer_in(folder))), "")
+
+
+def is_trusted(folder: Path, name: str) -> bool:
+    """Whether a folder is called as this tokenizer's are: then its content is checked when its encoder is known."""
+    return folder.name in tokenizers()[name].folders
 
 
 def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
@@ -235,29 +200,35 @@ def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
 def tokenizers_below(folder: Path) -> dict[str, Path]:
     """Tokenizers in a folder, by part: in one of its folders as diffusers or ComfyUI name them, or in itself."""
     found = {}
-    for part, comfy in COMFY_TOKENIZERS.items():
-        for place in (folder / comfy, folder / comfy.removeprefix("comfy/"), folder / part):
+    for tokenizer in tokenizers().values():
+        for place in (
+            folder / tokenizer.place,
+            folder / tokenizer.place.removeprefix("comfy/"),
+            folder / tokenizer.name,
+        ):
             if has_tokenizer(place):
-                found[part] = place
-    if not found and (part := tokenizer_in(folder)):
-        found[part] = folder
+                found[tokenizer.name] = place
+    if not found and (name := tokenizer_in(folder)):
+        found[name] = folder
     return found
 
 
-def _tokenizers(part: str, path: Path, registry: Registry) -> Iterator[Path]:
+def _tokenizers(tokenizer: Tokenizer, path: Path, registry: Registry) -> Iterator[Path]:
     """Folders with a tokenizer: beside the file, in a ComfyUI above it, known, in the hub's cache."""
-    places = [folder / part for folder in (path.parent, path.parent.parent)]
-    places += [ancestor / COMFY_TOKENIZERS[part] for ancestor in path.parents[:6]]
+    name = tokenizer.name
+    places = [folder / name for folder in (path.parent, path.parent.parent)]
+    places += [ancestor / tokenizer.place for ancestor in path.parents[:6]]
     for place in registry.loose:
-        places += [place] if tokenizer_in(place) == part else [place / part]
+        places += [place] if tokenizer_in(place) == name else [place / name]
     for model in registry.models.values():
-        places += [model.parts[part]] if part in model.parts else []
-        places.append(model.path / part)
+        places += [model.parts[name]] if name in model.parts else []
+        places.append(model.path / name)
     yield from (place for place in dict.fromkeys(places) if has_tokenizer(place))
-    alone = hub.found_in_cache(TOKENIZERS_ALONE)
-    if isinstance(alone, dict):
-        yield alone[part]
-    yield from (folder / part for folder in cached_models() if has_tokenizer(folder / part))
+    for source, brings in ALONE.items():
+        alone = hub.found_in_cache(source) if brings == "tokenizers" else None
+        if isinstance(alone, dict) and name in alone:
+            yield alone[name]
+    yield from (folder / name for folder in cached_models() if has_tokenizer(folder / name))
 
 
 # Weights
@@ -265,7 +236,7 @@ def _tokenizers(part: str, path: Path, registry: Registry) -> Iterator[Path]:
 
 def transformers_in(folder: Path) -> list[Path]:
     """Where in a folder a transformer lies that can be run: files, or the folder itself."""
-    return [place for place in places_in(folder) if any(part.component == "transformer" for part in parts_at(place))]
+    return [place for place in places_in(folder) if any(part.part is part.family.core for part in parts_at(place))]
 
 
 def places_in(folder: Path) -> list[Path]:
@@ -283,28 +254,12 @@ def weight_files_in(folder: Path) -> list[Path]:
     return []
 
 
-def misfit(part: Found, transformer: Found) -> str:
+def misfit(part: Found, core: Found) -> str:
     """What of a part does not fit a transformer, in words; empty where all does."""
-    ours, theirs = transformer.config, part.config
-    match part.component:
-        case "vae":
-            if (
-                theirs["latent_channels"] == 16
-                and abs(theirs.get("scaling_factor", 0) - flux1.VAE["scaling_factor"]) > 0.01
-            ):
-                return (
-                    "is another model's: it scales latents in another way"  # Stable Diffusion 3's has the same shapes
-                )
-            wanted, given, what = ours["in_channels"], 4 * theirs["latent_channels"], "channels"
-        case "text_encoder":
-            wanted, given, what = ours["pooled_projection_dim"], theirs["hidden_size"], "numbers a prompt"
-        case "text_encoder_2":
-            wanted, given, what = ours["joint_attention_dim"], theirs["d_model"], "numbers a token"
-        case "distill_t5":
-            wanted, given, what = ours["joint_attention_dim"], theirs["project_out_dim"], "numbers a token"
-        case _:
-            return ""
-    return "" if wanted == given else f"gives {given} {what}, the transformer takes {wanted}"
+    if part.family is not core.family:
+        return f"is {part.family.title}'s, the transformer is {core.family.title}'s"
+    family = part.family
+    return family.foreign(part.component, part.config) or family.misfit(part.component, part.config, core.config)
 
 
 def parts_at(place: Path) -> Sequence[Found]:
@@ -355,98 +310,97 @@ def _alone(files: Sequence[Path]) -> bool:
 
 def cached_models() -> Iterator[Path]:
     """Complete folders of published models in the hub's cache."""
-    for name in flux1.NAMES:
-        folder = hub.found_in_cache(name)
-        if isinstance(folder, Path):
-            yield folder
+    for family in FAMILIES:
+        for model in family.published:
+            folder = hub.found_in_cache(model.name)
+            if isinstance(folder, Path):
+                yield folder
 
 
 def distilled_for(model: Model, registry: Registry) -> Found | None:
-    """A DistillT5 that is known and fits a model which has none of its own."""
-    transformer = Found("transformer", "", "", (), 0, model.configs["transformer"])
-    places = [*registry.loose, *(known.parts.get(DISTILLED) for known in registry.models.values())]
-    if DISTILLT5 in registry.models:
-        places.insert(0, registry.models[DISTILLT5].path)
-    return next(_fitting(DISTILLED, transformer, [place for place in places if place]), None) or next(
-        _fitting(DISTILLED, transformer, _cached_places(DISTILLED)), None
-    )
+    """A smaller text encoder that is known and fits a model which has none of its own."""
+    core = Found(model.family, model.family.core.name, "", "", (), 0, model.configs[model.family.core.name])
+    for part in model.family.parts:
+        if part.takes_place_of:
+            places = [*registry.loose, *(known.parts.get(part.name) for known in registry.models.values())]
+            alone = [registry.models[name].path for name in PARTS_ALONE if name in registry.models]
+            for tier in ([*alone, *(place for place in places if place)], _cached_places(part)):
+                if found := next(_fitting(part.name, core, tier), None):
+                    return found
+    return None
 
 
-def _candidates(component: str, transformer: Found, path: Path, registry: Registry) -> tuple[list[Found], bool]:
+def _candidates(part: Part, core: Found, path: Path, registry: Registry) -> tuple[list[Found], bool]:
     """Parts that fit, and whether they are the model's own.
 
     The nearest place that has one is its own: its folder, then a folder for such parts beside it or above it; only
-    then what is known from elsewhere. In one place the best comes first: named as FLUX.1's, then of the most bytes,
-    because fewer are a rounding.
+    then what is known from elsewhere. In one place the best comes first: named as the family's, then of the most
+    bytes, because fewer are a rounding.
     """
-    places = [*_own_places(component, path)]
-    for number, tier in enumerate([*places, _known_places(component, registry), _cached_places(component)]):
+    places = [*_own_places(part, path)]
+    for number, tier in enumerate([*places, _known_places(part, registry), _cached_places(part)]):
         elsewhere = (place for place in dict.fromkeys(tier) if place != path)
-        if fitting := [*_fitting(component, transformer, elsewhere)]:
+        if fitting := [*_fitting(part.name, core, elsewhere)]:
             return sorted(fitting, key=_unlikeliness), number < len(places)
     return [], False
 
 
-def _from_elsewhere(part: Found) -> str:
+def _from_elsewhere(found: Found) -> str:
     """A part that is not beside the model: where it lies, and why it was taken."""
-    fits = {
-        "vae": "its latents have as many channels as the transformer takes",
-        "text_encoder": "it gives as many numbers a prompt as the transformer takes",
-        "text_encoder_2": "it gives as many numbers a token as the transformer takes",
-    }
-    place = part.files[0] if len(part.files) == 1 else part.files[0].parent
+    part = found.part
     return (
-        f"{TITLES[part.component]} is not beside the model, so {shown_path(place)} is used: "
-        f"{fits[part.component]}; {FLAGS[part.component]} with t2i models add names another."
+        f"{part.title} is not beside the model, so {shown_path(found.place)} is used: {part.fits}; {part.flag} with "
+        "t2i models add names another."
     )
 
 
-def _fitting(component: str, transformer: Found, places: Iterable[Path]) -> Iterator[Found]:
+def _fitting(component: str, core: Found, places: Iterable[Path]) -> Iterator[Found]:
     for place in places:
         for part in parts_at(place):
-            if part.component == component and not misfit(part, transformer):
+            if part.component == component and not misfit(part, core):
                 yield part
 
 
 def _unlikeliness(part: Found) -> tuple[int, int, bool, str]:
-    return _strangeness(part), -part.nbytes, bool(part.prefix), str(part.files[0])
+    return _name_rank(part), -part.nbytes, bool(part.prefix), str(part.files[0])
 
 
-def _strangeness(part: Found) -> int:
-    """How little a file's name sounds like FLUX.1's part: 0, 1 or 2."""
+def _name_rank(part: Found) -> int:
+    """How a part's file is called: 0 as expected, 1 neutral, 2 as another model's."""
     stem = part.files[0].stem.lower()
     if any(word in str(part.files[0].parent / stem).lower() for word in WRONG_WORDS):
         return 2
-    right = RIGHT_WORDS.get(part.component, ())
-    return 0 if not right or any(stem == word or (len(word) > 2 and word in stem) for word in right) else 1
+    usual = part.part.usual_names
+    return 0 if not usual or any(stem == word or (len(word) > 2 and word in stem) for word in usual) else 1
 
 
-def _own_places(component: str, path: Path) -> Iterator[list[Path]]:
+def _own_places(part: Part, path: Path) -> Iterator[list[Path]]:
     """Files and component folders in which the model's own part may be: the nearest first, each place by itself."""
     yield places_in(path.parent)
     for ancestor in path.parents[:4]:
-        yield [place for name in SIBLINGS[component] for place in places_in(ancestor / name)]
+        yield [place for name in part.folders for place in places_in(ancestor / name)]
 
 
-def _known_places(component: str, registry: Registry) -> Iterator[Path]:
+def _known_places(part: Part, registry: Registry) -> Iterator[Path]:
     """Where other parts are that were added or found."""
     yield from registry.loose
     for model in registry.models.values():
-        if component in model.parts:
-            yield model.parts[component]
-        yield model.path / component
-        if model.path.is_file() or model.name == DISTILLT5:
+        if part.name in model.parts:
+            yield model.parts[part.name]
+        yield model.path / part.name
+        if model.path.is_file() or model.name in PARTS_ALONE:
             yield model.path
 
 
-def _cached_places(component: str) -> Iterator[Path]:
+def _cached_places(part: Part) -> Iterator[Path]:
     """Where the hub's cache has a part."""
-    if component == DISTILLED:
-        folder = hub.found_in_cache(DISTILLT5)
-        if isinstance(folder, Path):
-            yield folder
+    if part.takes_place_of:
+        for name, brings in ALONE.items():
+            folder = hub.found_in_cache(name) if brings == part.name else None
+            if isinstance(folder, Path):
+                yield folder
     else:
-        yield from (folder / component for folder in cached_models())
+        yield from (folder / part.name for folder in cached_models())
 
 
 def _listed(texts: Sequence[str]) -> str:

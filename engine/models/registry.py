@@ -13,10 +13,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from engine.families.all import parts, sources, tokenizers
 from engine.files import locked, make_folder, write_whole
 from engine.folders import shown_path, state_dir
-from engine.models.layouts import COMPONENTS
-from engine.models.model import TOKENIZERS
 from engine.request import RequestError
 from engine.text import quoted
 from engine.untrusted import read_file
@@ -24,10 +23,9 @@ from engine.untrusted import read_file
 FILE = "models.json"
 LOCK, LOCK_SECONDS = "models.lock", 30.0
 MAX_BYTES = 4 * 2**20
-PLACES = (*COMPONENTS, *TOKENIZERS)
-DISTILLT5 = "distillt5"  # the name that a text encoder for all models has
-TOKENIZERS_ALONE = "tokenizers"  # and those of CLIP and T5, where they were downloaded without a model
-PARTS_ALONE = (DISTILLT5, TOKENIZERS_ALONE)  # names of what is no model by itself
+PLACES = (*parts(), *tokenizers())
+ALONE = {name: source.brings for name, source in sources().items() if source.brings}
+PARTS_ALONE = tuple(ALONE)  # names of what is no model by itself: a text encoder for all models, tokenizers
 
 
 @dataclass(frozen=True, slots=True)

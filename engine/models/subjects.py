@@ -9,17 +9,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.families.all import FAMILIES, tokenizers
+from engine.families.family import Variant
 from engine.folders import shown_path
-from engine.models import catalog, flux1, hub, pairing
-from engine.models.headers import read_header
+from engine.models import catalog, hub, pairing
 from engine.models.layouts import Found, entries
-from engine.models.listings import KINDS, Part, part_of_found, tokenizer_part
-from engine.models.model import TOKENIZERS, has_tokenizer, open_folder
+from engine.models.listings import Part, part_of_found, tokenizer_part
+from engine.models.model import has_tokenizer, open_folder
 from engine.models.registry import PARTS_ALONE, Registered, Registry
 from engine.request import RequestError
 from engine.text import quoted
+from engine.untrusted.headers import read_header
 
-KINDS_OF_PARTS = {"vae": "autoencoder", "text_encoder": "text encoder", "text_encoder_2": "text encoder"}
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,59}")
 UNTELLING = ("model", "diffusion_pytorch_model", "transformer", "unet")  # names of files that say nothing
 SNAPSHOT = re.compile(r"models--(?:.+--)?(.+)")  # the hub cache's folder of a repository
@@ -30,7 +31,7 @@ class Whole:
     """Where a model lies: a folder in diffusers' layout, or a transformer's file or shards."""
 
     path: Path
-    guided: bool
+    variant: Variant
     folder: bool  # diffusers' layout
 
 
@@ -48,21 +49,19 @@ def subject_at(place: Path) -> Whole | Loose:
     if place.is_dir():
         if (place / "model_index.json").is_file():
             model = open_folder(place, str(place))
-            return Whole(place, bool(model.configs["transformer"].get("guidance_embeds")), folder=True)
+            return Whole(place, model.family.variant(model.configs[model.family.core.name]), folder=True)
         place = catalog.transformer_at(place) or _only_part(place)
         if folders := _tokenizers_in(place):
             for kind, folder in folders.items():
-                if pairing.NAMES_OF_TOKENIZERS.get(folder.name) != kind:
-                    pairing.check_tokenizer(kind, folder, None)
+                if not pairing.is_trusted(folder, kind):
+                    pairing.check_tokenizer(tokenizers()[kind], folder, None)
             return Loose(place, "tokenizers", tuple(tokenizer_part(kind, folders[kind]) for kind in folders))
     found = pairing.recognised(place)
     for part in found:
-        if part.component == "transformer":
+        if part.part is part.family.core:
             check_names(part)
-            return Whole(place, bool(part.config.get("guidance_embeds")), folder=False)
-    return Loose(
-        place, KINDS_OF_PARTS.get(found[0].component, "text encoder"), tuple(part_of_found(part) for part in found)
-    )
+            return Whole(place, part.family.variant(part.config), folder=False)
+    return Loose(place, found[0].part.alone, tuple(part_of_found(part) for part in found))
 
 
 def _only_part(folder: Path) -> Path:
@@ -87,7 +86,7 @@ def _tokenizers_in(folder: Path) -> dict[str, Path]:
     if part := pairing.tokenizer_in(folder):
         return {part: folder}
     inside = [path for path in folder.iterdir() if path.is_dir()]
-    found = {path.name: path for path in inside if path.name in TOKENIZERS and has_tokenizer(path)}
+    found = {path.name: path for path in inside if path.name in tokenizers() and has_tokenizer(path)}
     return found if len(found) == len(inside) else {}
 
 
@@ -96,12 +95,13 @@ def check_names(part: Found) -> None:
     entries([read_header(file) for file in part.files], part.component)
 
 
-def uselessness(parts: Iterable[Found], transformers: Iterable[Found]) -> str:
-    """Why none of these parts can complete any FLUX.1, in words; empty where one can."""
-    real = Found("transformer", "", "", (), 0, flux1.transformer(guided=True))
+def why_unusable(parts: Iterable[Found], transformers: Iterable[Found]) -> str:
+    """Why none of these parts can complete any model, in words; empty where one can."""
     wrong = ""
     for part in parts:
-        for transformer in (*transformers, real):
+        family, core = part.family, part.family.core.name
+        real = [Found(family, core, "", "", (), 0, each.configs[core]) for each in family.published]
+        for transformer in (*transformers, *real):
             wrong = pairing.misfit(part, transformer)
             if not wrong:
                 return ""
@@ -110,8 +110,10 @@ def uselessness(parts: Iterable[Found], transformers: Iterable[Found]) -> str:
 
 def known_transformers(known: Registry) -> list[Found]:
     """Of all models that were added."""
-    places = [place for entry in known.models.values() for place in (entry.path, entry.path / "transformer")]
-    return [part for place in places for part in pairing.parts_at(place) if part.component == "transformer"]
+    cores = {family.core.name for family in FAMILIES}
+    paths = [entry.path for entry in known.models.values()]
+    places = [place for path in paths for place in (path, *(path / core for core in cores))]
+    return [part for place in places for part in pairing.parts_at(place) if part.part is part.family.core]
 
 
 def registered_at(path: Path, known: Registry) -> Registered | None:
@@ -123,7 +125,7 @@ def built_in_at(path: Path) -> str:
     """The name of what has one by itself: the demo, or a published model in the hub's cache; empty for all else."""
     if is_same(path, catalog.DEMO_FOLDER):
         return catalog.DEMO
-    for name in flux1.NAMES:
+    for name in catalog.PUBLISHED:
         cached = hub.found_in_cache(name)
         if isinstance(cached, Path) and is_same(path, cached):
             return name
@@ -143,11 +145,12 @@ def check_free(name: str, subject: Whole, known: Registry) -> None:
         raise RequestError(
             "name", f"{quoted(name)} is the name of something that comes with the program; take another."
         )
-    if name in flux1.NAMES and name != _published_name(subject.guided):
+    if name in catalog.PUBLISHED and name != subject.variant.published:
+        other = next(each for family in FAMILIES for each in family.variants if each.published == name)
         raise RequestError(
             "name",
-            f"{quoted(name)} is FLUX.1 [{KINDS[not subject.guided]}], and {shown_path(subject.path)} is of "
-            f"[{KINDS[subject.guided]}]'s kind; take another name.",
+            f"{quoted(name)} is {other.title}, and {shown_path(subject.path)} is of "
+            f"[{subject.variant.name}]'s kind; take another name.",
         )
     entry = known.models.get(name)
     if entry is not None and not is_same(entry.path, subject.path):
@@ -158,16 +161,12 @@ def check_free(name: str, subject: Whole, known: Registry) -> None:
         )
 
 
-def _published_name(guided: bool) -> str:
-    return flux1.DEV if guided else flux1.SCHNELL
-
-
 def unused_name(name: str, subject: Whole, known: Registry) -> str:
     """This name, or the same with a number."""
 
     def taken(name: str) -> bool:
-        if name in flux1.NAMES:
-            return name in known.models or name != _published_name(subject.guided) or in_cache(name)
+        if name in catalog.PUBLISHED:
+            return name in known.models or name != subject.variant.published or in_cache(name)
         return name in known.models or name == catalog.DEMO or name in hub.SOURCES
 
     number, free = 1, name

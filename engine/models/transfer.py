@@ -22,9 +22,9 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import IO, Any
 
+from engine.families.sources import Repository
 from engine.files import PUBLIC, open_own, sync_folder
 from engine.folders import APP
-from engine.models.sources import Repository
 from engine.request import RequestError
 from engine.text import printable, size
 

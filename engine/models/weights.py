@@ -21,12 +21,12 @@ from torch import Tensor
 
 from engine.folders import shown_path
 from engine.models import layouts
-from engine.models.headers import Header, TensorInfo, broken, read_header, unreadable
 from engine.models.layouts import Entry
 from engine.quantization.fp8 import widen
 from engine.request import RequestError
 from engine.text import quoted
 from engine.untrusted import open_unbuffered, parse_json
+from engine.untrusted.headers import Header, TensorInfo, broken, read_header, unreadable
 
 DTYPES = {
     "F64": torch.float64,

@@ -21,7 +21,7 @@ from engine.demo import scenes
 from engine.demo.checker import check
 from engine.demo.grammar import describe
 from engine.demo.scenes import Scene
-from engine.models import distill_t5
+from engine.models import loading
 from engine.models.catalog import DEMO_FOLDER
 from tests.bench.accuracy import HEADINGS, Picture, draw_scenes, row, summary
 from tests.bench.speed import medians, timed
@@ -102,7 +102,7 @@ def main() -> None:
     options = parser.parse_args()
 
     pipeline = open_pipeline(DEMO_FOLDER)
-    distilled = distill_t5.load(options.distilled)
+    distilled = loading.load(options.distilled, "distill_t5")
     ways = encoders(pipeline, distilled)
     rng = np.random.default_rng(options.seed)
     chosen = draw_scenes(rng, options.prompts, None, scenes.held_out)

@@ -1,7 +1,7 @@
 """What each layout costs to read: `python -m tests.bench.layouts` prints the table of its page (README.md).
 
 A random transformer of FLUX.1's own width with few blocks is written in each layout, then read in a fresh process: by
-`load_transformer` as diffusers' model in bf16, and by the engine for `--precision fp8`. The figure is the highest
+`load` as diffusers' model in bf16, and by the engine for `--precision fp8`. The figure is the highest
 anonymous memory of the process beyond what it had before and what it keeps; the largest tensor is printed beside it.
 `--peer` also reads the BF16 file by diffusers' `from_single_file`, which knows this width alone.
 """
@@ -24,7 +24,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import save_file
 
-from engine.models import flux1
+from engine.families.flux1 import published as flux1
 from tests import checkpoints
 from tests.bench.models import Sampler, anonymous_bytes
 from tests.checkpoints import State, bfl_state, prefixed
@@ -80,9 +80,9 @@ def measured(work: Callable[[], int]) -> dict[str, float]:
 
 
 def as_diffusers(path: Path) -> dict[str, float]:
-    from engine.models.loading import load_transformer
+    from engine.models.loading import load
 
-    return measured(lambda: kept_bytes(load_transformer(path, torch.bfloat16)))
+    return measured(lambda: kept_bytes(load(path, "transformer", torch.bfloat16)))
 
 
 def kept_bytes(module: FluxTransformer2DModel) -> int:
@@ -93,6 +93,7 @@ def kept_bytes(module: FluxTransformer2DModel) -> int:
 
 def for_fp8(path: Path) -> dict[str, float]:
     """All units of the transformer, as a plan with enough RAM keeps them."""
+    from engine.families.flux1 import FLUX1
     from engine.memory.components import Components, Placement
     from engine.models.catalog import published
     from engine.models.model import component_in, described
@@ -100,7 +101,7 @@ def for_fp8(path: Path) -> dict[str, float]:
     part = component_in(path, "transformer")
     configs = published(flux1.SCHNELL).configs | {"transformer": part.config}
     sizes = dict.fromkeys(configs, 0)
-    model = described("x", path, configs, {"transformer": part.files}, sizes=sizes, found={"transformer": part})
+    model = described(FLUX1, "x", path, configs, {"transformer": part.files}, sizes=sizes, found={"transformer": part})
     components = Components(model, torch.device("cpu"))
     units = components.component("transformer", "fp8").units
     placement = Placement(kept=frozenset(unit.name for unit in units))

@@ -37,12 +37,12 @@ from engine import Engine, PhaseFinished, Request, RequestError, encode, flow, m
 from engine.decode import decode, parked_bytes
 from engine.denoise import Prompt, denoise
 from engine.events import Plan, Simulated
+from engine.families.flux1 import published as flux1
 from engine.images.save import plan_output
 from engine.memory.components import Components, Loan
 from engine.memory.ledger import counted
 from engine.memory.planner import Planner
 from engine.memory.target import resolve
-from engine.models import flux1
 from engine.models.catalog import DEMO_FOLDER, open_model
 from engine.models.converted import converted_files
 from engine.models.model import Model

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from engine.demo.vocabulary import clip_tokenizer, t5_tokenizer
-from engine.models import flux1
+from engine.families.flux1 import FLUX1
+from engine.families.flux1 import published as flux1
 from engine.models.catalog import published
-from engine.models.configs import CLASSES
-from engine.models.loading import TIED, empty_component
+from engine.models.loading import empty_component
 from engine.models.model import described
 
 MIB, GIB = 2**20, 2**30
@@ -26,6 +26,7 @@ SPREAD = 0.02  # of the random weights, as trained ones have it
 FILES = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 
 Configs = dict[str, dict[str, Any]]
+PARTS = {part.name: part.network for part in FLUX1.needed}
 
 
 def flux_configs(name: str = flux1.DEV, *, double: int = 19, single: int = 38, t5_layers: int = 24) -> Configs:
@@ -65,14 +66,14 @@ def small_configs() -> Configs:
 
 def bf16_bytes(configs: Configs) -> int:
     """What a model of these configurations takes on disk."""
-    return sum(2 * math.prod(shape) for component in CLASSES for shape in stored_shapes(configs, component).values())
+    return sum(2 * math.prod(shape) for component in PARTS for shape in stored_shapes(configs, component).values())
 
 
 def stored_shapes(configs: Configs, component: str) -> dict[str, tuple[int, ...]]:
     """The tensors that a component's file holds."""
-    folder = described("random", Path("random"), configs, {}, sizes=dict.fromkeys(CLASSES, 0))
+    folder = described(FLUX1, "random", Path("random"), configs, {}, sizes=dict.fromkeys(PARTS, 0))
     state = empty_component(folder, component).state_dict()
-    return {name: tuple(tensor.shape) for name, tensor in state.items() if name not in TIED}
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if name not in FLUX1.networks.tied(component)}
 
 
 def write_model(folder: Path, configs: Configs, *, seed: int = 0) -> Path:
@@ -82,7 +83,7 @@ def write_model(folder: Path, configs: Configs, *, seed: int = 0) -> Path:
     """
     if (folder / "model_index.json").is_file():
         return folder
-    for component in CLASSES:
+    for component in PARTS:
         write_component(folder, configs, component, seed)
     clip, t5 = clip_tokenizer(), t5_tokenizer()
     clip.model_max_length = configs["text_encoder"]["max_position_embeddings"]
@@ -94,7 +95,7 @@ def write_model(folder: Path, configs: Configs, *, seed: int = 0) -> Path:
     index = {
         "_class_name": "FluxPipeline",
         "scheduler": ["diffusers", kind],
-        **{part: ["diffusers" if part in FILES else "transformers", kind] for part, kind in CLASSES.items()},
+        **{part: ["diffusers" if part in FILES else "transformers", kind] for part, kind in PARTS.items()},
         **{part: ["transformers", "PreTrainedTokenizerFast"] for part in ("tokenizer", "tokenizer_2")},
     }
     _write_json(folder / "model_index.json", index)  # last: the folder is whole where it is there

@@ -47,9 +47,10 @@ from engine.demo.checker import check
 from engine.demo.grammar import describe
 from engine.demo.scenes import Scene
 from engine.events import Event, StepFinished
+from engine.families.flux1 import published as flux1
 from engine.images.save import Destination
 from engine.job import Job
-from engine.models import calibrations, flux1
+from engine.models import calibrations
 from engine.models.catalog import DEMO_FOLDER
 from engine.models.converted import rounding_errors
 from engine.models.weights import WeightFiles

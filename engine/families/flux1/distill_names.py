@@ -121,7 +121,7 @@ def _said(said: Mapping[str, Any], name: str, kind: type[int] | type[float], low
     number = value if isinstance(value, (kind, int)) and not isinstance(value, bool) else nan
     if not low <= number <= high:
         raise RequestError(
-            "distill",
+            "model",
             f"the config.json of DistillT5 says that {name} is {quoted(value, 40)}, which must be from {low:g} "
             f"to {high:g}; "
             "download it again, or delete it.",

@@ -7,54 +7,15 @@ the latent-diffusion names of the autoencoder (LDM), llama.cpp's names of T5. to
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engine.models import flux1
+from engine.families.flux1 import published
+from engine.families.rules import Rule, Shapes, Target, count, linear, split, usual, whole
 
-Shapes = Mapping[str, tuple[int, ...]]
 AXES = {128: [16, 56, 56]}  # of the position encoding, by head size: the one thing that no shape tells
 HEAD_OF_CLIP = 64
 MAX_GROUPS = 32
-MAX_BLOCKS = 256  # a name may claim any number
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A tensor of ours that is made of rows of a stored one: `rows` are pieces of its first dimension, in our order."""
-
-    name: str
-    shape: tuple[int, ...]
-    rows: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A stored tensor, the shape that it must have, and what becomes of it."""
-
-    stored: str
-    shape: tuple[int, ...]
-    targets: tuple[Target, ...]
-
-
-def _whole(stored: str, name: str, *shape: int, ours: tuple[int, ...] | None = None) -> Rule:
-    return Rule(stored, shape, (Target(name, shape if ours is None else ours, ((0, shape[0]),)),))
-
-
-def _split(stored: str, names: Iterable[str], heights: Iterable[int], *width: int) -> Rule:
-    targets, start = [], 0
-    for name, height in zip(names, heights, strict=True):
-        targets.append(Target(name, (height, *width), ((start, start + height),)))
-        start += height
-    return Rule(stored, (start, *width), tuple(targets))
-
-
-def _linear(stored: str, name: str, rows: int, columns: int) -> Iterator[Rule]:
-    yield _whole(f"{stored}.weight", f"{name}.weight", rows, columns)
-    yield _whole(f"{stored}.bias", f"{name}.bias", rows)
 
 
 # The transformer, BFL's names.
@@ -72,10 +33,10 @@ def bfl_config(shapes: Shapes) -> dict[str, Any] | str:
     if not heads or not widths:
         return "double_blocks.0.img_attn.norm.key_norm.scale"
     return transformer_config(
-        width=_usual(widths),
-        head=_usual(heads),
-        layers=_count(shapes, "double_blocks."),
-        single_layers=_count(shapes, "single_blocks."),
+        width=usual(widths),
+        head=usual(heads),
+        layers=count(shapes, "double_blocks."),
+        single_layers=count(shapes, "single_blocks."),
         channels=shapes["img_in.weight"][1],
         text_width=shapes["txt_in.weight"][1],
         pooled_width=shapes["vector_in.in_layer.weight"][1],
@@ -117,46 +78,46 @@ def bfl_rules(config: Mapping[str, Any]) -> Iterator[Rule]:
     head = config["attention_head_dim"]
     width = config["num_attention_heads"] * head
     wide, pooled = 4 * width, config["pooled_projection_dim"]
-    yield from _linear("img_in", "x_embedder", width, config["in_channels"])
-    yield from _linear("txt_in", "context_embedder", width, config["joint_attention_dim"])
+    yield from linear("img_in", "x_embedder", width, config["in_channels"])
+    yield from linear("txt_in", "context_embedder", width, config["joint_attention_dim"])
     embedders = [("time_in", "timestep_embedder", 256), ("vector_in", "text_embedder", pooled)]
     if config["guidance_embeds"]:
         embedders.append(("guidance_in", "guidance_embedder", 256))
     for stored, name, columns in embedders:
-        yield from _linear(f"{stored}.in_layer", f"time_text_embed.{name}.linear_1", width, columns)
-        yield from _linear(f"{stored}.out_layer", f"time_text_embed.{name}.linear_2", width, width)
+        yield from linear(f"{stored}.in_layer", f"time_text_embed.{name}.linear_1", width, columns)
+        yield from linear(f"{stored}.out_layer", f"time_text_embed.{name}.linear_2", width, width)
     for index in range(config["num_layers"]):
         block, ours = f"double_blocks.{index}", f"transformer_blocks.{index}"
         for stream, norm, to, out, added, ff in (
             ("img", "norm1", ("to_q", "to_k", "to_v"), "to_out.0", "", "ff"),
             ("txt", "norm1_context", ("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out", "added_", "ff_context"),
         ):
-            yield from _linear(f"{block}.{stream}_mod.lin", f"{ours}.{norm}.linear", 6 * width, width)
+            yield from linear(f"{block}.{stream}_mod.lin", f"{ours}.{norm}.linear", 6 * width, width)
             qkv = f"{block}.{stream}_attn.qkv"
-            yield _split(f"{qkv}.weight", [f"{ours}.attn.{name}.weight" for name in to], [width] * 3, width)
-            yield _split(f"{qkv}.bias", [f"{ours}.attn.{name}.bias" for name in to], [width] * 3)
+            yield split(f"{qkv}.weight", [f"{ours}.attn.{name}.weight" for name in to], [width] * 3, width)
+            yield split(f"{qkv}.bias", [f"{ours}.attn.{name}.bias" for name in to], [width] * 3)
             for stored, name in (("query", "q"), ("key", "k")):
                 scale = f"{block}.{stream}_attn.norm.{stored}_norm.scale"
-                yield _whole(scale, f"{ours}.attn.norm_{added}{name}.weight", head)
-            yield from _linear(f"{block}.{stream}_attn.proj", f"{ours}.attn.{out}", width, width)
-            yield from _linear(f"{block}.{stream}_mlp.0", f"{ours}.{ff}.net.0.proj", wide, width)
-            yield from _linear(f"{block}.{stream}_mlp.2", f"{ours}.{ff}.net.2", width, wide)
+                yield whole(scale, f"{ours}.attn.norm_{added}{name}.weight", head)
+            yield from linear(f"{block}.{stream}_attn.proj", f"{ours}.attn.{out}", width, width)
+            yield from linear(f"{block}.{stream}_mlp.0", f"{ours}.{ff}.net.0.proj", wide, width)
+            yield from linear(f"{block}.{stream}_mlp.2", f"{ours}.{ff}.net.2", width, wide)
     for index in range(config["num_single_layers"]):
         block, ours = f"single_blocks.{index}", f"single_transformer_blocks.{index}"
-        yield from _linear(f"{block}.modulation.lin", f"{ours}.norm.linear", 3 * width, width)
+        yield from linear(f"{block}.modulation.lin", f"{ours}.norm.linear", 3 * width, width)
         heights = [width, width, width, wide]
         names = [f"{ours}.{name}" for name in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")]
-        yield _split(f"{block}.linear1.weight", [f"{name}.weight" for name in names], heights, width)
-        yield _split(f"{block}.linear1.bias", [f"{name}.bias" for name in names], heights)
+        yield split(f"{block}.linear1.weight", [f"{name}.weight" for name in names], heights, width)
+        yield split(f"{block}.linear1.bias", [f"{name}.bias" for name in names], heights)
         for stored, name in (("query", "q"), ("key", "k")):
-            yield _whole(f"{block}.norm.{stored}_norm.scale", f"{ours}.attn.norm_{name}.weight", head)
-        yield from _linear(f"{block}.linear2", f"{ours}.proj_out", width, width + wide)
+            yield whole(f"{block}.norm.{stored}_norm.scale", f"{ours}.attn.norm_{name}.weight", head)
+        yield from linear(f"{block}.linear2", f"{ours}.proj_out", width, width + wide)
     # BFL's file has shift before scale, diffusers scale before shift.
     swapped = ((width, 2 * width), (0, width))
     for leaf, shape in (("weight", (2 * width, width)), ("bias", (2 * width,))):
         target = Target(f"norm_out.linear.{leaf}", shape, swapped)
         yield Rule(f"final_layer.adaLN_modulation.1.{leaf}", shape, (target,))
-    yield from _linear("final_layer.linear", "proj_out", config["in_channels"], width)
+    yield from linear("final_layer.linear", "proj_out", config["in_channels"], width)
 
 
 def diffusers_config(shapes: Shapes) -> dict[str, Any] | str:
@@ -171,10 +132,10 @@ def diffusers_config(shapes: Shapes) -> dict[str, Any] | str:
     if not heads or not widths:
         return "transformer_blocks.0.attn.norm_k.weight"
     return transformer_config(
-        width=_usual(widths),
-        head=_usual(heads),
-        layers=_count(shapes, "transformer_blocks."),
-        single_layers=_count(shapes, "single_transformer_blocks."),
+        width=usual(widths),
+        head=usual(heads),
+        layers=count(shapes, "transformer_blocks."),
+        single_layers=count(shapes, "single_transformer_blocks."),
         channels=shapes["x_embedder.weight"][1],
         text_width=shapes["context_embedder.weight"][1],
         pooled_width=shapes[pooled][1],
@@ -195,12 +156,12 @@ def ldm_config(shapes: Shapes) -> dict[str, Any] | str:
         widths.append(shapes[name][0])
     if not widths:
         return "encoder.down.0.block.0.conv1.weight"
-    deepest = max(_count(shapes, "encoder.down."), _count(shapes, "decoder.up."))
+    deepest = max(count(shapes, "encoder.down."), count(shapes, "decoder.up."))
     if deepest > len(widths):
         return name
     return vae_config(
         widths,
-        layers=_count(shapes, "encoder.down.0.block."),
+        layers=count(shapes, "encoder.down.0.block."),
         latents=shapes["decoder.conv_in.weight"][1],
         attention=any(name.startswith("decoder.mid.attn_1.") for name in shapes),
     )
@@ -210,7 +171,7 @@ def vae_config(widths: list[int], *, layers: int, latents: int, attention: bool)
     """FLUX.1's configuration with these sizes."""
     groups = math.gcd(MAX_GROUPS, *widths)
     return {
-        **flux1.VAE,
+        **published.VAE,
         "block_out_channels": widths,
         "down_block_types": ["DownEncoderBlock2D"] * len(widths),
         "up_block_types": ["UpDecoderBlock2D"] * len(widths),
@@ -251,13 +212,13 @@ def ldm_rules(config: Mapping[str, Any]) -> Iterator[Rule]:
 
 
 def _convolution(stored: str, name: str, out: int, into: int, side: int = 3) -> Iterator[Rule]:
-    yield _whole(f"{stored}.weight", f"{name}.weight", out, into, side, side)
-    yield _whole(f"{stored}.bias", f"{name}.bias", out)
+    yield whole(f"{stored}.weight", f"{name}.weight", out, into, side, side)
+    yield whole(f"{stored}.bias", f"{name}.bias", out)
 
 
 def _norm(stored: str, name: str, width: int) -> Iterator[Rule]:
-    yield _whole(f"{stored}.weight", f"{name}.weight", width)
-    yield _whole(f"{stored}.bias", f"{name}.bias", width)
+    yield whole(f"{stored}.weight", f"{name}.weight", width)
+    yield whole(f"{stored}.bias", f"{name}.bias", width)
 
 
 def _resnet(stored: str, name: str, into: int, out: int) -> Iterator[Rule]:
@@ -273,8 +234,8 @@ def _attention(stored: str, name: str, width: int) -> Iterator[Rule]:
     yield from _norm(f"{stored}.norm", f"{name}.group_norm", width)
     for theirs, ours in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0")):
         # A convolution of one pixel there, a linear layer here.
-        yield _whole(f"{stored}.{theirs}.weight", f"{name}.{ours}.weight", width, width, 1, 1, ours=(width, width))
-        yield _whole(f"{stored}.{theirs}.bias", f"{name}.{ours}.bias", width)
+        yield whole(f"{stored}.{theirs}.weight", f"{name}.{ours}.weight", width, width, 1, 1, ours=(width, width))
+        yield whole(f"{stored}.{theirs}.bias", f"{name}.{ours}.bias", width)
 
 
 def diffusers_vae_config(shapes: Shapes) -> dict[str, Any] | str:
@@ -289,7 +250,7 @@ def diffusers_vae_config(shapes: Shapes) -> dict[str, Any] | str:
     if not widths:
         return name
     attention = any(".mid_block.attentions." in name for name in shapes)
-    layers = _count(shapes, "encoder.down_blocks.0.resnets.")
+    layers = count(shapes, "encoder.down_blocks.0.resnets.")
     return vae_config(widths, layers=layers, latents=latents, attention=attention)
 
 
@@ -303,14 +264,14 @@ def clip_config(shapes: Shapes) -> dict[str, Any] | str:
     for name in (token, position, first):
         if len(shapes.get(name, ())) != 2:
             return name
-    return _clip(shapes[token], shapes[first][0], _count(shapes, "encoder.layers."), shapes[position][0])
+    return _clip(shapes[token], shapes[first][0], count(shapes, "encoder.layers."), shapes[position][0])
 
 
 def _clip(table: tuple[int, ...], wide: int, layers: int, positions: int) -> dict[str, Any]:
     """CLIP-L's configuration with these sizes; `table` is the shape of the tokens' embedding."""
     vocabulary, width = table
     return {
-        **flux1.CLIP_L,
+        **published.CLIP_L,
         "vocab_size": vocabulary,
         "hidden_size": width,
         "projection_dim": width,
@@ -327,26 +288,26 @@ def openai_clip_config(shapes: Shapes) -> dict[str, Any] | str:
     for name in ("token_embedding.weight", "positional_embedding", first):
         if len(shapes.get(name, ())) != 2:
             return name
-    layers, positions = _count(shapes, "transformer.resblocks."), shapes["positional_embedding"][0]
+    layers, positions = count(shapes, "transformer.resblocks."), shapes["positional_embedding"][0]
     return _clip(shapes["token_embedding.weight"], shapes[first][0], layers, positions)
 
 
 def openai_clip_rules(config: Mapping[str, Any]) -> Iterator[Rule]:
     """OpenAI's tensors of a CLIP text encoder of this configuration (openai/CLIP, clip/model.py)."""
     width, wide = config["hidden_size"], config["intermediate_size"]
-    yield _whole("token_embedding.weight", "embeddings.token_embedding.weight", config["vocab_size"], width)
+    yield whole("token_embedding.weight", "embeddings.token_embedding.weight", config["vocab_size"], width)
     positions = config["max_position_embeddings"]
-    yield _whole("positional_embedding", "embeddings.position_embedding.weight", positions, width)
+    yield whole("positional_embedding", "embeddings.position_embedding.weight", positions, width)
     for index in range(config["num_hidden_layers"]):
         block, ours = f"transformer.resblocks.{index}", f"encoder.layers.{index}"
         yield from _norm(f"{block}.ln_1", f"{ours}.layer_norm1", width)
         names = [f"{ours}.self_attn.{name}_proj" for name in "qkv"]
-        yield _split(f"{block}.attn.in_proj_weight", [f"{name}.weight" for name in names], [width] * 3, width)
-        yield _split(f"{block}.attn.in_proj_bias", [f"{name}.bias" for name in names], [width] * 3)
-        yield from _linear(f"{block}.attn.out_proj", f"{ours}.self_attn.out_proj", width, width)
+        yield split(f"{block}.attn.in_proj_weight", [f"{name}.weight" for name in names], [width] * 3, width)
+        yield split(f"{block}.attn.in_proj_bias", [f"{name}.bias" for name in names], [width] * 3)
+        yield from linear(f"{block}.attn.out_proj", f"{ours}.self_attn.out_proj", width, width)
         yield from _norm(f"{block}.ln_2", f"{ours}.layer_norm2", width)
-        yield from _linear(f"{block}.mlp.c_fc", f"{ours}.mlp.fc1", wide, width)
-        yield from _linear(f"{block}.mlp.c_proj", f"{ours}.mlp.fc2", width, wide)
+        yield from linear(f"{block}.mlp.c_fc", f"{ours}.mlp.fc1", wide, width)
+        yield from linear(f"{block}.mlp.c_proj", f"{ours}.mlp.fc2", width, wide)
     yield from _norm("ln_final", "final_layer_norm", width)
 
 
@@ -361,12 +322,12 @@ def t5_config(shapes: Shapes) -> dict[str, Any] | str:
     vocabulary, width = shapes[table]
     buckets, heads = shapes[bias]
     return {
-        **flux1.T5_XXL,
+        **published.T5_XXL,
         "vocab_size": vocabulary,
         "d_model": width,
         "d_kv": shapes[query][0] // max(1, heads),
         "d_ff": shapes[gate][0],
-        "num_layers": _count(shapes, "encoder.block."),
+        "num_layers": count(shapes, "encoder.block."),
         "num_heads": heads,
         "relative_attention_num_buckets": buckets,
     }
@@ -397,14 +358,3 @@ def t5_name(stored: str) -> str:
         case ["enc", "blk", number, layer, "weight"] if layer in GGUF_T5:
             return f"encoder.block.{number}.{GGUF_T5[layer]}.weight"
     return stored
-
-
-def _usual(values: list[int]) -> int:
-    """The most frequent: one tensor with a wrong shape is not believed against all others."""
-    return Counter(values).most_common(1)[0][0]
-
-
-def _count(shapes: Iterable[str], prefix: str) -> int:
-    """How many are numbered after this prefix, gaps included: a missing one is to be missed."""
-    numbers = (name[len(prefix) :].partition(".")[0] for name in shapes if name.startswith(prefix))
-    return min(MAX_BLOCKS, 1 + max((int(each) for each in numbers if re.fullmatch("[0-9]{1,6}", each)), default=-1))

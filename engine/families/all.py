@@ -1,0 +1,34 @@
+"""The families that there are."""
+
+from __future__ import annotations
+
+from engine.families.family import Family, Part, Published, Tokenizer
+from engine.families.flux1 import FLUX1
+from engine.families.sources import Source
+
+FAMILIES: list[Family] = [FLUX1]
+
+
+def parts() -> dict[str, Part]:
+    """Every part of every family by name; of a name that several have, the first."""
+    return {part.name: part for family in reversed(FAMILIES) for part in reversed(family.parts)}
+
+
+def tokenizers() -> dict[str, Tokenizer]:
+    """Every tokenizer of every family by name; of a name that several have, the first."""
+    return {each.name: each for family in reversed(FAMILIES) for each in reversed(family.tokenizers)}
+
+
+def family_of_pipeline(name: str) -> Family | None:
+    """The family that a class in a folder's model_index.json belongs to."""
+    return next((family for family in FAMILIES if name in family.pipelines), None)
+
+
+def published() -> dict[str, tuple[Family, Published]]:
+    """Every published model by name."""
+    return {each.name: (family, each) for family in FAMILIES for each in family.published}
+
+
+def sources() -> dict[str, Source]:
+    """Everything that is to be had, by name."""
+    return {source.name: source for family in FAMILIES for source in family.sources}
