@@ -72,12 +72,13 @@ def no_card(driver: Driver) -> Iterator[Driver]:
     tuned, tuner.configs, tuner.cache = (tuner.configs, tuner.cache), tuner.configs[-1:], {}
     kept = dict(fused._compiled)
     fused._compiled.clear()
-    active = runtime._active  # None as long as nothing ran, and always where there is no card
+    before = dict(vars(runtime))  # with the driver of the card that is there, if one is
     runtime.set_active(driver)
     try:
         yield driver
     finally:
-        runtime._active = active
+        vars(runtime).clear()
+        vars(runtime).update(before)
         tuner.configs, tuner.cache = tuned
         fused._compiled.clear()
         fused._compiled.update(kept)
