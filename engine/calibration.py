@@ -75,14 +75,21 @@ def calibrate(engine: Engine, prompts: Sequence[str], request: Request) -> Gener
         )
     assert request.steps and request.seed is not None and prompts
     maxima = Maxima(engine.source.configs["transformer"], request.steps)
-    for number, prompt in enumerate(prompts):
-        single = replace(request, prompt=prompt, seed=request.seed + number)
-        job = CalibrationJob(engine, single, Destination(Path()), number, maxima)
-        try:
-            yield from job.paint()
-        except (RequestError, CancelledError):
-            raise
-        except Exception as error:  # in the words that a picture's failure has
-            raise RequestError("salience", job.failed(error).message, machine=True) from error
-    calibration = yield from job.find_factors(engine.model_hash, len(prompts))
+    kernels = engine.runtime().kernels
+    known = dict(kernels)
+    kernels["fp8"] = "dequantize"  # with it, every layer is called with activations that are not rounded
+    try:
+        for number, prompt in enumerate(prompts):
+            single = replace(request, prompt=prompt, seed=request.seed + number)
+            job = CalibrationJob(engine, single, Destination(Path()), number, maxima)
+            try:
+                yield from job.paint()
+            except (RequestError, CancelledError):
+                raise
+            except Exception as error:  # in the words that a picture's failure has
+                raise RequestError("salience", job.failed(error).message, machine=True) from error
+        calibration = yield from job.find_factors(engine.model_hash, len(prompts))
+    finally:
+        kernels.pop("fp8")
+        kernels.update(known)
     return calibrations.write(calibration)

@@ -106,10 +106,12 @@ def denoise(
 
 @contextmanager
 def _watched(transformer: Any) -> Iterator[Watch | None]:
-    """Who watches the transformer's activations, if anybody does; nothing of them is left on the device."""
-    watch: Watch | None = getattr(transformer, "watch", None)
+    """Who watches the transformer's activations, if anybody does. What is the same in every step is kept meanwhile;
+    nothing is left on the device."""
+    watch: Watch | None = transformer.watch
     try:
-        yield watch
+        with transformer.pos_embed.kept():
+            yield watch
     finally:
         if watch is not None:
             watch.forget()

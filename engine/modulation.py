@@ -32,15 +32,26 @@ class Lookup(nn.Module):
         output = self.tables[0].row[:, self.start : self.start + self.width]
         return output if self.dtype is None else output.to(self.dtype)
 
+    def parts(self, count: int, *, folded: bool) -> tuple[Tensor, ...]:
+        """Shift, factor and gate, once or twice (`count` 3 or 6), for the current step: each [B, width / count].
+
+        Of tables that are `folded` the factor is there already, and the gates come in the dtype that is computed in; of
+        others it is 1 + scale.
+        """
+        return self.tables[0].parts(self.start, self.width, count, folded)
+
 
 class TableReader(nn.Module):
-    """In the place of the timestep, guidance and text embedder; holds the rows of the current step, [B, total]."""
+    """In the place of the timestep, guidance and text embedder; holds the rows of the current step, [B, total].
+
+    Blocks take views of the rows, which are made once: a step puts new numbers in the same memory.
+    """
 
     row: Tensor
 
     def __init__(self, linears: dict[str, nn.Linear], embedder: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.dtype = dtype  # of the tables
+        self.dtype = self.compute_dtype = dtype  # the first is the tables'
         self.linears = {name: [linear] for name, linear in linears.items()}  # by path; none of them a submodule
         self.embedder = [embedder]
         widths = [linear.out_features for linear in linears.values()]
@@ -53,6 +64,37 @@ class TableReader(nn.Module):
         """Hold nothing on the device any more."""
         self.memory: Tensor | None = None
         self.__dict__.pop("row", None)
+        self._derived: dict[bool, Tensor] = {}
+        self._parts: dict[tuple[int, bool], tuple[Tensor, ...]] = {}
+
+    def stand(self, row: Tensor) -> None:
+        """Make `row` [B, total] the current step's; where it is the same memory as before, its numbers may be new."""
+        known = self.__dict__.get("row")
+        if known is None or known.shape != row.shape or known.data_ptr() != row.data_ptr() or row.is_meta:
+            self._derived, self._parts = {}, {}
+            self.row = row
+        for folded, derived in self._derived.items():
+            self._derive(folded, derived)
+
+    def parts(self, start: int, width: int, count: int, folded: bool) -> tuple[Tensor, ...]:
+        """See `Lookup.parts`."""
+        key = start, folded
+        if key not in self._parts:
+            if folded not in self._derived:
+                self._derived[folded] = torch.empty_like(self.row, dtype=self.compute_dtype if folded else None)
+                self._derive(folded, self._derived[folded])
+            stored, derived = (
+                rows[:, start : start + width].chunk(count, dim=1) for rows in (self.row, self._derived[folded])
+            )
+            other = 2 if folded else 1  # gates are rounded, or scales are made factors
+            self._parts[key] = tuple((derived if place % 3 == other else stored)[place] for place in range(count))
+        return self._parts[key]
+
+    def _derive(self, folded: bool, out: Tensor) -> None:
+        if folded:
+            out.copy_(self.row)
+        else:
+            torch.add(self.row, 1, out=out)
 
     def forward(self, *_: object) -> Tensor:
         return self.row[:, :1]  # goes into the lookups, which do not look at it
@@ -90,9 +132,10 @@ def enter(reader: TableReader, tables: Sequence[Tables], step: int, device: torc
     if reader.memory is None or len(reader.memory) < len(tables):
         rows = tables[0].rows
         reader.memory = torch.empty(len(tables), rows.shape[1], device=device, dtype=rows.dtype)
-    reader.row = reader.memory[: len(tables)]
-    for row, table in zip(reader.row, tables, strict=True):
-        row.copy_(table.rows[step], non_blocking=True)
+    row = reader.memory[: len(tables)]
+    for number, table in enumerate(tables):
+        row[number].copy_(table.rows[step], non_blocking=True)
+    reader.stand(row)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from engine.quantization import fused  # noqa: E402
+from tests.launches import Driver, no_card  # noqa: E402
 
 EPS = 1e-6
 SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}  # of a block, at most
@@ -191,6 +192,42 @@ def test_rows_must_be_contiguous():
         fused.quantize(normal(8, 4).T)
 
 
+# How they are launched
+
+
+@pytest.mark.parametrize("rows", [64, 65])
+def test_a_kept_kernel_is_launched_as_triton_launched_it(rows: int) -> None:
+    x, weight, scale = normal(1, rows, 64, dtype=torch.bfloat16), integers(48, 64), normal(48).abs()
+    with no_card(Driver()) as driver:
+        for _ in range(2):
+            values, token_scale = fused.modulate(x, normal(64), normal(64), EPS)
+            fused.quantize(x, None)
+            fused.quantize(x, normal(64))
+            for bias, gelu in ((None, False), (normal(48).bfloat16(), True)):
+                fused.matmul(values, token_scale, weight, scale, bias, gelu, torch.bfloat16)
+        assert driver.launches is not None
+        assert len(driver.launches) == 10
+        assert driver.loaded == 5
+    for ours, theirs in zip(driver.launches[5:], driver.launches[:5], strict=True):
+        assert (ours.grid, ours.function) == (theirs.grid, theirs.function)
+        assert [described(each) for each in ours.arguments] == [described(each) for each in theirs.arguments]
+
+
+def test_other_arguments_are_launched_by_a_kernel_of_their_own() -> None:
+    x = normal(33, 64)
+    with no_card(Driver()) as driver:
+        for given in (x, x, x[:20], x.bfloat16(), x[:, :48], normal(33 * 64 + 1)[1:].view(33, 64)):
+            fused.quantize(given)
+        assert driver.launches is not None
+        functions = [launch.function for launch in driver.launches]
+        assert [launch.grid[0] for launch in driver.launches] == [33, 33, 20, 33, 33, 33]
+    assert functions == [1, 1, 1, 2, 3, 4]  # another count of rows, type, width, alignment
+
+
+def described(argument: object) -> object:
+    return (argument.shape, argument.dtype) if isinstance(argument, Tensor) else argument
+
+
 # What the kernels are compiled to: no card is needed for that
 
 
@@ -210,7 +247,7 @@ def compiled(kernel, capability: int, types: dict[str, str], constants: dict[str
 
 
 def compiled_rows(name: str, capability: int, k: int):
-    constants: dict[str, object] = dict(fused.row_options(torch.empty(1, k)))
+    constants: dict[str, object] = dict(fused.row_options(k))
     warps = constants.pop("num_warps")
     types = {"x": "*bf16", "values": "*i8", "scale": "*fp32", "stride": "i32"}
     if name == "modulate":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from engine.cli import _to_repeat, main
 from engine.events import Event, Failed, ImageSaved, Noticed, Planned
 from engine.images.metadata import read_record
 from engine.images.save import plan_output
+from engine.memory.components import set_kernel
 from engine.modulation import detach
-from engine.quantization import blocks, int8
-from engine.quantization.int8 import KERNELS, Choice, Int8Linear, Tokens, probe_kernel, quantize_rows
+from engine.quantization import blocks, fp8, int8
+from engine.quantization.int8 import KERNELS, Choice, Int8Linear, probe_kernel, quantize_rows
+from engine.quantization.kernels import Kernel, Tokens
 from engine.quantization.salience import Folds, inputs
 from engine.runtime import Repeat
 from tests.tiny import save_tiny, tiny_pipeline
@@ -241,11 +244,22 @@ def in_blocks(transformer: Any, factors: dict[str, Tensor], given: dict[str, Any
             layer.weight.data, layer.bias.data = folds.weight(name, layer.weight), folds.bias(name, layer.bias)
     for name, inverse in folds.inverse.items():
         ours.get_submodule(name).inverse = inverse
-    blocks.install(ours)
+    blocks.install(ours, KERNELS, folded=True)
     reader = detach(ours, given["hidden_states"].dtype)
     embedding = reader.embedder[0](given["timestep"] * 1000, given["guidance"] * 1000, given["pooled_projections"])
     row = torch.cat([reader.linears[name][0](F.silu(embedding)) for name in reader.places], dim=1)
-    reader.row = folds.tables(row, reader.places)
+    reader.stand(folds.tables(row, reader.places))
+    return ours
+
+
+def in_plain_blocks(transformer: Any, kernels: Mapping[str, Kernel], given: dict[str, Any]) -> Any:
+    """A copy over our blocks as other precisions than int8 have them, standing at the step of `given`."""
+    ours = copy.deepcopy(transformer)
+    blocks.install(ours, kernels, folded=False)
+    dtype = given["hidden_states"].dtype
+    reader = detach(ours, dtype)
+    embedding = reader.embedder[0](given["timestep"] * 1000, given["guidance"] * 1000, given["pooled_projections"])
+    reader.stand(torch.cat([reader.linears[name][0](F.silu(embedding)) for name in reader.places], dim=1))
     return ours
 
 
@@ -263,8 +277,41 @@ class TestBlocks:
         }
         ours = in_blocks(transformer, factors if spread else {}, given)
         got = ours(**given)[0]
-        assert float((got - expected).norm() / expected.norm()) <= 1e-12
+        assert float((got - expected).norm() / expected.norm()) <= 1e-6  # diffusers rotates in float32, we do not
+        plain = in_blocks(transformer, {}, given)(**given)[0]
+        assert float((got - plain).norm() / plain.norm()) <= 1e-12
         assert ours.watch.first_bad() is None
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("batch", [1, 2])
+    def test_without_8_bits_they_give_the_bits_of_diffusers(self, dtype, batch):
+        transformer = tiny_pipeline(guided=True).transformer.to(dtype)
+        given = transformer_inputs(transformer.config, dtype)
+        for name in ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance"):
+            value = given[name]
+            given[name] = torch.cat([value, value.flip(-1) * 0.7])[:batch]
+        expected = transformer(**given)[0]
+        ours = in_plain_blocks(transformer, fp8.kernels(transformer.inner_dim, dtype), given)
+        assert torch.equal(ours(**given)[0], expected)
+
+    @torch.no_grad()
+    def test_tokens_are_rounded_to_fp8_once_for_all_layers_with_the_same_bits(self):
+        transformer = tiny_pipeline(guided=True).transformer.bfloat16()
+        given = transformer_inputs(transformer.config, torch.bfloat16)
+        fp8.replace_linears(transformer, "transformer", torch.bfloat16)
+        for number, layer in enumerate(each for each in transformer.modules() if isinstance(each, fp8.Fp8Linear)):
+            values, scale = fp8.quantize_rows(normal(layer.out_features, layer.in_features, seed=number) * 0.1)
+            for leaf, value in {"quantized": values, "scale": scale, "bias": normal(len(scale)).bfloat16()}.items():
+                layer._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+        ways = fp8.kernels(transformer.inner_dim, torch.bfloat16)
+        assert "scaled_mm" in ways
+        for kernel in ways:
+            set_kernel(transformer, kernel)
+            expected = transformer(**given)[0]  # each layer by itself
+            ours = in_plain_blocks(transformer, ways, given)
+            set_kernel(ours, kernel)
+            assert torch.equal(ours(**given)[0], expected), kernel
 
     @torch.no_grad()
     def test_every_linear_layer_of_the_blocks_is_balanced_somewhere(self):

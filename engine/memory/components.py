@@ -26,7 +26,6 @@ from engine.modulation import Tables
 from engine.quantization import blocks, forms
 from engine.quantization.forms import Form
 from engine.quantization.fp8 import Fp8Linear
-from engine.quantization.int8 import KERNELS
 from engine.quantization.salience import Folds
 
 PROGRESS_EVERY_BYTES = 32 * 2**20
@@ -516,11 +515,11 @@ class Loan:
 
 
 def set_kernel(module: Any, kernel: str) -> None:
-    """How every 8-bit layer of a module multiplies; FP8 layers that know no such kernel dequantize."""
+    """How every 8-bit layer of a module multiplies; those that know no such kernel dequantize."""
     for layer in module.modules():
         if isinstance(layer, Fp8Linear):
             layer.kernel = kernel if kernel == "scaled_mm" else "dequantize"
-    if kernel in KERNELS:
+    if hasattr(module, "kernels"):
         blocks.set_kernel(module, kernel)
 
 

@@ -126,7 +126,10 @@ def build(model: Model, name: str, precision: str) -> Component:
     elif precision.startswith("int8"):
         balanced = balanced_at_run_time(model.configs[name]) if precision != "int8" else set()
         int8.replace_linears(module, dtype, balanced)
-        blocks.install(module)
+    if name == "transformer":
+        folded = precision.startswith("int8")
+        ways = int8.KERNELS if folded else fp8.kernels(module.inner_dim, dtype)
+        blocks.install(module, ways, folded=folded)
     paths = _unit_paths(name, module)
     owners = {path: module.get_submodule(path) for path in paths}
     grouped: dict[str, list[tuple[nn.Module, str, str, torch.dtype, tuple[int, ...]]]] = {path: [] for path in paths}

@@ -1,25 +1,29 @@
-"""FLUX.1's transformer blocks over int8 linear layers: the same computation, cut where activations are quantized.
+"""FLUX.1's transformer blocks, cut where activations are quantized: diffusers' computation, with less Python around it.
 
-What goes into several layers is normalized, modulated and quantized once for all of them. The modulation comes in
-tables that `Folds.tables` has turned into one factor and one addend for each channel, in float32: stored as
+What goes into several layers is normalized, modulated and quantized once for all of them, in the way of a `Kernel`. The
+modulation comes in views of the step's tables, and the positions' rotation is computed once for all steps. Int8 kernels
+are given tables that `Folds.tables` has turned into one factor and one addend for each channel, in float32: stored as
 "1 + scale" in bfloat16, a scale that balancing has made small would lose its digits.
 
-The networks are those of diffusers' `FluxTransformerBlock` and `FluxSingleTransformerBlock`, with their submodules.
+The networks are those of diffusers' `FluxTransformerBlock` and `FluxSingleTransformerBlock`, with their submodules; the
+plain kernel gives their bits. On a fast card a step at 8 bits is over before its Python is, so what costs a microsecond
+at every layer is kept out: modules that only pass on, searches for attributes, views that could be kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.embeddings import apply_rotary_emb
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.quantization.int8 import KERNELS, Kernel, Tokens
+from engine.quantization.kernels import Kernel, Tokens
 from engine.request import RequestError
 
-Rotation = tuple[Tensor, Tensor]
+Rotation = tuple[Tensor, Tensor]  # cosines and sines, [1, S, 1, D] float32; every other sine is negative
 
 
 class NotFiniteError(RequestError):
@@ -33,66 +37,134 @@ class NotFiniteError(RequestError):
 
 
 class Watch:
-    """Sees where in a step activations stop being finite, at the cost of one small sum for each quantization."""
+    """Sees where in a step activations stop being finite, at the cost of a small sum for each quantization."""
 
     def __init__(self) -> None:
-        self._totals: list[tuple[str, Tensor]] = []
+        self._names: list[str] = []
+        self._totals: list[Tensor] = []
+        self._scales: list[Tensor] = []  # of the running block, which are summed at its end, by one call
 
-    def see(self, name: str, tokens: Tokens) -> Tokens:
+    def see(self, name: str, tokens: Tokens) -> None:
         """Remember what goes into the layers of this name."""
-        self._totals.append((name, tokens.total()))
-        return tokens
+        if tokens.scale is None:
+            self.end_block()
+            self._totals.append(tokens.total())
+        else:
+            self._scales.append(tokens.scale)
+        self._names.append(name)
+
+    def end_block(self) -> None:
+        """Keep nothing but numbers of what was seen."""
+        if self._scales:
+            self._totals += torch._foreach_norm(self._scales, 1)  # of what is positive, or not a number: the sum
+            self._scales = []
 
     def forget(self) -> None:
         """Begin a new step."""
-        self._totals = []
+        self._names, self._totals, self._scales = [], [], []
 
     def first_bad(self) -> str | None:
         """The first layers of this step whose input was not finite, or None; begins a new step."""
-        totals, self._totals = self._totals, []
-        if not totals or totals[0][1].device.type == "meta":
+        self.end_block()
+        names, totals = self._names, self._totals
+        self.forget()
+        if not totals or totals[0].device.type == "meta":
             return None
-        finite = torch.stack([total for _, total in totals]).isfinite().tolist()  # waits for the device, once
-        return next((name for (name, _), good in zip(totals, finite, strict=True) if not good), None)
+        finite = torch.stack(totals).isfinite().tolist()  # waits for the device, once
+        return next((name for name, good in zip(names, finite, strict=True) if not good), None)
 
 
-class _Quantized(nn.Module):
-    """What both kinds of blocks have: a name, a kernel, somebody who watches."""
+class _Part(nn.Module):
+    """What all parts of blocks have: a name, a kernel, and for int8 somebody who watches."""
 
-    def __init__(self, name: str, watch: Watch) -> None:
+    def __init__(self, name: str, kernel: Kernel, watch: Watch | None) -> None:
         super().__init__()
-        self.name, self.watch = name, watch
-        self.kernel: Kernel = KERNELS["dequantize"]
+        self.name, self.kernel, self.watch = name, kernel, watch
+        self.folded = watch is not None  # the tables, for int8
 
     def modulated(self, x: Tensor, factor: Tensor, addend: Tensor, layers: str) -> Tokens:
-        return self.watch.see(f"{self.name}.{layers}", self.kernel.modulate(x, factor, addend))
+        tokens = self.kernel.modulate(x, factor, addend)
+        if self.watch is not None:
+            self.watch.see(f"{self.name}.{layers}", tokens)
+        return tokens
 
-    def quantized(self, x: Tensor, layers: str, inverse: Tensor | None = None) -> Tokens:
-        return self.watch.see(f"{self.name}.{layers}", self.kernel.quantize(x, inverse))
+    def quantized(self, x: Tensor, layers: str, balanced: Any = None) -> Tokens:
+        """What goes into `layers`; `balanced` is the one of them that may divide its channels first."""
+        if self.watch is None:
+            return self.kernel.quantize(x)
+        tokens = self.kernel.quantize(x, getattr(balanced, "inverse", None))
+        self.watch.see(f"{self.name}.{layers}", tokens)
+        return tokens
+
+    def end_block(self) -> None:
+        if self.watch is not None:
+            self.watch.end_block()
 
 
-class FeedForward(_Quantized):
+class FeedForward(_Part):
     """`diffusers.models.attention.FeedForward` with GELU (tanh form)."""
 
-    def __init__(self, plain: Any, name: str, watch: Watch) -> None:
-        super().__init__(name, watch)
-        self.net = plain.net
+    def __init__(self, plain: Any, name: str, kernel: Kernel, watch: Watch | None) -> None:
+        super().__init__(name, kernel, watch)
+        self.net: Any = plain.net
 
     def forward(self, tokens: Tokens) -> Tensor:
         inner, outer = self.net[0].proj, self.net[2]
         hidden = self.kernel.linear(tokens, inner, gelu=True)
-        return self.kernel.linear(self.quantized(hidden, "net.2", _inverse(outer)), outer)
+        return self.kernel.linear(self.quantized(hidden, "net.2", outer), outer)
 
 
-class DoubleBlock(_Quantized):
+class Attention(_Part):
+    """`FluxAttention` with `FluxAttnProcessor`, without output layers in a single block."""
+
+    def __init__(self, plain: Any, name: str, kernel: Kernel, watch: Watch | None) -> None:
+        super().__init__(name, kernel, watch)
+        self.head_dim = plain.head_dim
+        for child, module in plain.named_children():
+            self.add_module(child, module)
+
+    def forward(self, tokens: Tokens, rotation: Rotation) -> Tensor:
+        """Of one sequence: [B, S, heads * head_dim]."""
+        query = _normed(self.heads(tokens, self.to_q), self.norm_q)
+        key = _normed(self.heads(tokens, self.to_k), self.norm_k)
+        value = self.heads(tokens, self.to_v)
+        return _attended(query, key, value, rotation)
+
+    def heads(self, tokens: Tokens, layer: Any) -> Tensor:
+        """What a layer makes of tokens: [B, S, heads, head_dim]."""
+        projected = self.kernel.linear(tokens, layer)
+        return projected.view(*projected.shape[:-1], -1, self.head_dim)
+
+
+class JointAttention(Attention):
+    """The same of a double block: image and text attend to each other, and have output layers."""
+
+    def forward(  # type: ignore[override]
+        self, image: Tokens, text: Tokens, rotation: Rotation
+    ) -> tuple[Tensor, Tensor]:
+        to_out: Any = self.to_out
+        query = _normed(self.heads(image, self.to_q), self.norm_q)
+        key = _normed(self.heads(image, self.to_k), self.norm_k)
+        value = self.heads(image, self.to_v)
+        query = torch.cat([_normed(self.heads(text, self.add_q_proj), self.norm_added_q), query], dim=1)
+        key = torch.cat([_normed(self.heads(text, self.add_k_proj), self.norm_added_k), key], dim=1)
+        value = torch.cat([self.heads(text, self.add_v_proj), value], dim=1)
+        out = _attended(query, key, value, rotation)
+        del query, key, value
+        words = text.values.shape[1]
+        of_text, of_image = self.quantized(out, "to_out.0").split([words, out.shape[1] - words])
+        return self.kernel.linear(of_image, to_out[0]), self.kernel.linear(of_text, self.to_add_out)
+
+
+class DoubleBlock(_Part):
     """`FluxTransformerBlock`: image and text have weights of their own and attend to each other."""
 
-    def __init__(self, plain: Any, name: str, watch: Watch) -> None:
-        super().__init__(name, watch)
-        self.norm1, self.norm1_context, self.attn = plain.norm1, plain.norm1_context, plain.attn
-        self.ff = FeedForward(plain.ff, f"{name}.ff", watch)
-        self.ff_context = FeedForward(plain.ff_context, f"{name}.ff_context", watch)
-        self.attn.set_processor(JointAttention(self))
+    def __init__(self, plain: Any, name: str, kernel: Kernel, watch: Watch | None) -> None:
+        super().__init__(name, kernel, watch)
+        self.norm1, self.norm1_context = plain.norm1, plain.norm1_context
+        self.attn = JointAttention(plain.attn, f"{name}.attn", kernel, watch)
+        self.ff = FeedForward(plain.ff, f"{name}.ff", kernel, watch)
+        self.ff_context = FeedForward(plain.ff_context, f"{name}.ff_context", kernel, watch)
 
     def forward(
         self,
@@ -102,28 +174,34 @@ class DoubleBlock(_Quantized):
         image_rotary_emb: Rotation,
         joint_attention_kwargs: None = None,
     ) -> tuple[Tensor, Tensor]:
-        image, text = hidden_states, encoder_hidden_states
-        add, factor, gate, add_mlp, factor_mlp, gate_mlp = self.norm1.linear(temb).chunk(6, dim=1)
-        c_add, c_factor, c_gate, c_add_mlp, c_factor_mlp, c_gate_mlp = self.norm1_context.linear(temb).chunk(6, dim=1)
+        image, text, added = hidden_states, encoder_hidden_states, self.kernel.added
+        add, factor, gate, add_mlp, factor_mlp, gate_mlp = self.norm1.linear.parts(6, folded=self.folded)
+        c_add, c_factor, c_gate, c_add_mlp, c_factor_mlp, c_gate_mlp = self.norm1_context.linear.parts(
+            6, folded=self.folded
+        )
         image_out, text_out = self.attn(
             self.modulated(image, factor, add, "attn.to_q"),
             self.modulated(text, c_factor, c_add, "attn.add_q_proj"),
-            image_rotary_emb=image_rotary_emb,
+            image_rotary_emb,
         )
-        image = _added(image, gate, image_out)
-        image = _added(image, gate_mlp, self.ff(self.modulated(image, factor_mlp, add_mlp, "ff.net.0.proj")))
-        text = _added(text, c_gate, text_out)
+        image = added(image, gate, image_out)
+        del image_out
+        image = added(image, gate_mlp, self.ff(self.modulated(image, factor_mlp, add_mlp, "ff.net.0.proj")))
+        text = added(text, c_gate, text_out)
+        del text_out
         inner = self.modulated(text, c_factor_mlp, c_add_mlp, "ff_context.net.0.proj")
-        return _added(text, c_gate_mlp, self.ff_context(inner)), image
+        text = added(text, c_gate_mlp, self.ff_context(inner))
+        self.end_block()
+        return text, image
 
 
-class SingleBlock(_Quantized):
+class SingleBlock(_Part):
     """`FluxSingleTransformerBlock`: text and image in one sequence, attention beside the feed-forward net."""
 
-    def __init__(self, plain: Any, name: str, watch: Watch) -> None:
-        super().__init__(name, watch)
-        self.norm, self.proj_mlp, self.proj_out, self.attn = plain.norm, plain.proj_mlp, plain.proj_out, plain.attn
-        self.attn.set_processor(JointAttention(self))
+    def __init__(self, plain: Any, name: str, kernel: Kernel, watch: Watch | None) -> None:
+        super().__init__(name, kernel, watch)
+        self.norm, self.proj_mlp, self.proj_out = plain.norm, plain.proj_mlp, plain.proj_out
+        self.attn = Attention(plain.attn, f"{name}.attn", kernel, watch)
 
     def forward(
         self,
@@ -134,81 +212,89 @@ class SingleBlock(_Quantized):
         joint_attention_kwargs: None = None,
     ) -> tuple[Tensor, Tensor]:
         both = torch.cat([encoder_hidden_states, hidden_states], dim=1)
-        add, factor, gate = self.norm.linear(temb).chunk(3, dim=1)
+        add, factor, gate = self.norm.linear.parts(3, folded=self.folded)
         tokens = self.modulated(both, factor, add, "attn.to_q")
         inner = self.kernel.linear(tokens, self.proj_mlp, gelu=True)
-        attended = self.attn(tokens, image_rotary_emb=image_rotary_emb)
+        attended = self.attn(tokens, image_rotary_emb)
         del tokens
         wide = torch.cat([attended, inner], dim=2)
         del attended, inner
-        tokens = self.quantized(wide, "proj_out", _inverse(self.proj_out))
+        tokens = self.quantized(wide, "proj_out", self.proj_out)
         del wide
-        both = _added(both, gate, self.kernel.linear(tokens, self.proj_out))
+        both = self.kernel.added(both, gate, self.kernel.linear(tokens, self.proj_out))
+        self.end_block()
         text = encoder_hidden_states.shape[1]
         return both[:, :text], both[:, text:]
 
 
-class JointAttention:
-    """`FluxAttnProcessor` for tokens that are quantized; what it returns in a double block went through its output
-    layers."""
+class Positions(nn.Module):
+    """In the place of `FluxPosEmbed`: the rotation as the blocks take it, once for all steps of a picture."""
 
-    def __init__(self, block: DoubleBlock | SingleBlock) -> None:
-        self.block = [block]  # a list, or the attention would hold its own block
+    def __init__(self, plain: nn.Module) -> None:
+        super().__init__()
+        self.plain = plain
+        self._kept: Rotation | None = None
+        self._keeps = False
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tokens,
-        encoder_hidden_states: Tokens | None = None,
-        attention_mask: None = None,
-        image_rotary_emb: Rotation | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        block = self.block[0]
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """While open, every call is for the same positions."""
+        self._keeps = True
+        try:
+            yield
+        finally:
+            self._keeps, self._kept = False, None
 
-        def heads(tokens: Tokens, layer: Any) -> Tensor:
-            projected: Tensor = block.kernel.linear(tokens, layer).unflatten(-1, (-1, attn.head_dim))
-            return projected
-
-        out: Tensor
-        query = attn.norm_q(heads(hidden_states, attn.to_q))
-        key = attn.norm_k(heads(hidden_states, attn.to_k))
-        value = heads(hidden_states, attn.to_v)
-        if encoder_hidden_states is not None:
-            query = torch.cat([attn.norm_added_q(heads(encoder_hidden_states, attn.add_q_proj)), query], dim=1)
-            key = torch.cat([attn.norm_added_k(heads(encoder_hidden_states, attn.add_k_proj)), key], dim=1)
-            value = torch.cat([heads(encoder_hidden_states, attn.add_v_proj), value], dim=1)
-        if image_rotary_emb is not None:
-            query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
-            key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
-        out = dispatch_attention_fn(query, key, value, attn_mask=attention_mask).flatten(2, 3)
-        del query, key, value
-        if encoder_hidden_states is None:
-            return out
-        text = encoder_hidden_states.values.shape[1]
-        tokens = block.quantized(out, "attn.to_out.0")
-        of_text, of_image = tokens.split([text, out.shape[1] - text])
-        return block.kernel.linear(of_image, attn.to_out[0]), block.kernel.linear(of_text, attn.to_add_out)
+    def forward(self, ids: Tensor) -> Rotation:
+        if self._kept is not None:
+            return self._kept
+        cosines, sines = self.plain(ids)  # [S, D]
+        sines = sines.clone()
+        sines[:, ::2].neg_()
+        rotation = cosines[None, :, None], sines[None, :, None]
+        if self._keeps:
+            self._kept = rotation
+        return rotation
 
 
-def install(transformer: Any) -> None:
-    """Put these blocks in the place of diffusers' own, over the same layers; `transformer.watch` watches them."""
-    transformer.watch = watch = Watch()
+def install(transformer: Any, kernels: Mapping[str, Kernel], *, folded: bool) -> None:
+    """Put these blocks in the place of diffusers' own, over the same layers.
+
+    `kernels` are what they can multiply with, by name; they begin with "dequantize". Tables that are `folded` are those
+    of int8, and what goes into such blocks' layers is watched by `transformer.watch`.
+    """
+    transformer.kernels, kernel = kernels, kernels["dequantize"]
+    transformer.watch = watch = Watch() if folded else None
     for path, kind in (("transformer_blocks", DoubleBlock), ("single_transformer_blocks", SingleBlock)):
         blocks = getattr(transformer, path)
         for index, plain in enumerate(blocks):
-            blocks[index] = kind(plain, f"{path}.{index}", watch)
+            blocks[index] = kind(plain, f"{path}.{index}", kernel, watch)
+    transformer.pos_embed = Positions(transformer.pos_embed)
 
 
 def set_kernel(transformer: Any, kernel: str) -> None:
-    """How all blocks multiply."""
+    """How all blocks multiply; a kernel that they do not know means "dequantize"."""
+    chosen = transformer.kernels.get(kernel, transformer.kernels["dequantize"])
     for module in transformer.modules():
-        if isinstance(module, _Quantized):
-            module.kernel = KERNELS[kernel]
+        if isinstance(module, _Part):
+            module.kernel = chosen
 
 
-def _inverse(layer: Any) -> Tensor | None:
-    return getattr(layer, "inverse", None)
+def _normed(heads: Tensor, norm: Any) -> Tensor:
+    """`torch.nn.RMSNorm` over each head."""
+    return torch.rms_norm(heads, norm.normalized_shape, norm.weight, norm.eps)
 
 
-def _added(x: Tensor, gate: Tensor, out: Tensor) -> Tensor:
-    return torch.addcmul(x, gate.to(x.dtype)[:, None], out)
+def _attended(query: Tensor, key: Tensor, value: Tensor, rotation: Rotation) -> Tensor:
+    """Attention over the whole sequence, all [B, S, heads, head_dim]: [B, S, heads * head_dim]."""
+    query, key = _rotated(query, *rotation), _rotated(key, *rotation)
+    out = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+    return out.transpose(1, 2).flatten(2)
+
+
+def _rotated(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """diffusers' `apply_rotary_emb` in the same roundings: neighbours are the two parts of a number, products are in
+    float32. The sign is with the sines, and types are widened in the multiplication."""
+    first, second = heads.view(*heads.shape[:-1], -1, 2).unbind(-1)
+    swapped = torch.stack([second, first], dim=-1).view(heads.shape)
+    return (heads * cosines).add_(swapped * sines).to(heads.dtype)

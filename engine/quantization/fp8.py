@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.quantization.kernels import Kernel, Plain, Tokens
 from engine.quantization.probing import card_milliseconds, numbers, worst_error
 
 FP8 = torch.float8_e4m3fn
@@ -23,6 +24,7 @@ FP8_MAX = 448.0  # 0.875 * 2**9
 LARGEST_WEIGHT = 2.0**120  # so that no rounding up can pass float32's largest number
 SMALLEST_SCALE = 2.0**-110  # so that no product is a subnormal number, which some processors take for zero
 FP8_CAPABILITY = (8, 9)  # Ada Lovelace: the first cards with FP8 arithmetic
+FP8_MULTIPLE = 16  # of the sides of such a product
 MAX_SCALED_MM_ERROR = 0.05  # rounding the activations to 8 bits alone costs 0.027
 
 WIDENED_ELEMENTS = 2**18  # at a time, so that they stay in the processor's cache
@@ -137,7 +139,7 @@ class Fp8Linear(nn.Module):
         return torch.empty(0, dtype=self.dtype, device=self.quantized.device)
 
     def forward(self, x: Tensor) -> Tensor:  # [..., in] -> [..., out]
-        fits = self.in_features % 16 == 0 and self.out_features % 16 == 0 and x.dtype == torch.bfloat16
+        fits = not (self.in_features % FP8_MULTIPLE or self.out_features % FP8_MULTIPLE) and x.dtype == torch.bfloat16
         if self.kernel == "scaled_mm" and fits:
             return scaled_mm(x, self.quantized, self.scale, self.bias)
         return F.linear(x, dequantize(self.quantized, self.scale, self.dtype), self.bias)
@@ -163,19 +165,51 @@ def linears(module: nn.Module, component: str) -> list[tuple[str, nn.Linear]]:
 
 def scaled_mm(x: Tensor, quantized: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """x [..., in] bfloat16 times the weight, in FP8 arithmetic: every token is rounded to FP8 with its own scale."""
-    tokens = x.reshape(-1, x.shape[-1])  # [M, in]
-    largest = torch.linalg.vector_norm(tokens, ord=math.inf, dim=1, keepdim=True)
-    token_scale = (largest / FP8_MAX).clamp_(min=SMALLEST_SCALE)  # [M, 1]
+    return scaled_product(rounded(x), quantized, scale, bias)
+
+
+def rounded(x: Tensor) -> Tokens:
+    """x [..., in] bfloat16 as (FP8 [..., in], scale float32 [..., 1])."""
+    largest = torch.linalg.vector_norm(x, ord=math.inf, dim=-1, keepdim=True)
+    token_scale = (largest / FP8_MAX).clamp_(min=SMALLEST_SCALE)
+    return Tokens((x / token_scale).to(FP8), token_scale.float())
+
+
+def scaled_product(tokens: Tokens, quantized: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """Rounded tokens [..., in] times the weight: bfloat16 [..., out]."""
+    assert tokens.scale is not None
     product = torch._scaled_mm(
-        (tokens / token_scale).to(FP8),
+        tokens.values.reshape(-1, tokens.values.shape[-1]),  # [M, in]
         quantized.t(),
-        scale_a=token_scale.float(),
+        scale_a=tokens.scale.reshape(-1, 1),
         scale_b=scale[None],
         bias=bias,
         out_dtype=torch.bfloat16,
         use_fast_accum=True,  # Ada multiplies twice as fast with it
     )
-    return product.view(*x.shape[:-1], -1)
+    return product.view(*tokens.values.shape[:-1], -1)
+
+
+class ScaledMm(Plain):
+    """FP8 arithmetic in a transformer's blocks: what several layers are given is rounded once for all of them."""
+
+    def modulate(self, x: Tensor, multiplier: Tensor, addend: Tensor) -> Tokens:
+        return rounded(super().modulate(x, multiplier, addend).values)
+
+    def quantize(self, x: Tensor, inverse: Tensor | None = None) -> Tokens:
+        return rounded(x)
+
+    def linear(self, tokens: Tokens, layer: Fp8Linear, gelu: bool = False) -> Tensor:
+        product = scaled_product(tokens, layer.quantized, layer.scale, layer.bias)
+        return F.gelu(product, approximate="tanh") if gelu else product
+
+
+def kernels(width: int, dtype: torch.dtype) -> dict[str, Kernel]:
+    """The ways to multiply of blocks of this width; sides that are no multiples of 16 are always dequantized."""
+    known: dict[str, Kernel] = {"dequantize": Plain()}
+    if width % FP8_MULTIPLE == 0 and dtype == torch.bfloat16:
+        known["scaled_mm"] = ScaledMm()
+    return known
 
 
 def has_fp8_arithmetic(device: torch.device) -> bool:

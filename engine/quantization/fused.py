@@ -10,13 +10,15 @@ the LayerNorm's sums, bits are those of the same formulas in torch. Sums of inte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.compiler import CompiledKernel
 
 from engine.quantization.probing import card_milliseconds
 
@@ -27,28 +29,25 @@ TILED_ROWS = 4096  # from here on all M share one tuning: there are enough tiles
 
 
 def modulate(x: Tensor, multiplier: Tensor, addend: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """LayerNorm(x) * multiplier + addend as (int8 [M, K], scale float32 [M]), computed in float32.
+    """LayerNorm(x) * multiplier + addend as (int8 [..., M, K], scale float32 [..., M]), computed in float32.
 
-    `x` is [M, K] of any float dtype with contiguous rows, `multiplier` (adaLN's 1 + scale) and `addend` (its shift)
-    are contiguous float32 [K], and the LayerNorm has no parameters. Rounded as in `quantize`.
+    `x` is [M, K] or [1, M, K] of any float dtype with contiguous rows, `multiplier` (adaLN's 1 + scale) and `addend`
+    (its shift) are contiguous float32 of K elements, and the LayerNorm has no parameters. Rounded as in `quantize`.
     """
     values, scale = row_outputs(x)
-    with torch.cuda.device_of(x):
-        modulate_kernel[(len(x),)](
-            x, multiplier, addend, values, scale, x.stride(0), eps, **row_options(x), enable_fp_fusion=False
-        )
+    arguments = (x, multiplier, addend, values, scale, x.stride(-2), eps)
+    launch(modulate_kernel, scale.numel(), arguments, row_options(x.shape[-1]))
     return values, scale
 
 
 def quantize(x: Tensor, inverse: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """`x` [M, K], times `inverse` float32 [K] where given, as (int8 [M, K], scale float32 [M]); x ~= values * scale.
+    """`x` [..., K], times `inverse` float32 [K] where given, as int8 [..., K] and the scale of each row, float32 [...].
 
     The scale is a row's largest magnitude / 127, or 1 for a row of zeros. A row with NaN or infinity has values 0 and
-    scale NaN. `x` is of any float dtype and has contiguous rows.
+    scale NaN. `x` is of any float dtype; it is contiguous, or [M, K] with contiguous rows.
     """
     values, scale = row_outputs(x)
-    with torch.cuda.device_of(x):
-        quantize_kernel[(len(x),)](x, inverse, values, scale, x.stride(0), **row_options(x), enable_fp_fusion=False)
+    launch(quantize_kernel, scale.numel(), (x, inverse, values, scale, x.stride(-2)), row_options(x.shape[-1]))
     return values, scale
 
 
@@ -61,38 +60,91 @@ def matmul(
     gelu: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """values [M, K] @ weight [N, K].T, times token_scale [M] and scale [N], plus bias [N]: `dtype` [M, N].
+    """values [..., K] @ weight [N, K].T, times token_scale [...] and scale [N], plus bias [N]: `dtype` [..., N].
 
     `values` and `weight` are int8, scales float32, the bias is of any float dtype or None; GELU is by its tanh
-    approximation. N and K are multiples of 16.
+    approximation. All are contiguous; N and K are multiples of 16.
     """
-    (M, K), N = values.shape, len(weight)  # noqa: N806
+    M, (N, K) = token_scale.numel(), weight.shape  # noqa: N806
     if N % 16 or K % 16 or not (values.is_contiguous() and weight.is_contiguous()):
         raise ValueError(f"sides must be multiples of 16 and rows contiguous: [{N}, {K}], strides {weight.stride()}")
-    out = values.new_empty((M, N), dtype=dtype)
+    out = values.new_empty((*values.shape[:-1], N), dtype=dtype)
 
     def grid(meta: dict[str, int]) -> tuple[int]:
         return (triton.cdiv(M, meta["BLOCK_M"]) * triton.cdiv(N, meta["BLOCK_N"]),)
 
     bucket = max(7, (min(M, TILED_ROWS) - 1).bit_length())  # so that not every length of prompt is tuned anew
-    with torch.cuda.device_of(values):
-        matmul_kernel[grid](
-            values, token_scale, weight, scale, bias, out, M, N, K, bucket, GELU=gelu, enable_fp_fusion=False
-        )
+    arguments = (values, token_scale, weight, scale, bias, out, M, N, K, bucket)
+    launch(matmul_kernel, grid, arguments, GELU if gelu else NO_GELU)
     return out
 
 
+GELU, NO_GELU = {"GELU": True}, {"GELU": False}
+Grid = int | Callable[[dict[str, int]], tuple[int]]
+_compiled: dict[tuple[object, ...], tuple[Callable[..., None], tuple[object, ...]]] = {}
+
+
+def launch(kernel: Any, grid: Grid, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+    """Run a kernel on the device of its first argument; `options` are its constants and how it is compiled.
+
+    Triton's own launcher takes 30 to 100 microseconds of Python to find the compiled kernel that arguments want, longer
+    than many of the kernels run. What it found is kept here by everything that it looks at (dtypes, multiples of 16,
+    numbers), and launched by its handle.
+    """
+    first: Tensor = arguments[0]
+    card = first.get_device()
+    if card >= 0 and card != torch.cuda.current_device():
+        with torch.cuda.device(card):
+            return launch(kernel, grid, arguments, options)
+    number = grid if isinstance(grid, int) else 0  # else it follows from the arguments
+    key = (
+        kernel,
+        card,
+        number,
+        options.get("K"),
+        options.get("GELU"),
+        *[(each.dtype, each.data_ptr() % 16) if isinstance(each, Tensor) else each for each in arguments],
+    )
+    found = _compiled.get(key)
+    if found is not None:
+        run, constants = found
+        run(*arguments, *constants)
+        return None
+    handle = kernel[grid if callable(grid) else (grid,)](*arguments, **options, enable_fp_fusion=False)
+    if isinstance(handle, CompiledKernel):  # not in the interpreter
+        _compiled[key] = by_handle(kernel, handle, grid, arguments, options)
+    return None
+
+
+def by_handle(
+    kernel: Any, handle: Any, grid: Grid, arguments: tuple[Any, ...], options: Mapping[str, Any]
+) -> tuple[Callable[..., None], tuple[object, ...]]:
+    """What launches a compiled kernel, and the constants that it is given after its arguments."""
+    known = dict(options)
+    while not hasattr(kernel, "signature"):  # autotuning, then heuristics
+        if hasattr(kernel, "best_config"):
+            known |= kernel.best_config.all_kwargs()
+        else:
+            named = {**dict(zip(kernel.arg_names, arguments, strict=False)), **known}
+            known |= {name: rule(named) for name, rule in kernel.values.items()}
+        kernel = kernel.fn
+    blocks = grid(known)[0] if callable(grid) else grid
+    rest = list(kernel.signature.parameters.values())[len(arguments) :]
+    return handle[blocks, 1, 1], tuple(known.get(each.name, each.default) for each in rest)
+
+
 def row_outputs(x: Tensor) -> tuple[Tensor, Tensor]:
-    if x.stride(1) != 1 or x.shape[1] > LARGEST_ROW:
+    if x.stride(-1) != 1 or x.shape[-1] > LARGEST_ROW:
         raise ValueError(f"rows must be contiguous, with at most {LARGEST_ROW} columns: {list(x.shape)}, {x.stride()}")
-    return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(len(x), dtype=torch.float32)
+    return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[:-1], dtype=torch.float32)
 
 
-def row_options(x: Tensor) -> dict[str, int]:
+@lru_cache(maxsize=64)
+def row_options(width: int) -> dict[str, int]:
     """What a row kernel is compiled for: the width, the next power of two, and warps to match."""
-    block = triton.next_power_of_2(x.shape[1])
+    block = triton.next_power_of_2(width)
     warps = min(max(block // (32 * ELEMENTS_PER_THREAD), 1), 32)
-    return {"K": x.shape[1], "BLOCK": block, "num_warps": warps}
+    return {"K": width, "BLOCK": block, "num_warps": warps}
 
 
 @triton.jit

@@ -13,20 +13,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.quantization.fp8 import LARGEST_WEIGHT, linears
+from engine.quantization.kernels import EPS, ROWS, Kernel, Tokens, over_tokens
 from engine.quantization.probing import numbers, worst_error
 
 INT8_MAX = 127
-EPS = 1e-6  # of FLUX.1's layer norms
-ROWS, WIDE_ROWS, COLUMNS = 1024, 2048, 1024  # of a product that are in 32 bits at a time
+WIDE_ROWS, COLUMNS = 2048, 1024  # of a product that are in 32 bits at a time
 MIN_CUDA_ROWS, CUDA_MULTIPLE = 17, 8  # what torch._int_mm asks for there
 FUSED_MULTIPLE = 16  # of the sides of a product
+WEIGHTS = ("quantized", "scale", "bias")  # looked up without a module's search for attributes, as slow as a launch
 MAX_KERNEL_ERROR = 0.01  # of a row or a column; bfloat16 alone costs 0.002
 PROBE_TOKENS, MAX_PROBE_WIDTH = {"cuda": 4096, "cpu": 128}, {"cuda": 3072, "cpu": 1024}
 DOUBT = 1.25  # how much faster weights dequantized must be, which save nothing
@@ -60,25 +60,6 @@ def _rounded(rows: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
 def dequantize(quantized: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """int8 [out, in] times its scales [out] as `dtype`."""
     return quantized.to(dtype).mul_(scale.to(dtype)[:, None])
-
-
-class Tokens(NamedTuple):
-    """Activations that are ready to be multiplied: int8 with a scale for each token, or as they were."""
-
-    values: Tensor  # [B, S, in]: int8, or of the compute dtype
-    scale: Tensor | None  # [B, S] float32; NaN where a token is not finite
-
-    def split(self, sizes: list[int]) -> list[Tokens]:
-        """Parts of the sequence."""
-        values = self.values.split(sizes, dim=1)
-        scales = self.scale.split(sizes, dim=1) if self.scale is not None else [None] * len(sizes)
-        return [Tokens(*part) for part in zip(values, scales, strict=True)]
-
-    def total(self) -> Tensor:
-        """A number that is finite only where all activations are: float32, no dimensions."""
-        if self.scale is not None:
-            return self.scale.sum()
-        return torch.stack([part.sum(dtype=torch.float32) for part in self.values.split(ROWS, 1)]).sum()
 
 
 class Int8Linear(nn.Module):
@@ -130,20 +111,14 @@ def replace_linears(transformer: nn.Module, dtype: torch.dtype, balanced: Collec
         transformer.set_submodule(name, ours)
 
 
-class Kernel(Protocol):
-    """A way to multiply; "dequantize" leaves activations as they are, the others round them alike."""
+class Gated:
+    """What all kernels of int8 blocks have in common."""
 
-    def modulate(self, x: Tensor, multiplier: Tensor, addend: Tensor) -> Tokens:
-        """Layer norm of `x` [B, S, in], times and plus what is given for each channel (float32 [B, in])."""
-
-    def quantize(self, x: Tensor, inverse: Tensor | None = None) -> Tokens:
-        """`x` [B, S, in], times `inverse` [in] where that is given."""
-
-    def linear(self, tokens: Tokens, layer: Int8Linear, gelu: bool = False) -> Tensor:
-        """The layer's output [B, S, out], and of that the GELU (tanh form)."""
+    def added(self, x: Tensor, gate: Tensor, out: Tensor) -> Tensor:
+        return torch.addcmul(x, over_tokens(gate), out)
 
 
-class Dequantize:
+class Dequantize(Gated):
     """Weights are dequantized, activations are not rounded: right everywhere, and no faster than 16 bits are."""
 
     def modulate(self, x: Tensor, multiplier: Tensor, addend: Tensor) -> Tokens:
@@ -159,7 +134,7 @@ class Dequantize:
         return F.gelu(product, approximate="tanh") if gelu else product
 
 
-class WholeNumbers(ABC):
+class WholeNumbers(Gated, ABC):
     """Quantized and multiplied by torch's own operations, some rows at a time, so that nothing wide is ever whole."""
 
     rows, columns = ROWS, 2**30
@@ -233,7 +208,7 @@ class FloatMatmul(WholeNumbers):
         return torch.mm(rows, weight.float().t())
 
 
-class Fused:
+class Fused(Gated):
     """Triton: one kernel normalizes, modulates and quantizes, another multiplies, scales and applies bias and GELU."""
 
     def modulate(self, x: Tensor, multiplier: Tensor, addend: Tensor) -> Tokens:
@@ -241,40 +216,35 @@ class Fused:
             return self._quantized(x)
         from engine.quantization import fused
 
-        parts = zip(x, multiplier, addend, strict=True)
-        return self._stacked([fused.modulate(part, mul, add, EPS) for part, mul, add in parts])
+        if len(x) == 1:
+            return Tokens(*fused.modulate(x, multiplier, addend, EPS))
+        parts = [fused.modulate(*part, EPS) for part in zip(x, multiplier, addend, strict=True)]
+        return Tokens(torch.stack([values for values, _ in parts]), torch.stack([scale for _, scale in parts]))
 
     def quantize(self, x: Tensor, inverse: Tensor | None = None) -> Tokens:
         if x.device.type == "meta":
             return self._quantized(x)
         from engine.quantization import fused
 
-        values, scale = fused.quantize(x.flatten(0, -2), inverse)
-        return Tokens(values.view(x.shape), scale.view(x.shape[:-1]))
+        return Tokens(*fused.quantize(x.contiguous(), inverse))
 
     def linear(self, tokens: Tokens, layer: Int8Linear, gelu: bool = False) -> Tensor:
         if layer.in_features % FUSED_MULTIPLE or layer.out_features % FUSED_MULTIPLE:
             return KERNELS["int_mm"].linear(tokens, layer, gelu)
-        assert tokens.scale is not None
-        shape = (*tokens.values.shape[:-1], layer.out_features)
-        if tokens.values.device.type == "meta":
-            return torch.empty(shape, dtype=layer.dtype, device="meta")
+        values, scale = tokens
+        assert scale is not None
+        if values.device.type == "meta":
+            return torch.empty((*values.shape[:-1], layer.out_features), dtype=layer.dtype, device="meta")
         from engine.quantization import fused
 
-        values, scale = tokens.values.flatten(0, -2), tokens.scale.flatten()
-        out: Tensor = fused.matmul(values, scale, layer.quantized, layer.scale, layer.bias, gelu, layer.dtype)
-        return out.view(shape)
+        weight, weight_scale, bias = (layer._parameters[name] for name in WEIGHTS)
+        assert weight is not None and weight_scale is not None
+        return fused.matmul(values.contiguous(), scale.contiguous(), weight, weight_scale, bias, gelu, layer.dtype)
 
     @staticmethod
     def _quantized(x: Tensor) -> Tokens:
         """What a plan counts."""
         return Tokens(x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[:-1], dtype=torch.float32))
-
-    @staticmethod
-    def _stacked(parts: list[tuple[Tensor, Tensor]]) -> Tokens:
-        if len(parts) == 1:
-            return Tokens(parts[0][0][None], parts[0][1][None])
-        return Tokens(torch.stack([values for values, _ in parts]), torch.stack([scale for _, scale in parts]))
 
 
 KERNELS: dict[str, Kernel] = {
@@ -294,7 +264,7 @@ TITLES = {
 def _modulated(x: Tensor, multiplier: Tensor, addend: Tensor) -> Tensor:
     """Layer norm, times and plus, in float32 or better; memory of its own."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return F.layer_norm(wide, wide.shape[-1:], eps=EPS).mul_(multiplier[:, None]).add_(addend[:, None])
+    return F.layer_norm(wide, wide.shape[-1:], eps=EPS).mul_(over_tokens(multiplier)).add_(over_tokens(addend))
 
 
 def _own(part: Tensor) -> Tensor:

@@ -621,7 +621,7 @@ def detached(config: Mapping[str, Any], device: torch.device) -> Any:
     reader = modulation.detach(transformer, torch.bfloat16)
     reader.embedder.clear()
     reader.linears.clear()
-    reader.row = torch.randn(1, reader.total, device=device).mul_(0.1).bfloat16()
+    reader.stand(torch.randn(1, reader.total, device=device).mul_(0.1).bfloat16())
     return transformer
 
 
@@ -635,8 +635,8 @@ def in_int8(transformer: Any) -> None:
         for leaf, value in (("quantized", quantized), ("scale", scale), ("bias", layer.bias)):
             target._parameters[leaf] = nn.Parameter(value, requires_grad=False)
         layer.weight = None
-    blocks.install(transformer)
-    transformer.time_text_embed.row = transformer.time_text_embed.row.float()
+    blocks.install(transformer, KERNELS, folded=True)
+    transformer.time_text_embed.stand(transformer.time_text_embed.row.float())
 
 
 def step(transformer: Any, config: Mapping[str, Any], side: int, text: int, kernel: str | None = None) -> Tensor:
