@@ -146,6 +146,7 @@ class SimulatedJob(Job):
         self.phase = phase
         self._check()
         runtime = self.runtime
+        runtime.components.component(component, self.precision)  # made outside the ledger: its networks hold no memory
         with counted("meta") as ledger, self._lend(component, passes=passes) as loan:
             if before is not None:
                 for _ in loan.read():

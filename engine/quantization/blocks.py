@@ -39,8 +39,9 @@ class Watch:
         self._totals: list[tuple[str, Tensor]] = []
 
     def see(self, name: str, tokens: Tokens) -> Tokens:
-        """Remember what goes into the layers of this name."""
-        self._totals.append((name, tokens.total()))
+        """Remember what goes into the layers of this name; on the meta device there is nothing to see."""
+        if not tokens.values.is_meta:
+            self._totals.append((name, tokens.total()))
         return tokens
 
     def forget(self) -> None:
@@ -50,7 +51,7 @@ class Watch:
     def first_bad(self) -> str | None:
         """The first layers of this step whose input was not finite, or None; begins a new step."""
         totals, self._totals = self._totals, []
-        if not totals or totals[0][1].device.type == "meta":
+        if not totals:
             return None
         finite = torch.stack([total for _, total in totals]).isfinite().tolist()  # waits for the device, once
         return next((name for (name, _), good in zip(totals, finite, strict=True) if not good), None)
