@@ -34,7 +34,7 @@ where the fault is not the input's. A run that is cancelled before its first eve
 `t2i plan --json` prints one object: model, size, steps, precision, target, budget_bytes, peak_bytes, ram_budget_bytes,
 host_bytes, pinned_bytes, phases (each with name, resident_bytes, streamed_bytes_per_step, loaded_bytes,
 activation_bytes, allowance_bytes, peak_bytes), text_encoder, tile (pixels, 0 for whole), same_prompt and new_prompt
-(each with moved_bytes, disk_bytes, seconds), notes.
+(of the next picture, each with moved_bytes, disk_bytes and seconds_by_phase, estimates), notes.
 """
 
 from __future__ import annotations

@@ -48,11 +48,16 @@ class PhasePlan:
 
 @dataclass(frozen=True, slots=True)
 class Turnaround:
-    """What the next picture moves and reads, and how long that is waited for: what hides behind compute is left out."""
+    """What the next picture moves and reads, and an estimate of how long it takes, up to saving."""
 
     moved_bytes: int  # to the card, streaming in all steps included
     disk_bytes: int
-    seconds: float  # an estimate
+    seconds_by_phase: dict[str, float]  # load, encode, denoise, decode; of a prompt that is known no encode
+
+    @property
+    def seconds(self) -> float:
+        """Of all phases."""
+        return sum(self.seconds_by_phase.values())
 
 
 @dataclass(frozen=True, slots=True)

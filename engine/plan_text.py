@@ -184,12 +184,10 @@ def _facts(plan: Plan, width: int) -> list[str]:
     facts = [
         ("RAM", ram),
         ("text encoder", plan.text_encoder),
-        (
-            "decoding",
-            f"in bands, {plan.tile}x{plan.tile} pixels at a time" if plan.tile else "the whole picture at once",
-        ),
-        ("next picture", f"same prompt, {_turnaround(plan.same_prompt, card)}"),
-        ("", f"new prompt, {_turnaround(plan.new_prompt, card)}"),
+        ("decoding", f"in bands, {plan.tile}x{plan.tile} pixels at a time" if plan.tile else ""),
+        ("time", _seconds(plan)),
+        ("next picture", f"same prompt {_turnaround(plan.same_prompt, card)}"),
+        ("", f"new prompt {_turnaround(plan.new_prompt, card)}"),
         *(("note", note) for note in plan.notes),
     ]
     lines: list[str] = []
@@ -204,10 +202,21 @@ def _facts(plan: Plan, width: int) -> list[str]:
     return lines
 
 
+def _seconds(plan: Plan) -> str:
+    """What the phases of a picture take."""
+    seconds = plan.new_prompt.seconds_by_phase
+    steps = {"denoise": plan.steps}
+    texts = (
+        f"{phase} {f'{steps[phase]} x ' if phase in steps else ''}{duration(each / steps.get(phase, 1))}"
+        for phase, each in seconds.items()
+    )
+    return ", ".join(texts)
+
+
 def _turnaround(next_one: Turnaround, card: bool) -> str:
     moved = size(next_one.moved_bytes) if next_one.moved_bytes else "nothing"
     read = size(next_one.disk_bytes) if next_one.disk_bytes else "nothing"
-    return f"{f'{moved} to the card, ' if card else ''}{read} from disk, ~{duration(next_one.seconds)}"
+    return f"~{duration(next_one.seconds)}, {f'{moved} to the card, ' if card else ''}{read} from disk"
 
 
 def _cells(text: str) -> int:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from engine.modulation import Tables
     from engine.preview import PreviewMap
 
-CARD_NAMES = ("rtx-3060", "rtx-3090", "rtx-4090")  # whose figures a simulated run can have
+CARD_NAMES = ("rtx-3060", "rtx-3090", "rtx-4090", "h100")  # whose figures a simulated run can have
 DEFAULT_CARD = CARD_NAMES[0]
 
 
@@ -180,7 +180,8 @@ class Runtime:
         if kind not in ("fp8", "int8"):
             return None
         if self.target.simulated:  # a card that is there would have Triton
-            return None if kind == "fp8" else "triton"
+            fp8 = "scaled_mm" if self.target.profile.fp8_flops else "dequantize"
+            return fp8 if kind == "fp8" else "triton"
         if kind not in self.kernels:
             self.kernels[kind] = self._fp8_kernel() if kind == "fp8" else self._int8_kernel()
         return self.kernels[kind]
@@ -204,6 +205,9 @@ class Runtime:
         config = self.components.model.configs["transformer"]
         choice = choose(str(device), config["num_attention_heads"] * config["attention_head_dim"])
         self.kernel_note = choice.sentence()
+        if choice.ratio is not None:  # what was measured here is better than a data sheet
+            self.target = replace(self.target, profile=replace(self.target.profile, int8_ratio=choice.ratio))
+            self.planner.target = self.target
         if choice.is_bad_news:
             self.components.notices.append(self.kernel_note)
         return choice.kernel

@@ -1,7 +1,7 @@
 """A picture that is only simulated: all phases at full size on torch's meta device, without weights and without a card.
 
 The plan, the memory manager, the streaming ring and the networks are the real ones; tensors have sizes and no numbers.
-Peaks are what the run held, under a ledger; times come from a card's profile, are marked as estimates, and are never
+Peaks are what the run held, under a ledger; times are the plan's, from a card's profile, marked as estimates, and never
 slept.
 """
 
@@ -41,14 +41,14 @@ class SimulatedJob(Job):
             peak_bytes=max(self.peaks.values()),
             peak_bytes_by_phase=self.peaks,
             budget_bytes=budget,
-            seconds_by_phase=dict(self.seconds),
+            seconds_by_phase=self.layout.plan.new_prompt.seconds_by_phase,
             card=self.runtime.target.name,
         )
 
     def _simulate_encode(self) -> Generator[Event, None, None]:
         from engine.memory.measure import run_encoder
 
-        model, profile = self.engine.source, self.runtime.target.profile
+        model = self.engine.source
         yield from self._run("encode", "text_encoder", lambda loan: run_encoder(loan, model.clip_limit))
         reader = self.prompt_reader
         if not self.layout.reads_on_host:
@@ -62,11 +62,7 @@ class SimulatedJob(Job):
             cached=False,
             hint=None,
         )
-        loaded = self.layout.plan.phases[0].loaded_bytes
-        seconds = profile.encode_seconds(
-            model.configs[reader], model.token_limit, loaded, on_host=self.layout.reads_on_host
-        )
-        yield self._finished("encode", seconds)
+        yield self._finished("encode")
 
     def _simulate_denoise(self) -> Generator[Event, None, None]:
         from engine import modulation
@@ -99,10 +95,8 @@ class SimulatedJob(Job):
             before=modulate,
             passes=prompts // batch * run,
         )
-        phase = self.layout.plan.phases[1]
-        self.seconds["load"] = runtime.target.profile.move_seconds(phase.loaded_bytes)
         needed = [1 if weight == 1 else 2 for weight in steering.cfg or [1] * steps]
-        seconds = [self.layout.seconds_of_step(count) for count in needed]
+        seconds = [self.layout.pace.step_seconds(count) for count in needed]
         yield PhaseStarted(**self.stamp(), phase="denoise")
         for number in range(1, steps + 1):
             yield StepFinished(
@@ -115,7 +109,7 @@ class SimulatedJob(Job):
                 estimated=True,
             )
             self.engine._cancel.check_between_steps()
-        yield self._finished("denoise", sum(seconds))
+        yield self._finished("denoise")
 
     def _simulate_decode(self) -> Generator[Event, None, None]:
         from engine.memory.measure import run_decoder
@@ -125,8 +119,7 @@ class SimulatedJob(Job):
         width, height = request.width, request.height
         yield from self._run("decode", "vae", lambda loan: run_decoder(loan, model, width, height, tile))
         yield PhaseStarted(**self.stamp(), phase="decode")
-        profile = self.runtime.target.profile
-        yield self._finished("decode", profile.decode_seconds(model.configs["vae"], width * height))
+        yield self._finished("decode")
 
     def _run(
         self,
@@ -146,6 +139,7 @@ class SimulatedJob(Job):
         self.phase = phase
         self._check()
         runtime = self.runtime
+        runtime.components.component(component, self.precision)  # made outside the ledger: its networks hold no memory
         with counted("meta") as ledger, self._lend(component, passes=passes) as loan:
             if before is not None:
                 for _ in loan.read():
@@ -169,6 +163,6 @@ class SimulatedJob(Job):
         peak = max(self.peaks.values(), default=0)
         return {**stamp, "memory": replace(stamp["memory"], device_bytes=self.held_bytes, device_peak_bytes=peak)}
 
-    def _finished(self, phase: Phase, seconds: float) -> PhaseFinished:
-        self.seconds[phase] = seconds
+    def _finished(self, phase: Phase) -> PhaseFinished:
+        seconds = self.layout.plan.new_prompt.seconds_by_phase[phase]
         return PhaseFinished(**self.stamp(), phase=phase, seconds=seconds, estimated=True)

@@ -117,6 +117,13 @@ def test_a_simulated_run_tells_all_phases_and_paints_nothing(t2i: T2I, tmp_path:
         held = simulated["peak_bytes_by_phase"][phase["name"]]
         assert held == pytest.approx(phase["peak_bytes"], rel=0.002), "all blocks against the few that were measured"
         assert held <= plan["budget_bytes"]
+    seconds = simulated["seconds_by_phase"]
+    assert seconds == plan["new_prompt"]["seconds_by_phase"], "what a plan says is what a simulation says"
+    assert list(seconds) == ["load", "encode", "denoise", "decode"]
+    told = {event["phase"]: event["seconds"] for event in events if event["event"] == "phase_finished"}
+    assert told == {phase: seconds[phase] for phase in told}
+    steps = [event["seconds"] for event in events if event["event"] == "step_finished"]
+    assert sum(steps) == pytest.approx(seconds["denoise"])
     assert simulated["card"] == "RTX 3060 (simulated)"
     assert list(tmp_path.iterdir()) == []
 

@@ -17,7 +17,7 @@ from engine import Engine, Request, RequestError
 from engine.events import Plan
 from engine.families.flux1 import published as flux1
 from engine.families.flux1.parts import DISTILL_T5 as DISTILLED
-from engine.memory.cards import RTX_3060
+from engine.memory.cards import CARDS, H100, RTX_3060
 from engine.memory.components import Components
 from engine.memory.measure import META, Activations
 from engine.memory.planner import Planner
@@ -161,6 +161,48 @@ def test_ram_is_a_budget_too(card: Card) -> None:
 
 def test_weights_that_are_read_from_disk_in_every_step_are_told(card: Card) -> None:
     assert any("from disk in every step" in note for note in card.plan(4, 6, precision="bf16").notes)
+
+
+def test_weights_from_disk_are_waited_for_in_every_step(card: Card) -> None:
+    request = replace(Request("a cat", seed=1).resolved(card.components.model.defaults), precision="bf16")
+    rich, poor = (card.planner(4, ram).plan(request).pace for ram in (64, 6))
+    assert rich.step_seconds(1) == rich.compute_seconds, "what crosses hides behind the compute"
+    assert poor.step_seconds(1) > 10e9 / 2.5e9 > rich.step_seconds(1)
+
+
+@pytest.mark.parametrize("name", ["rtx-3060", "rtx-3090", "rtx-4090", "h100"])
+def test_fp32_takes_twice_the_time_of_bf16_or_more(name: str) -> None:
+    profile, config = CARDS[name], dict(flux1.transformer(True))
+    seconds = {kind: profile.step_seconds(config, 4608, 0, kind) for kind in ("fp32", "bf16")}
+    assert seconds["fp32"] > 1.9 * seconds["bf16"]
+    decoding = [profile.decode_seconds(flux1.VAE, 2**20, kind) for kind in ("fp32", "bf16")]
+    assert decoding[0] > 1.9 * decoding[1]
+
+
+def test_a_step_on_an_rtx_3060_takes_what_was_published(card: Card) -> None:
+    config = flux1.transformer(True)
+    assert RTX_3060.step_seconds(config, 4608, 0, "bf16") == pytest.approx(4.0, rel=0.1)
+
+
+def test_8_bit_products_are_as_fast_as_the_h100_had_them(card: Card) -> None:
+    """Linear layers alone, in milliseconds, activations rounded first."""
+    config, blocks = flux1.transformer(True), 8 * 2**30
+    bf16 = H100.step_seconds(config, 4608, blocks, "bf16")
+    fp8 = H100.step_seconds(config, 4608, blocks, "fp8", "scaled_mm")
+    int8 = H100.step_seconds(config, 4608, blocks, "int8", "triton")
+    assert 1000 * (int8 - bf16) == pytest.approx(76 + 13.5 - 81, abs=10)
+    assert 1000 * (fp8 - bf16) == pytest.approx(52 + 13.5 - 81, abs=10)
+    measured = replace(H100, int8_ratio=1.28).step_seconds(config, 4608, blocks, "int8", "triton")
+    assert measured > int8, "what a probe measured on the card wins over the data sheet"
+
+
+def test_true_guidance_takes_two_passes_of_the_time(card: Card) -> None:
+    request = replace(Request("a cat", seed=1).resolved(card.components.model.defaults), precision="fp8", cfg=3.0)
+    seconds = [
+        card.planner(12).plan(request, negative_passes=passes).plan.new_prompt.seconds_by_phase["denoise"]
+        for passes in (0, 14, 28)
+    ]
+    assert [each / seconds[0] for each in seconds] == pytest.approx([1.0, 1.5, 2.0])
 
 
 def test_streamed_units_are_spread_evenly(card: Card) -> None:

@@ -45,8 +45,10 @@ def plan_of(budget_gib: float = 12, **changes: Any) -> Plan:
         phases=phases,
         text_encoder="T5, 4.8 billion parameters, fp8, streamed",
         tile=0,
-        same_prompt=Turnaround(int(8.1 * GIB), 0, 0.9),
-        new_prompt=Turnaround(int(12.7 * GIB), int(4.6 * GIB), 3.1),
+        same_prompt=Turnaround(int(8.1 * GIB), 0, {"load": 0.9, "denoise": 15.6, "decode": 2.3}),
+        new_prompt=Turnaround(
+            int(12.7 * GIB), int(4.6 * GIB), {"load": 3.1, "encode": 0.6, "denoise": 15.6, "decode": 2.3}
+        ),
         notes=("The desktop keeps 400 MiB of the card for itself.",),
     )
     return replace(plan, **changes)
@@ -103,9 +105,9 @@ def test_the_plan_reads_like_this() -> None:
         "",
         "RAM           7.2 of 14.0 GiB, 2.4 GiB of it pinned",
         "text encoder  T5, 4.8 billion parameters, fp8, streamed",
-        "decoding      the whole picture at once",
-        "next picture  same prompt, 8.1 GiB to the card, nothing from disk, ~0.90 s",
-        "              new prompt, 12.7 GiB to the card, 4.6 GiB from disk, ~3.1 s",
+        "time          load 3.1 s, encode 0.60 s, denoise 4 x 3.9 s, decode 2.3 s",
+        "next picture  same prompt ~18.8 s, 8.1 GiB to the card, nothing from disk",
+        "              new prompt ~21.6 s, 12.7 GiB to the card, 4.6 GiB from disk",
         "note          The desktop keeps 400 MiB of the card for itself.",
     ]
 
@@ -170,7 +172,7 @@ def test_two_sizes_share_a_unit_or_have_one_each() -> None:
 def test_on_the_cpu_nothing_is_moved_to_a_card() -> None:
     text = "\n".join(plan_lines(plan_of(target="cpu", tile=512), 75, False))
     assert "to the card" not in text
-    assert "new prompt, 4.6 GiB from disk, ~3.1 s" in text
+    assert "new prompt ~21.6 s, 4.6 GiB from disk" in text
     assert "512x512 pixels at a time" in text
 
 

@@ -152,7 +152,7 @@ def test_the_plan_has_a_window_that_fits(size: tuple[int, int], ascii_only: bool
                 "It fits: peak 9.1 GiB in denoise, 2.9 GiB under the budget of 12.0 GiB.",
                 "denoise  7.9 GiB        614 MiB      600 MiB  9.1 GiB   2.4 GiB  7.9 GiB",
                 "budget 12.0 GiB",
-                "new prompt, 12.7 GiB to the card, 4.6 GiB from disk, ~3.1 s",
+                "new prompt ~21.6 s, 12.7 GiB to the card, 4.6 GiB from disk",
                 "The desktop keeps 400 MiB of the card for itself.",
                 "Esc closes",
             ):

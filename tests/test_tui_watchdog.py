@@ -14,6 +14,7 @@ from engine.events import LoadProgress, MemoryUse, PhaseStarted, StepFinished
 from engine.process import JobEvent
 from engine.progress import PictureProgress
 from tests.apps import notes, run, running, screen_text, until
+from tests.test_plan_text import plan_of
 from tests.test_progress import Clock
 from tui.app import T2IApp
 from tui.history import History
@@ -58,6 +59,19 @@ def test_the_engine_may_be_silent_three_times_as_long_as_it_was_before() -> None
     assert watch.expected_seconds(progress, None, PIXELS / 4) == 12.0
     watch.forget()
     assert watch.expected_seconds(progress, None, PIXELS) == FIRST_SECONDS  # another process
+
+
+def test_what_is_done_for_the_first_time_may_take_twice_what_the_plan_says_of_it() -> None:
+    watch, progress = Watchdog(Clock()), PictureProgress()
+    plan = plan_of(steps=4)
+    seconds = plan.new_prompt.seconds_by_phase
+    for phase, planned in (
+        ("load", seconds["load"]),
+        ("encode", seconds["encode"]),
+        ("denoise", seconds["denoise"] / 4),
+    ):
+        progress.apply(PhaseStarted(**stamp(), phase=phase))  # type: ignore[arg-type]
+        assert watch.expected_seconds(progress, plan, PIXELS) == FIRST_SECONDS + 2 * planned
 
 
 def test_steps_too_short_to_be_counted_may_still_be_waited_for() -> None:

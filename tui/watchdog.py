@@ -2,8 +2,9 @@
 
 The rule: what the engine did before in this process it may do in three times the longest silence that this took,
 more for a larger picture (`MIN_SECONDS` at least: a wait on a busy machine is no news). What it does for the first time
-(importing torch, a first step, which may compile kernels) it may do in a minute, and twice what the plan expects to be
-waited for. `OVER_SECONDS` beyond that the silence is said. A process that is stopped may not be silent at all.
+(importing torch, a first step, which may compile kernels) it may do in a minute, and twice what the plan expects of
+that phase, of denoise a step. `OVER_SECONDS` beyond that the silence is said. A process that is stopped may not be
+silent at all.
 
 Only time in which the app itself ran is counted: not that of a suspended app or a sleeping machine.
 """
@@ -80,7 +81,7 @@ class Watchdog:
         """How long it may be silent in what it is at."""
         kind = _kind(progress)
         if kind not in self._longest:
-            return FIRST_SECONDS + (2 * plan.new_prompt.seconds if plan is not None else 0.0)
+            return FIRST_SECONDS + (2 * _planned_seconds(progress, plan) if plan is not None else 0.0)
         seconds, before = self._longest[kind]
         larger = max(1.0, pixels / before) if before and pixels else 1.0
         return max(MIN_STEP_SECONDS if kind == "step" else MIN_SECONDS, LONGER * seconds * larger)
@@ -115,6 +116,11 @@ class ProcessLook:
         if before is None or before[0] != pid:
             return "unknown"
         return "busy" if used - before[2] > 0.1 * (now - before[1]) else "idle"
+
+
+def _planned_seconds(progress: PictureProgress, plan: Plan) -> float:
+    seconds = plan.new_prompt.seconds_by_phase.get(progress.running or "load", 0.0)
+    return seconds / plan.steps if progress.running == "denoise" else seconds
 
 
 def _kind(progress: PictureProgress) -> str:

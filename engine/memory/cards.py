@@ -1,7 +1,8 @@
-"""What known cards can do, for times that are estimates: simulated runs, and what a plan says of the next picture.
+"""What known cards can do, for times that are estimates: simulated runs, plans, and the choice of a precision.
 
-The figures are peaks from the makers' data sheets; the shares of them that are reached were fitted to published times
-of FLUX.1 on these cards (4 s a step at 1024x1024 on an RTX 3060, 1.7 s for its decoder at 1024x768).
+The figures are peaks from the makers' data sheets, without sparsity; the shares of them that are reached were fitted to
+published times of FLUX.1 on these cards (4 s a step at 1024x1024 on an RTX 3060, 1.7 s for its decoder at 1024x768),
+and those of the 8-bit products to what `tests.bench.gpu` measured on an H100. Nothing was measured on Ada.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 GIB = 2**30
-INTEGER_SHARE = 0.60  # of the peak of int8, as on a sister card (RTX 3090)
 LINEAR_SHARE, ATTENTION_SHARE, BUS_SHARE = 0.80, 0.66, 0.80  # of the peaks
+FP8_SHARE = 0.50  # of the peak, tokens rounded first
+# The same of int8: as on a sister card (RTX 3090), and where a card has FP8 units, as on an H100.
+INTEGER_SHARE, INTEGER_SHARE_BESIDE_FP8 = 0.60, 0.33
 ELEMENTWISE_PASSES = 34  # over a block's tokens x width, beside the matrix products
 DECODER_SECONDS_PER_PIXEL = 2.2e-6  # of FLUX.1's on an RTX 3060
 FLUX_FIRST_CHANNELS, RTX_3060_FLOPS = 128, 25.6e12
@@ -31,42 +34,53 @@ class CardProfile:
     integer_flops: float  # int8 products
     memory_bandwidth: float
     bus_bandwidth: float  # from pinned host memory
+    float_flops: float | None = None  # fp32 products; None: as bf16
+    fp8_flops: float | None = None  # FP8 products, with sums that are not all in fp32; None: it has no such units
+    tf32_flops: float | None = None  # of convolutions in fp32; None: as other fp32 products
+    int8_ratio: float | None = None  # times of int8 layers to bf16's, where a kernel was measured
 
     def step_seconds(
-        self,
-        config: Mapping[str, Any],
-        tokens: int,
-        weight_bytes: int,
-        *,
-        dequantized: bool = False,
-        integers: bool = False,
+        self, config: Mapping[str, Any], tokens: int, weight_bytes: int, precision: str, kernel: str | None = None
     ) -> float:
-        """One denoise step over `tokens` image and text tokens, nothing streamed. `config` is the transformer's.
-
-        `dequantized`: from FP8; `integers`: linear layers multiply in int8.
-        """
+        """One denoise step over `tokens` image and text tokens, nothing streamed. `config` is the transformer's, whose
+        8-bit layers multiply by `kernel` (None: weights are dequantized)."""
         width = config["num_attention_heads"] * config["attention_head_dim"]
         blocks = config["num_layers"] + config["num_single_layers"]
-        rate = self.integer_flops * INTEGER_SHARE if integers else self.flops * LINEAR_SHARE
-        linear = 2 * tokens * blocks * 12 * width**2 / rate
-        attention = 4 * tokens**2 * width * blocks / (self.flops * ATTENTION_SHARE)
-        traffic = ELEMENTWISE_PASSES * blocks * tokens * width * 2
-        if dequantized:
-            traffic += 7 * weight_bytes  # read as fp8, written as bf16, scaled in place, read by the product
+        operations = 2 * tokens * blocks * 12 * width**2
+        linear = operations / (self._flops(precision) * LINEAR_SHARE)
+        if precision == "int8" and self.int8_ratio is not None:
+            linear *= self.int8_ratio
+        elif precision in ("fp8", "int8") and kernel in (None, "dequantize"):
+            linear += 7 * weight_bytes / self.memory_bandwidth  # read, written as bf16, scaled in place, read again
+        elif precision == "fp8":
+            linear = operations / ((self.fp8_flops or 2 * self.flops) * FP8_SHARE)
+        elif precision == "int8":
+            share = INTEGER_SHARE_BESIDE_FP8 if self.fp8_flops else INTEGER_SHARE
+            linear = operations / (self.integer_flops * share)
+        attention = 4 * tokens**2 * width * blocks / (self._flops(precision) * ATTENTION_SHARE)
+        traffic = ELEMENTWISE_PASSES * blocks * tokens * width * (4 if precision == "fp32" else 2)
         return float(linear + attention + traffic / self.memory_bandwidth)
 
     def encode_seconds(
-        self, config: Mapping[str, Any], tokens: int, moved_bytes: int, *, on_host: bool = False
+        self,
+        config: Mapping[str, Any],
+        tokens: int,
+        moved_bytes: int,
+        disk_bytes: int,
+        precision: str,
+        *,
+        on_host: bool = False,
     ) -> float:
         """T5 over `tokens`, its weights streamed, or on the CPU beside the card. `config` is T5's."""
         layer = 4 * config["d_model"] * config["num_heads"] * config["d_kv"] + 3 * config["d_model"] * config["d_ff"]
-        rate = HOST_FLOPS if on_host else self.flops * LINEAR_SHARE
+        rate = HOST_FLOPS if on_host else self._flops(precision) * LINEAR_SHARE
         compute = 2 * tokens * layer * config["num_layers"] / rate
-        return float(max(compute, self.move_seconds(moved_bytes)))
+        return float(max(compute, self.move_seconds(moved_bytes, disk_bytes)))
 
-    def decode_seconds(self, config: Mapping[str, Any], pixels: int) -> float:
+    def decode_seconds(self, config: Mapping[str, Any], pixels: int, precision: str) -> float:
         """The decoder. `config` is the autoencoder's."""
-        share = (config["block_out_channels"][0] / FLUX_FIRST_CHANNELS) ** 2 * RTX_3060_FLOPS / self.flops
+        rate = self.tf32_flops if precision == "fp32" and self.tf32_flops else self._flops(precision)
+        share = (config["block_out_channels"][0] / FLUX_FIRST_CHANNELS) ** 2 * RTX_3060_FLOPS / rate
         return float(DECODER_SECONDS_PER_PIXEL * pixels * share)
 
     def move_seconds(self, moved_bytes: int, disk_bytes: int = 0, *, pinned: bool = False) -> float:
@@ -75,11 +89,18 @@ class CardProfile:
         rate = bus if pinned else min(bus, HOST_BYTES_PER_SECOND)
         return max(moved_bytes / rate, disk_bytes / DISK_BYTES_PER_SECOND)
 
+    def _flops(self, precision: str) -> float:
+        """Of what is not multiplied in 8 bits."""
+        return (self.float_flops or self.flops) if precision == "fp32" else self.flops
 
-RTX_3060 = CardProfile("RTX 3060", 12 * GIB, RTX_3060_FLOPS, 102e12, 360e9, 31.5e9)
-RTX_3090 = CardProfile("RTX 3090", 24 * GIB, 71e12, 284e12, 936e9, 31.5e9)
-RTX_4090 = CardProfile("RTX 4090", 24 * GIB, 165e12, 661e12, 1008e9, 31.5e9)
-CARDS = {"rtx-3060": RTX_3060, "rtx-3090": RTX_3090, "rtx-4090": RTX_4090}
+
+RTX_3060 = CardProfile("RTX 3060", 12 * GIB, RTX_3060_FLOPS, 102e12, 360e9, 31.5e9, float_flops=12.7e12)
+RTX_3090 = CardProfile("RTX 3090", 24 * GIB, 71e12, 284e12, 936e9, 31.5e9, float_flops=35.6e12)
+RTX_4090 = CardProfile("RTX 4090", 24 * GIB, 165e12, 661e12, 1008e9, 31.5e9, float_flops=82.6e12, fp8_flops=661e12)
+H100 = CardProfile(
+    "H100", 80 * GIB, 989e12, 1979e12, 3350e9, 63e9, float_flops=67e12, fp8_flops=1979e12, tf32_flops=495e12
+)
+CARDS = {"rtx-3060": RTX_3060, "rtx-3090": RTX_3090, "rtx-4090": RTX_4090, "h100": H100}
 
 
 def profile_of(device_name: str, total_bytes: int) -> CardProfile:

@@ -43,13 +43,21 @@ class Layout:
     plan: Plan
     placements: dict[str, Placement]
     tile: int  # pixels a side; 0: whole
-    reads_on_host: bool = False  # the prompt is read on the CPU beside the card
-    batch: int = 1  # prompts that the transformer is given at a time
-    compute_seconds: float = 0.0  # an estimate of one prompt in one step
-    moving_seconds: float = 0.0  # of what crosses to the card whenever the transformer runs
+    reads_on_host: bool  # the prompt is read on the CPU beside the card
+    batch: int  # prompts that the transformer is given at a time
+    pace: Pace
 
-    def seconds_of_step(self, prompts: int) -> float:
-        """An estimate of a step with one prompt or two, with what of the weights is waited for."""
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Estimates of what a step is made of."""
+
+    compute_seconds: float  # of one prompt
+    moving_seconds: float  # of what crosses to the card, or comes from disk, whenever the transformer runs
+    batch: int
+
+    def step_seconds(self, prompts: int) -> float:
+        """A step with one prompt or two, with what of the weights is waited for."""
         if self.batch > 1:
             return max(prompts * self.compute_seconds, self.moving_seconds)
         return prompts * max(self.compute_seconds, self.moving_seconds)
@@ -134,16 +142,16 @@ class Planner:
         self._batch = 2
         with suppress(RequestError):  # no room for it
             together = self._plan(request, tile)
-            saved = self._loop_seconds(request, apart) - self._loop_seconds(request, together)
-            if batch == 2 or saved > NOTICEABLE * self._loop_seconds(request, apart):
+            seconds = self._loop_seconds(request, apart.pace)
+            if batch == 2 or seconds - self._loop_seconds(request, together.pace) > NOTICEABLE * seconds:
                 return together
         self._batch = 1
         return apart
 
-    def _loop_seconds(self, request: Request, layout: Layout) -> float:
+    def _loop_seconds(self, request: Request, pace: Pace) -> float:
         assert request.steps
-        guided = self._negative_passes * layout.seconds_of_step(2)
-        return guided + (request.steps - self._negative_passes) * layout.seconds_of_step(1)
+        guided = self._negative_passes * pace.step_seconds(2)
+        return guided + (request.steps - self._negative_passes) * pace.step_seconds(1)
 
     def _plan(self, request: Request, asked: int | None) -> Layout:
         assert request.precision
@@ -159,18 +167,9 @@ class Planner:
             name: Placement(fit.streamed, max(fit.slots, MIN_SLOTS), kept[name], in_place[name])
             for name, fit in fits.items()
         }
-        plan = self._told(request, tile, needs, fits, placements)
-        transformer = next(need for need in needs if need.name == "transformer")
-        crossing = _bytes(_named(transformer.units, placements["transformer"].streamed))
-        return Layout(
-            plan,
-            placements,
-            tile,
-            any(need.on_host for need in needs),
-            self._batch,
-            self.step_seconds(request),
-            self.target.profile.move_seconds(crossing, pinned=True),
-        )
+        pace = self._pace(request, needs, placements["transformer"])
+        plan = self._told(request, tile, needs, fits, placements, pace)
+        return Layout(plan, placements, tile, any(need.on_host for need in needs), self._batch, pace)
 
     # What each phase needs.
 
@@ -354,6 +353,7 @@ class Planner:
         needs: Sequence[_Need],
         fits: dict[str, _Fit],
         placements: dict[str, Placement],
+        pace: Pace,
     ) -> Plan:
         assert request.width and request.height and request.steps and request.precision
         by_name = {need.name: need for need in needs}
@@ -413,9 +413,9 @@ class Planner:
             phases=tuple(phases),
             text_encoder=text_encoder,
             tile=tile,
-            same_prompt=self._turnaround(request, needs, placements, new_prompt=False),
-            new_prompt=self._turnaround(request, needs, placements, new_prompt=True),
-            notes=tuple(self._notes(request, by_name, placements, phases)),
+            same_prompt=self._turnaround(request, needs, placements, pace, new_prompt=False),
+            new_prompt=self._turnaround(request, needs, placements, pace, new_prompt=True),
+            notes=tuple(self._notes(request, by_name, placements, phases, pace)),
             elsewhere=self.model.elsewhere,
         )
 
@@ -435,31 +435,48 @@ class Planner:
         return 2 if self._negative_passes and self._batch == 1 else 1
 
     def _turnaround(
-        self, request: Request, needs: Sequence[_Need], placements: dict[str, Placement], *, new_prompt: bool
+        self,
+        request: Request,
+        needs: Sequence[_Need],
+        placements: dict[str, Placement],
+        pace: Pace,
+        *,
+        new_prompt: bool,
     ) -> Turnaround:
-        """Of the next picture: what crosses once, what crosses in every step, and what of both is waited for."""
-        assert request.steps
-        once = disk = crossing = waited = 0
+        """Of the next picture: what crosses and is read, once and in every step, and how long its phases take."""
+        assert request.steps and request.width and request.height
+        moved, read = {"encode": 0, "denoise": 0, "decode": 0}, {"encode": 0, "denoise": 0, "decode": 0}  # once
+        crossing = waited = 0  # in every pass of the transformer
         for need in needs:
             if need.on_host or (need.phase == "encode" and not new_prompt):
                 continue
             placement = placements[need.name]
-            once += self._loaded_bytes(need, placement)
+            moved[need.phase] += self._loaded_bytes(need, placement)
             if not new_prompt and not placement.in_place:
-                once -= _bytes(need.component.of_role("modulation"))
+                moved[need.phase] -= _bytes(need.component.of_role("modulation"))
             wanted = need.component.units if new_prompt else need.units
             missing = [unit for unit in wanted if unit.name not in placement.kept]
-            disk += _bytes(missing)
+            read[need.phase] += _bytes(missing)
             if need.phase == "denoise":
                 crossing = _bytes(_named(need.units, placement.streamed))
                 waited = _bytes(_named(missing, placement.streamed))
+                read[need.phase] -= waited
+        profile, configs, reader = self.target.profile, self.model.configs, needs[1]
+        precision = str(request.precision)
+        seconds = {"load": profile.move_seconds(moved["denoise"] + moved["decode"], read["denoise"] + read["decode"])}
+        if new_prompt:
+            seconds["encode"] = profile.encode_seconds(
+                configs[reader.name],
+                self.model.token_limit,
+                moved["encode"],
+                read["encode"],
+                precision,
+                on_host=reader.on_host,
+            )
+        seconds["denoise"] = self._loop_seconds(request, pace)
+        seconds["decode"] = profile.decode_seconds(configs["vae"], request.width * request.height, precision)
         passes = request.steps + (self._negative_passes if self._batch == 1 else 0)
-        disk += (passes - 1) * waited
-        profile = self.target.profile
-        a_pass = max(profile.move_seconds(crossing, pinned=True), profile.move_seconds(waited, waited))
-        late = max(0.0, a_pass - self._batch * self.step_seconds(request)) if crossing else 0.0
-        seconds = profile.move_seconds(once, disk - passes * waited) + passes * late
-        return Turnaround(once + passes * crossing, disk, seconds)
+        return Turnaround(sum(moved.values()) + passes * crossing, sum(read.values()) + passes * waited, seconds)
 
     def _notes(
         self,
@@ -467,6 +484,7 @@ class Planner:
         by_name: dict[str, _Need],
         placements: dict[str, Placement],
         phases: Sequence[PhasePlan],
+        pace: Pace,
     ) -> list[str]:
         notes = [note for note in (self.target.note, self.model.size_note(request)) if note]
         transformer, placement = by_name["transformer"], placements["transformer"]
@@ -477,8 +495,8 @@ class Planner:
             )
         streamed = phases[1].streamed_bytes_per_step
         if streamed and self.target.is_card:
-            crossing = self.target.profile.move_seconds(streamed, pinned=True)
-            compute = self._passes_a_step * self._batch * self.step_seconds(request)
+            crossing = self._passes_a_step * pace.moving_seconds
+            compute = self._passes_a_step * self._batch * pace.compute_seconds
             hidden = "behind" if crossing <= compute else "longer than"
             notes.append(
                 f"a step streams {size(streamed)} in about {duration(crossing)}, {hidden} about {duration(compute)} "
@@ -495,18 +513,24 @@ class Planner:
             )
         return notes
 
-    def step_seconds(self, request: Request) -> float:
-        """An estimate of the compute of one denoise step."""
+    def _pace(self, request: Request, needs: Sequence[_Need], placement: Placement) -> Pace:
+        """What a step computes, and what of its weights crosses to the card or comes from disk meanwhile."""
         assert request.width and request.height
-        weights = _bytes(self._component("transformer", request.form).of_role("block"))
-        tokens = request.width * request.height // 256 + self.model.token_limit
-        return self.target.profile.step_seconds(
+        transformer = next(need for need in needs if need.name == "transformer")
+        streamed = _named(transformer.units, placement.streamed)
+        unkept = [unit for unit in streamed if unit.name not in placement.kept]
+        profile = self.target.profile
+        compute = profile.step_seconds(
             self.model.configs["transformer"],
-            tokens,
-            weights,
-            dequantized=request.precision == "fp8" or (request.precision == "int8" and self._kernel == "dequantize"),
-            integers=request.precision == "int8" and self._kernel != "dequantize",
+            request.width * request.height // 256 + self.model.token_limit,
+            _bytes(transformer.component.of_role("block")),
+            str(request.precision),
+            self._kernel,
         )
+        crossing = max(
+            profile.move_seconds(_bytes(streamed), pinned=True), profile.move_seconds(_bytes(unkept), _bytes(unkept))
+        )
+        return Pace(compute, crossing, self._batch)
 
     # What cannot work.
 

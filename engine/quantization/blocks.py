@@ -45,7 +45,9 @@ class Watch:
         self._scales: list[Tensor] = []  # of the running block, which are summed at its end, by one call
 
     def see(self, name: str, tokens: Tokens) -> None:
-        """Remember what goes into the layers of this name."""
+        """Remember what goes into the layers of this name; on the meta device there is nothing to see."""
+        if tokens.values.is_meta:
+            return
         if tokens.scale is None:
             self.end_block()
             self._totals.append(tokens.total())
@@ -68,7 +70,7 @@ class Watch:
         self.end_block()
         names, totals = self._names, self._totals
         self.forget()
-        if not totals or totals[0].device.type == "meta":
+        if not totals:
             return None
         finite = torch.stack(totals).isfinite().tolist()  # waits for the device, once
         return next((name for name, good in zip(names, finite, strict=True) if not good), None)
