@@ -74,7 +74,7 @@ def calibrate(engine: Engine, prompts: Sequence[str], request: Request) -> Gener
             "precision", "activations are measured before they are rounded: take --precision bf16, fp32 or fp8."
         )
     assert request.steps and request.seed is not None and prompts
-    maxima = Maxima(engine.source.configs["transformer"], request.steps)
+    maxima = Maxima(engine.source.inputs, request.steps)
     kernels = engine.runtime().kernels
     known = dict(kernels)
     kernels["fp8"] = "dequantize"  # with it, every layer is called with activations that are not rounded

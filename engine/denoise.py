@@ -15,7 +15,7 @@ from torch import Tensor
 from engine import flow
 from engine.cancel import cancellable
 from engine.modulation import TableReader, Tables, enter
-from engine.quantization.blocks import NotFiniteError, Watch
+from engine.quantization.watch import NotFiniteError, Watch
 from engine.true_cfg import TrueGuidance
 
 

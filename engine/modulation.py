@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-EMBEDDER = "time_text_embed"
-HEAD = "norm_out."  # whose modulation is applied by diffusers, in the dtype that is computed in
+if TYPE_CHECKING:
+    from engine.families.networks import Cut
 
 
 class Lookup(nn.Module):
@@ -49,8 +49,10 @@ class TableReader(nn.Module):
 
     row: Tensor
 
-    def __init__(self, linears: dict[str, nn.Linear], embedder: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, linears: dict[str, nn.Linear], path: str, embedder: nn.Module, dtype: torch.dtype) -> None:
+        """`path` is the embedder's."""
         super().__init__()
+        self.path = path
         self.dtype = self.compute_dtype = dtype  # the first is the tables'
         self.linears = {name: [linear] for name, linear in linears.items()}  # by path; none of them a submodule
         self.embedder = [embedder]
@@ -100,24 +102,18 @@ class TableReader(nn.Module):
         return self.row[:, :1]  # goes into the lookups, which do not look at it
 
 
-def detach(transformer: Any, dtype: torch.dtype) -> TableReader:
-    """Put lookups in the place of every adaLN linear and of the embedder before them; returns what feeds them.
+def detach(transformer: Any, cut: Cut, dtype: torch.dtype) -> TableReader:
+    """Put lookups in the place of every linear that follows from the step alone, and of the embedder before them.
 
-    `dtype` is what the transformer computes in.
+    `dtype` is what the transformer computes in. Returns what feeds them.
     """
-    names = [name for name, _ in transformer.named_modules() if is_modulation(name)]
+    embedder, *names = cut.step_only
     linears = {name: transformer.get_submodule(name) for name in names}
-    reader = TableReader(linears, transformer.get_submodule(EMBEDDER), dtype)
+    reader = TableReader(linears, embedder, transformer.get_submodule(embedder), dtype)
     for name, (start, width) in reader.places.items():
-        transformer.set_submodule(name, Lookup(reader, start, width, dtype if name.startswith(HEAD) else None))
-    transformer.set_submodule(EMBEDDER, reader)
+        transformer.set_submodule(name, Lookup(reader, start, width, dtype if name in cut.by_library else None))
+    transformer.set_submodule(embedder, reader)
     return reader
-
-
-def is_modulation(name: str) -> bool:
-    """Whether the module of this path in a `FluxTransformer2DModel` is an adaLN linear."""
-    parent, _, leaf = name.rpartition(".")
-    return leaf == "linear" and parent.rpartition(".")[2] in ("norm", "norm1", "norm1_context", "norm_out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +156,9 @@ def compute(
     where = "meta" if device.type == "meta" else "cpu"
     tables = [Tables(torch.empty(steps, reader.total, dtype=dtype, device=where)) for _ in pooled]
     inputs: list[Tensor] = []
-    for name in visit([EMBEDDER, *reader.places]):
+    for name in visit([reader.path, *reader.places]):
         check()
-        if name == EMBEDDER:
+        if name == reader.path:
             inputs = [
                 F.silu(_embedding(reader, sigma, scale, each, device, dtype))
                 for each in pooled

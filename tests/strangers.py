@@ -428,13 +428,10 @@ def make_calibration(place: Path, kit: Kit) -> None:
 
 def _calibrate(place: Path, file: Path | None) -> None:
     from engine.models.model import open_folder
-    from engine.quantization.salience import MODES, Calibration, inputs
+    from engine.quantization.salience import MODES, Calibration
 
     model = open_folder(place / "input" / "model", "model")
-    factors = {
-        mode: {each.name: torch.full((each.width,), 1.5) for each in inputs(model.configs["transformer"])}
-        for mode in MODES
-    }
+    factors = {mode: {each.name: torch.full((each.width,), 1.5) for each in model.inputs} for mode in MODES}
     calibrations.write(Calibration(model_hash(model), 1, 32, "fp32", factors), file)
 
 

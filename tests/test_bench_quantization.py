@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.quantization.salience import inputs
+from engine.families.flux1.cuts import inputs
 from tests.bench.quantization import FACTOR, OUTLIERS, SAME_PSNR, inject_outliers, psnr, relative_error, ssim, velocity
 from tests.tiny import tiny_pipeline
 

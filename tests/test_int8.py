@@ -20,14 +20,16 @@ from torch import Tensor, nn
 from engine import Engine, Request, RequestError
 from engine.cli import _to_repeat, main
 from engine.events import Event, Failed, ImageSaved, Noticed, Planned
+from engine.families.flux1 import blocks
+from engine.families.flux1.cuts import cut, inputs
 from engine.images.metadata import read_record
 from engine.images.save import plan_output
 from engine.memory.components import set_kernel
 from engine.modulation import detach
-from engine.quantization import blocks, fp8, int8
+from engine.quantization import fp8, int8
 from engine.quantization.int8 import KERNELS, Choice, Int8Linear, probe_kernel, quantize_rows
 from engine.quantization.kernels import Kernel, Tokens
-from engine.quantization.salience import Folds, inputs
+from engine.quantization.salience import Folds
 from engine.runtime import Repeat
 from tests.tiny import save_tiny, tiny_pipeline
 
@@ -237,15 +239,16 @@ def transformer_inputs(config: Any, dtype: torch.dtype) -> dict[str, Any]:
 
 def in_blocks(transformer: Any, factors: dict[str, Tensor], given: dict[str, Any]) -> Any:
     """A copy over our blocks with balanced weights, nothing rounded, standing at the step of `given`."""
-    folds = Folds(transformer.config, factors)
+    folds = Folds(inputs(transformer.config), factors)
     ours = copy.deepcopy(transformer)
     for name, layer in ours.named_modules():
         if isinstance(layer, nn.Linear):
             layer.weight.data, layer.bias.data = folds.weight(name, layer.weight), folds.bias(name, layer.bias)
     for name, inverse in folds.inverse.items():
         ours.get_submodule(name).inverse = inverse
+    cuts = cut("transformer", ours)
     blocks.install(ours, KERNELS, folded=True)
-    reader = detach(ours, given["hidden_states"].dtype)
+    reader = detach(ours, cuts, given["hidden_states"].dtype)
     embedding = reader.embedder[0](given["timestep"] * 1000, given["guidance"] * 1000, given["pooled_projections"])
     row = torch.cat([reader.linears[name][0](F.silu(embedding)) for name in reader.places], dim=1)
     reader.stand(folds.tables(row, reader.places))
@@ -255,9 +258,10 @@ def in_blocks(transformer: Any, factors: dict[str, Tensor], given: dict[str, Any
 def in_plain_blocks(transformer: Any, kernels: Mapping[str, Kernel], given: dict[str, Any]) -> Any:
     """A copy over our blocks as other precisions than int8 have them, standing at the step of `given`."""
     ours = copy.deepcopy(transformer)
+    cuts = cut("transformer", ours)
     blocks.install(ours, kernels, folded=False)
     dtype = given["hidden_states"].dtype
-    reader = detach(ours, dtype)
+    reader = detach(ours, cuts, dtype)
     embedding = reader.embedder[0](given["timestep"] * 1000, given["guidance"] * 1000, given["pooled_projections"])
     reader.stand(torch.cat([reader.linears[name][0](F.silu(embedding)) for name in reader.places], dim=1))
     return ours

@@ -18,6 +18,7 @@ from engine import Engine, Request, RequestError
 from engine.cli import main
 from engine.engine import Engine as OpenEngine
 from engine.events import Event, ImageSaved, Noticed, StepFinished
+from engine.families.flux1.cuts import inputs
 from engine.folders import cache_dir
 from engine.images.metadata import read_record
 from engine.images.save import plan_output
@@ -34,7 +35,6 @@ from engine.quantization.salience import (
     Maxima,
     balanced_at_run_time,
     balancing,
-    inputs,
     mean_salience,
     spearman,
 )
@@ -112,14 +112,14 @@ class TestInputs:
         assert len(found) == 19 * 7 + 38 * 3
         assert sum(each.width for each in found) == 19 * (3072 * 5 + 2 * 12288) + 38 * (3072 * 2 + 12288)
         assert len({each.name for each in found}) == len(found)
-        assert "single_transformer_blocks.37.proj_out" in balanced_at_run_time(FLUX)
-        assert "transformer_blocks.0.ff_context.net.2" in balanced_at_run_time(FLUX)
-        assert len(balanced_at_run_time(FLUX)) == 19 * 2 + 38
+        assert "single_transformer_blocks.37.proj_out" in balanced_at_run_time(found)
+        assert "transformer_blocks.0.ff_context.net.2" in balanced_at_run_time(found)
+        assert len(balanced_at_run_time(found)) == 19 * 2 + 38
 
     @torch.no_grad()
     def test_maxima_are_the_largest_activations_of_each_step(self):
         transformer = tiny_pipeline(guided=False).transformer
-        maxima = Maxima(transformer.config, steps=2)
+        maxima = Maxima(inputs(transformer.config), steps=2)
         names = {"q": "transformer_blocks.1.attn.to_q", "out": "transformer_blocks.1.attn.to_out.0"}
         given = {
             "hidden_states": normal(1, 16, 16),
@@ -157,7 +157,7 @@ class TestInputs:
         assert torch.equal(torch.cat([by_name[single], by_name[f"{single}.mlp"]], dim=1), proj)
 
     def test_what_was_never_seen_is_an_error(self):
-        maxima = Maxima(tiny_pipeline(guided=False).transformer.config, steps=2)
+        maxima = Maxima(inputs(tiny_pipeline(guided=False).transformer.config), steps=2)
         with pytest.raises(ValueError, match="was given nothing"):
             maxima.of(maxima.inputs[0])
 
@@ -194,7 +194,7 @@ class TestCalibrating:
             steps = [(event.image, event.step) for event in events if isinstance(event, StepFinished)]
             assert steps == [(0, 1), (0, 2), (1, 1), (1, 2)]
             assert file == calibrations.file_of(engine.model_hash)
-            known = calibrations.read("demo", engine.model_hash, engine.source.configs["transformer"])
+            known = calibrations.read("demo", engine.model_hash, engine.source.inputs)
         assert (known.prompts, known.steps, known.precision) == (2, 2, "fp32")
         with demo() as engine:
             option = next(option for option in engine.options if option.name == "salience")
@@ -269,7 +269,7 @@ class TestCalibrating:
         save_file({name: tensor.float().to(torch.float8_e4m3fn) for name, tensor in weights.items()}, file)
         config = Engine.open("demo").source.configs["transformer"]
         factors = {each.name: normal(each.width).exp() for each in inputs(config)}
-        form = Form("int8+csb", Folds(config, factors), "0" * 16)
+        form = Form("int8+csb", Folds(inputs(config), factors), "0" * 16)
         notices: list[str] = []
         for _ in converted_files("transformer", [file], torch.bfloat16, notices, form):
             pass
@@ -313,7 +313,7 @@ class TestFile:
         written = self.calibration()
         file = calibrations.write(written)
         assert file.parent == cache_dir() / "salience"
-        read = calibrations.read("x", "a" * 64, self.CONFIG)
+        read = calibrations.read("x", "a" * 64, inputs(self.CONFIG))
         assert (read.model_hash, read.steps, read.prompts, read.precision) == ("a" * 64, 4, 32, "bf16")
         for mode in MODES:
             assert read.digest(mode) == written.digest(mode)
@@ -324,7 +324,7 @@ class TestFile:
         with pytest.raises(
             RequestError, match=r"made with another model than mine .*'aaaaaaaaaaaa', not 'bbbbbbbbbbbb'"
         ):
-            calibrations.read("mine", "b" * 64, self.CONFIG, file)
+            calibrations.read("mine", "b" * 64, inputs(self.CONFIG), file)
 
     @pytest.mark.parametrize("harm", ["missing", "misshapen", "negative", "nan", "about", "none", "cut", "text"])
     def test_a_broken_one_is_refused(self, harm, tmp_path):
@@ -348,7 +348,7 @@ class TestFile:
         elif harm == "text":
             file.write_text("{}")
         with pytest.raises(RequestError) as refused:
-            calibrations.read("mine", "a" * 64, self.CONFIG, file)
+            calibrations.read("mine", "a" * 64, inputs(self.CONFIG), file)
         assert str(file) in str(refused.value)
 
 
@@ -415,7 +415,7 @@ class TestVerb:
 
 def test_folds_leave_alone_what_has_no_factors():
     config = tiny_pipeline(guided=False).transformer.config
-    folds = Folds(config, {})
+    folds = Folds(inputs(config), {})
     weight = normal(4, 8)
     assert folds.weight("transformer_blocks.0.attn.to_q", weight) is weight
     assert not folds.inverse

@@ -23,7 +23,7 @@ from engine.models.loading import check_tensors
 from engine.models.model import Model
 from engine.models.weights import WeightFiles
 from engine.modulation import Tables
-from engine.quantization import blocks, forms
+from engine.quantization import forms, kernels
 from engine.quantization.forms import Form
 from engine.quantization.fp8 import Fp8Linear
 from engine.quantization.salience import Folds
@@ -111,13 +111,13 @@ class Components:
 
     def _made(self, precision: str) -> Form:
         kind, _, mode = precision.partition("+")
-        config = self.model.configs["transformer"]
+        inputs = self.model.inputs
         if kind == "fp8":
             return Form(precision)
         if not mode:
-            return Form(precision, Folds(config, {}))
-        calibration = calibrations.read(self.model.name, self.model_hash, config)
-        return Form(precision, Folds(config, calibration.factors[mode]), calibration.digest(mode))
+            return Form(precision, Folds(inputs, {}))
+        calibration = calibrations.read(self.model.name, self.model_hash, inputs)
+        return Form(precision, Folds(inputs, calibration.factors[mode]), calibration.digest(mode))
 
     def component(self, name: str, precision: str) -> Component:
         """The component without weights; another precision of it is forgotten."""
@@ -520,7 +520,7 @@ def set_kernel(module: Any, kernel: str) -> None:
         if isinstance(layer, Fp8Linear):
             layer.kernel = kernel if kernel == "scaled_mm" else "dequantize"
     if hasattr(module, "kernels"):
-        blocks.set_kernel(module, kernel)
+        kernels.set_kernel(module, kernel)
 
 
 class _Counting:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -24,14 +24,14 @@ from engine.files import write_whole
 from engine.folders import cache_dir
 from engine.memory.components import Components, Loan, Placement
 from engine.memory.ledger import counted
-from engine.memory.units import LISTS_OF_LAYERS, precision_of
+from engine.memory.units import precision_of
 from engine.models.model import Model
 from engine.true_cfg import TrueGuidance
 from engine.untrusted import parse_json, read_file
 
 META = torch.device("meta")
 STEPS = 2  # what a step leaves behind is there from the second on; more of them change nothing
-BLOCK_LISTS, BLOCKS = ("transformer_blocks", "single_transformer_blocks", *LISTS_OF_LAYERS.values()), 2
+BLOCKS = 2  # of each kind that are measured
 MAX_FILES, MAX_FILE_BYTES = 500, 1024
 EIGHT_BITS = ("fp8", "int8")
 FORMAT = 3  # to be raised when the same phases would be measured differently
@@ -94,7 +94,7 @@ class Activations:
         components = self._components
         component = components.component(name, precision)  # before the ledger, which would count what it is made with
         with (
-            _shortened(component.module),
+            _shortened(component.module, component.cut.repeats),
             counted("meta") as ledger,
             components.lend(name, precision, Placement(slots=2), lambda: None, kernel=kernel) as loan,
         ):
@@ -106,12 +106,12 @@ class Activations:
 
 
 @contextmanager
-def _shortened(module: Any) -> Iterator[None]:
+def _shortened(module: Any, repeats: Sequence[str]) -> Iterator[None]:
     """While open, a network of blocks has only the first few of each kind: their peak is the peak of all.
 
     The blocks of a kind are alike and leave behind what came in. Simulated runs have all of them.
     """
-    whole = {path: module.get_submodule(path) for path in BLOCK_LISTS if _has(module, path)}
+    whole = {path: module.get_submodule(path) for path in repeats}
     for path, blocks in whole.items():
         module.set_submodule(path, blocks[:BLOCKS])
     try:
@@ -119,14 +119,6 @@ def _shortened(module: Any) -> Iterator[None]:
     finally:
         for path, blocks in whole.items():
             module.set_submodule(path, blocks)
-
-
-def _has(module: Any, path: str) -> bool:
-    try:
-        module.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
 
 
 def run_encoder(loan: Loan, tokens: int) -> torch.Tensor:

@@ -19,7 +19,7 @@ from engine.families.flux1.parts import DISTILL_T5 as DISTILLED
 from engine.memory.components import Components, Placement
 from engine.memory.measure import META, Activations
 from engine.memory.target import Target
-from engine.memory.units import HOST_ONLY, Component, Unit, precision_of
+from engine.memory.units import Component, Unit, precision_of
 from engine.request import MIN_SIDE, SIDE_MULTIPLE, Request, RequestError
 from engine.text import duration, size
 
@@ -596,7 +596,7 @@ def _table_bytes(component: Component) -> int:
 
 
 def _parameters(component: Component) -> str:
-    tied = HOST_ONLY.get(component.name, ())[1:]  # the table's other name
+    tied = component.cut.host_tables[1:]  # the table's other name
     count = sum(math.prod(shape) for name, shape in component.wanted.items() if name not in tied)
     if count >= 1e9:
         return f"{count / 1e9:.1f} billion parameters"

@@ -16,24 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from engine import modulation
-from engine.families.flux1.parts import DISTILL_T5 as DISTILLED
+from engine.families.all import parts
+from engine.families.networks import Cut
 from engine.models.converted import quantize_into
 from engine.models.loading import empty_component
 from engine.models.model import Model
 from engine.models.weights import WeightFiles
-from engine.quantization import blocks, fp8, int8
+from engine.quantization import fp8, int8
 from engine.quantization.forms import Form
 from engine.quantization.fp8 import SCALE_SUFFIX
 from engine.quantization.salience import balanced_at_run_time
 
 ALIGNMENT = 256
-HOST_ONLY = {  # rows are looked up on the host
-    "text_encoder_2": ("shared.weight", "encoder.embed_tokens.weight"),
-    DISTILLED: ("encoder.shared.weight", "encoder.encoder.embed_tokens.weight"),
-}
 INVERSE_SUFFIX = ".inverse"  # of balancing factors, which are in no file of weights
-LISTS_OF_LAYERS = {"text_encoder_2": "encoder.block", DISTILLED: "encoder.encoder.block"}
-NOT_NEEDED = {"vae": ("encoder.", "quant_conv.")}  # to decode
 
 Role = Literal["base", "block", "modulation"]
 NOTHING = nn.Parameter(torch.empty(0, device="meta"), requires_grad=False)  # where no weights are at the moment
@@ -87,13 +82,18 @@ class Component:
 
     name: str
     module: Any
+    cut: Cut
     units: tuple[Unit, ...]
     dtype: torch.dtype
     wanted: dict[str, tuple[int, ...]]  # shapes by name, as files have them
     reader: modulation.TableReader | None  # of the transformer
     host_shape: tuple[int, ...] | None = None  # of the table that stays on the host
-    host_name: str = ""  # the table's, as files have it
     buffers: list[tuple[nn.Module, str, Tensor]] = field(default_factory=list)  # constants, kept on the host
+
+    @property
+    def host_name(self) -> str:
+        """What files call the table that stays on the host."""
+        return self.cut.host_tables[0]
 
     def of_role(self, role: Role) -> tuple[Unit, ...]:
         return tuple(unit for unit in self.units if unit.role == role)
@@ -105,11 +105,12 @@ class Component:
 
 
 def precision_of(name: str, precision: str) -> str:
-    """What a component computes in where a picture is asked for in `precision`: DistillT5 is too small for less, and
-    only a transformer computes in int8."""
-    if name == DISTILLED:
-        return "fp32"
-    return "fp8" if precision.startswith("int8") and name != "transformer" else precision
+    """What a component computes in where a picture is asked for in `precision`: some have one of their own, and those
+    that cannot compute in int8 have FP8 beside it."""
+    part = parts()[name]
+    if part.fixed:
+        return part.fixed
+    return "fp8" if precision.startswith("int8") and "int8" not in part.forms else precision
 
 
 def build(model: Model, name: str, precision: str) -> Component:
@@ -118,27 +119,28 @@ def build(model: Model, name: str, precision: str) -> Component:
     `precision` is fp32, bf16, fp8, or int8, with what balances its salient channels: int8+csb, int8+csb+ssc. Raises
     `RequestError` where its configuration cannot be used.
     """
+    networks = model.family.networks
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     module = empty_component(model, name).eval()
+    cut = networks.cut(name, module)
     wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     if precision == "fp8":
         fp8.replace_linears(module, name, dtype)
     elif precision.startswith("int8"):
-        balanced = balanced_at_run_time(model.configs[name]) if precision != "int8" else set()
-        int8.replace_linears(module, dtype, balanced)
-    if name == "transformer":
-        folded = precision.startswith("int8")
-        ways = int8.KERNELS if folded else fp8.kernels(module.inner_dim, dtype)
-        blocks.install(module, ways, folded=folded)
-    paths = _unit_paths(name, module)
+        inputs = networks.inputs(model.configs[name])
+        int8.replace_linears(module, dtype, balanced_at_run_time(inputs) if precision != "int8" else set())
+    if name == model.family.core.name:
+        networks.install_blocks(module, dtype, folded=precision.startswith("int8"))
+    paths: dict[str, Role] = dict.fromkeys(cut.step_only, "modulation")
+    paths |= {**dict.fromkeys(cut.units, "block"), "": "base"}
     owners = {path: module.get_submodule(path) for path in paths}
     grouped: dict[str, list[tuple[nn.Module, str, str, torch.dtype, tuple[int, ...]]]] = {path: [] for path in paths}
     host_shape = None
     for parameter_name, parameter in module.named_parameters(remove_duplicate=False):
-        if parameter_name in HOST_ONLY.get(name, ()):
+        if parameter_name in cut.host_tables:
             host_shape = tuple(parameter.shape)
             continue
-        if parameter_name.startswith(NOT_NEEDED.get(name, ())):
+        if parameter_name.startswith(cut.unused):
             continue
         path = next((path for path in paths if path and parameter_name.startswith(path + ".")), "")
         owner_path, _, leaf = parameter_name.rpartition(".")
@@ -148,7 +150,7 @@ def build(model: Model, name: str, precision: str) -> Component:
     for owner in list(module.modules()):
         for leaf, parameter in owner._parameters.items():
             owner._parameters[leaf] = NOTHING if parameter is not None else None
-    reader = modulation.detach(module, dtype) if name == "transformer" else None
+    reader = modulation.detach(module, cut, dtype) if cut.step_only else None
     if reader is not None and precision.startswith("int8"):
         reader.dtype = torch.float32
     units = tuple(_unit(path, paths[path], owners[path], pieces) for path, pieces in grouped.items() if pieces)
@@ -156,8 +158,7 @@ def build(model: Model, name: str, precision: str) -> Component:
         (module.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], value)
         for path, value in module.named_buffers()
     ]
-    host_name = HOST_ONLY[name][0] if name in HOST_ONLY else ""
-    return Component(name, module, units, dtype, wanted, reader, host_shape, host_name, buffers)
+    return Component(name, module, cut, units, dtype, wanted, reader, host_shape, buffers)
 
 
 def _stored(owner: nn.Module, path: str, leaf: str, name: str, dtype: torch.dtype) -> tuple[str, torch.dtype]:
@@ -171,23 +172,6 @@ def _stored(owner: nn.Module, path: str, leaf: str, name: str, dtype: torch.dtyp
         }
         return known[leaf]
     return name, dtype
-
-
-def _unit_paths(name: str, module: nn.Module) -> dict[str, Role]:
-    """The paths of the modules whose weights move on their own, in the order in which a run needs them."""
-    paths: dict[str, Role] = {}
-    if name == "transformer":
-        paths[modulation.EMBEDDER] = "modulation"
-        paths |= {path: "modulation" for path, _ in module.named_modules() if modulation.is_modulation(path)}
-        for index in range(len(module.transformer_blocks)):  # type: ignore[arg-type]
-            paths |= {f"transformer_blocks.{index}.{part}": "block" for part in ("attn", "ff", "ff_context")}
-        for index in range(len(module.single_transformer_blocks)):  # type: ignore[arg-type]
-            paths[f"single_transformer_blocks.{index}"] = "block"
-    elif name in LISTS_OF_LAYERS:
-        path = LISTS_OF_LAYERS[name]
-        for index in range(len(module.get_submodule(path))):  # type: ignore[arg-type]
-            paths |= {f"{path}.{index}.layer.{part}": "block" for part in (0, 1)}
-    return {**paths, "": "base"}
 
 
 def _unit(

@@ -7,16 +7,16 @@ factor a channel, and says which model they are of and what they were found with
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine.files import write_whole
 from engine.folders import cache_dir, shown_path
 from engine.request import RequestError
 
 if TYPE_CHECKING:
-    from engine.quantization.salience import Calibration
+    from engine.quantization.salience import Calibration, Input
 
 FORMAT = "1"
 
@@ -63,20 +63,20 @@ def write(calibration: Calibration, file: Path | None = None) -> Path:
     return file
 
 
-def read(model: str, model_hash: str, config: Mapping[str, Any], file: Path | None = None) -> Calibration:
-    """A model's calibration, from where it is kept or from `file`. `config` is the transformer's.
+def read(model: str, model_hash: str, inputs: Sequence[Input], file: Path | None = None) -> Calibration:
+    """A model's calibration, from where it is kept or from `file`. `inputs` are of the model's core.
 
     Raises `RequestError` where there is none, or one of another model, or a broken one.
     """
     import torch
 
     from engine.models.weights import WeightFiles
-    from engine.quantization.salience import MODES, Calibration, inputs
+    from engine.quantization.salience import MODES, Calibration
 
     file = file or file_of(model_hash)
     if not file.is_file():
         raise missing(model)
-    widths = {each.name: each.width for each in inputs(config)}
+    widths = {each.name: each.width for each in inputs}
     with WeightFiles.open([file]) as files:
         about = files.metadata
         if about.get("t2i_salience") != FORMAT:

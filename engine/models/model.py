@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from engine.families.all import FAMILIES, family_of_pipeline, parts
 from engine.families.family import Family
@@ -26,6 +26,9 @@ from engine.text import quoted
 from engine.untrusted import MAX_INDEX_BYTES, is_plain_name, open_file, read_object
 from engine.untrusted.configs import SCHEDULER, TOKENIZER, checked, declared_class, read_config
 from engine.untrusted.headers import PICKLE_SUFFIXES, read_header, unreadable
+
+if TYPE_CHECKING:
+    from engine.quantization.salience import Input
 
 SHARD = re.compile(r"-[0-9]{5}-of-([0-9]{5})(?:\.[A-Za-z0-9_]+)?\.safetensors$")
 # diffusers' and transformers' names of a variant: model.fp16.safetensors, model.safetensors.index.fp16.json
@@ -64,6 +67,11 @@ class Model:
     @property
     def has_weights(self) -> bool:
         return bool(self.files)
+
+    @property
+    def inputs(self) -> list[Input]:
+        """What the 8-bit layers of its core are given, by what is balanced together. torch is imported."""
+        return self.family.networks.inputs(self.configs[self.family.core.name])
 
     @property
     def max_side(self) -> int:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 EPS = 1e-6  # of FLUX.1's layer norms
 ROWS = 1024  # of activations that are widened at a time
@@ -63,6 +63,20 @@ class Plain:
 
     def added(self, x: Tensor, gate: Tensor, out: Tensor) -> Tensor:
         return out.mul_(over_tokens(gate)).add_(x)
+
+
+class Block(nn.Module):
+    """A module that multiplies in the way of a kernel."""
+
+    kernel: Kernel
+
+
+def set_kernel(network: Any, kernel: str) -> None:
+    """How all blocks of a network multiply; a kernel that is not among its `kernels` means "dequantize"."""
+    chosen = network.kernels.get(kernel, network.kernels["dequantize"])
+    for module in network.modules():
+        if isinstance(module, Block):
+            module.kernel = chosen
 
 
 def over_tokens(channels: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Salient channels: balancing factors that share out between activations and weights what is hard to round.
 
-PTQ4DiT (arXiv:2405.16005), section 4, on FLUX.1's layers. A channel of a layer's input that is much larger than the
+PTQ4DiT (arXiv:2405.16005), section 4. A channel of a layer's input that is much larger than the
 others spoils the rounding of a whole token; dividing it by a factor b, and multiplying the weight's column by it,
 changes nothing but the rounding. b = sqrt(s_rho(X) / s(W)) makes both sides equally salient (CSB, eq. 5 to 7), where
 s is the largest number of a channel and s_rho its mean over steps (SSC, eq. 9 to 11), weighted by how little the
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,65 +32,21 @@ SMALLEST_SALIENCE = 1e-12  # of what is not zero
 class Input:
     """What several layers of a transformer are given, and where it comes from.
 
-    `name` is the first of its layers. `tables` is the adaLN linear and which of its parts are shift and scale; `values`
-    are layers whose rows become the input's channels through an attention. Without either it is balanced at run time.
+    `name` is the first of its layers, with a suffix where it is a part of their input. `tables` is the adaLN linear,
+    how many parts its output has, and which of them are shift and scale; `values` are layers whose rows become the input's
+    channels through an attention. Without either it is balanced at run time.
     """
 
     name: str
     layers: tuple[str, ...]
     channels: tuple[int, int] = (0, 0)  # of the layers' input, from and to
-    tables: tuple[str, int, int] | None = None
+    tables: tuple[str, int, int, int] | None = None
     values: tuple[str, ...] = ()
 
     @property
     def width(self) -> int:
         """How many channels."""
         return self.channels[1] - self.channels[0]
-
-
-def inputs(config: Mapping[str, Any]) -> list[Input]:
-    """The distinct inputs of the linear layers in a FLUX.1 transformer's blocks. `config` is the transformer's."""
-    width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
-    narrow, wide = (0, width), (0, 4 * width)
-    found = []
-    for index in range(int(config["num_layers"])):
-        block = f"transformer_blocks.{index}"
-        attn = f"{block}.attn"
-        found += [
-            Input(f"{attn}.to_q", _all(attn, "to_q", "to_k", "to_v"), narrow, (f"{block}.norm1.linear", 0, 1)),
-            Input(
-                f"{attn}.add_q_proj",
-                _all(attn, "add_q_proj", "add_k_proj", "add_v_proj"),
-                narrow,
-                (f"{block}.norm1_context.linear", 0, 1),
-            ),
-            Input(
-                f"{attn}.to_out.0",
-                _all(attn, "to_out.0", "to_add_out"),
-                narrow,
-                values=_all(attn, "to_v", "add_v_proj"),
-            ),
-        ]
-        for net, norm in (("ff", "norm1"), ("ff_context", "norm1_context")):
-            inner, outer = f"{block}.{net}.net.0.proj", f"{block}.{net}.net.2"
-            found += [
-                Input(inner, (inner,), narrow, (f"{block}.{norm}.linear", 3, 4)),
-                Input(outer, (outer,), wide),
-            ]
-    for index in range(int(config["num_single_layers"])):
-        block = f"single_transformer_blocks.{index}"
-        layers = _all(block, "attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
-        out = f"{block}.proj_out"
-        found += [
-            Input(layers[0], layers, narrow, (f"{block}.norm.linear", 0, 1)),
-            Input(out, (out,), narrow, values=(f"{block}.attn.to_v",)),
-            Input(f"{out}.mlp", (out,), (width, 5 * width)),
-        ]
-    return found
-
-
-def _all(parent: str, *names: str) -> tuple[str, ...]:
-    return tuple(f"{parent}.{name}" for name in names)
 
 
 # Factors.
@@ -139,13 +95,13 @@ def balancing(maxima: Tensor, weight_maxima: Tensor, mode: str) -> Tensor:
 class Folds:
     """Balancing factors where they belong: in weights, in modulation tables, in what is quantized at run time."""
 
-    def __init__(self, config: Mapping[str, Any], factors: Mapping[str, Tensor]) -> None:
-        """`config` is the transformer's; `factors` b [in] by the name of the input, none for what is not balanced."""
+    def __init__(self, inputs: Sequence[Input], factors: Mapping[str, Tensor]) -> None:
+        """`factors` are b [in] by the name of the input, none for what is not balanced."""
         self.columns: dict[str, Tensor] = {}  # by layer: b [in]
         self.rows: dict[str, Tensor] = {}  # by layer: b [out]
         self.inverse: dict[str, Tensor] = {}  # by layer: 1 / b [in]
-        self._tables: list[tuple[str, int, int, Tensor | None]] = []
-        for each in inputs(config):
+        self._tables: list[tuple[str, int, int, int, Tensor | None]] = []
+        for each in inputs:
             factor = factors.get(each.name)
             if each.tables is not None:
                 self._tables.append((*each.tables, factor))
@@ -173,9 +129,9 @@ class Folds:
         """Modulation tables [steps, total] with factors (1 + scale) / b and addends shift / b in the place of scale and
         shift, as int8 blocks take them; float32 or better. `places` gives start and width of each adaLN linear."""
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32), copy=True)
-        for linear, shift, scale, factor in self._tables:
+        for linear, count, shift, scale, factor in self._tables:
             start, width = places[linear]
-            parts = rows[:, start : start + width].unflatten(1, (3 if ".norm." in linear else 6, -1))
+            parts = rows[:, start : start + width].unflatten(1, (count, -1))
             parts[:, scale] += 1
             if factor is not None:
                 parts[:, [shift, scale]] /= factor.to(rows.dtype)
@@ -188,17 +144,17 @@ class Folds:
         return rows / divisors[start : start + len(rows), None].to(torch.promote_types(rows.dtype, torch.float32))
 
 
-def balanced_at_run_time(config: Mapping[str, Any]) -> set[str]:
+def balanced_at_run_time(inputs: Sequence[Input]) -> set[str]:
     """The layers whose input is balanced while it is quantized."""
-    return {each.name.removesuffix(".mlp") for each in inputs(config) if each.tables is None and not each.values}
+    return {layer for each in inputs if each.tables is None and not each.values for layer in each.layers}
 
 
 class Maxima:
     """The largest activations of every channel, by step, over any number of runs: nothing else is kept of them."""
 
-    def __init__(self, config: Mapping[str, Any], steps: int) -> None:
-        """`config` is the transformer's; `steps` are what a run has."""
-        self.inputs, self.steps = inputs(config), steps
+    def __init__(self, inputs: Sequence[Input], steps: int) -> None:
+        """`steps` are what a run has."""
+        self.inputs, self.steps = inputs, steps
         self._passes = 0
         self._values: dict[str, Tensor] = {}  # on the CPU
         self._step: dict[str, Tensor] = {}  # of the running pass, on the device: 5.8 MB of FLUX.1

@@ -47,17 +47,20 @@ from engine.demo.checker import check
 from engine.demo.grammar import describe
 from engine.demo.scenes import Scene
 from engine.events import Event, StepFinished
+from engine.families.flux1 import blocks
 from engine.families.flux1 import published as flux1
+from engine.families.flux1.cuts import cut, inputs
 from engine.images.save import Destination
 from engine.job import Job
 from engine.models import calibrations
 from engine.models.catalog import DEMO_FOLDER
 from engine.models.converted import rounding_errors
 from engine.models.weights import WeightFiles
-from engine.quantization import blocks, fp8
+from engine.quantization import fp8
 from engine.quantization.forms import Form, dequantize
 from engine.quantization.int8 import KERNELS, Int8Linear, candidates, choose, quantize_rows, replace_linears
-from engine.quantization.salience import MODES, Input, inputs
+from engine.quantization.kernels import set_kernel
+from engine.quantization.salience import MODES, Input
 from engine.runtime import NOTHING_TO_REPEAT, Repeat
 from tests.bench.accuracy import Picture, draw_scenes, summary
 from tests.bench.models import Configs, flux_configs, write_model
@@ -358,7 +361,7 @@ def _grow(state: State, each: Input, factor: Tensor) -> None:
         state[f"{layer}.weight"] *= factor[:, None]
         state[f"{layer}.bias"] *= factor
     if each.tables is not None:
-        linear, shift, scale = each.tables
+        linear, _, shift, scale = each.tables
         weight, bias = (state[f"{linear}.{leaf}"].unflatten(0, (-1, each.width)) for leaf in ("weight", "bias"))
         weight[[shift, scale]] *= factor[:, None]
         bias[shift] *= factor
@@ -505,7 +508,7 @@ def tell_outcomes(title: str, found: Mapping[str, Outcome]) -> None:
 def tell_factors(model: str | Path, config: Mapping[str, Any], channels: Mapping[str, Tensor]) -> None:
     """The largest balancing factors, and whether they are those of `channels`."""
     with Engine.open(model, device="cpu") as engine:
-        calibration = calibrations.read(engine.model, engine.model_hash, config)
+        calibration = calibrations.read(engine.model, engine.model_hash, inputs(config))
     for mode, factors in calibration.factors.items():
         largest = max(factors, key=lambda name: float(factors[name].max()))
         text = f"{mode}: the largest factor is {factors[largest].max():.1f} ({largest})"
@@ -618,7 +621,7 @@ def detached(config: Mapping[str, Any], device: torch.device) -> Any:
     transformer = transformer.to_empty(device=device).eval().requires_grad_(False)
     for parameter in transformer.parameters():
         parameter.normal_(0, 0.02)
-    reader = modulation.detach(transformer, torch.bfloat16)
+    reader = modulation.detach(transformer, cut("transformer", transformer), torch.bfloat16)
     reader.embedder.clear()
     reader.linears.clear()
     reader.stand(torch.randn(1, reader.total, device=device).mul_(0.1).bfloat16())
@@ -642,7 +645,7 @@ def in_int8(transformer: Any) -> None:
 def step(transformer: Any, config: Mapping[str, Any], side: int, text: int, kernel: str | None = None) -> Tensor:
     """One step for a square picture of `side` pixels."""
     if kernel is not None:
-        blocks.set_kernel(transformer, kernel)
+        set_kernel(transformer, kernel)
     places = flow.image_position_ids(side, side)
     device = next(transformer.parameters()).device
     options = {"device": device, "dtype": torch.bfloat16}

@@ -13,9 +13,11 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from engine.families.family import Config
-from engine.families.flux1 import distill_t5
+from engine.families.flux1 import blocks, cuts, distill_t5
 from engine.families.flux1.parts import CLIP, CLIP_KEYS, DISTILL_T5, T5, T5_KEYS, TRANSFORMER_KEYS, VAE_KEYS
-from engine.families.networks import Networks
+from engine.families.networks import Cut, Networks
+from engine.quantization import fp8, int8
+from engine.quantization.salience import Input
 from engine.untrusted.configs import attention_of, for_network
 
 
@@ -43,6 +45,15 @@ class Flux1Networks(Networks):
                 module = distill_t5.empty(config)
         network: nn.Module = module
         return network
+
+    def cut(self, part: str, module: nn.Module) -> Cut:
+        return cuts.cut(part, module)
+
+    def inputs(self, config: Config) -> list[Input]:
+        return cuts.inputs(config)
+
+    def install_blocks(self, module: Any, dtype: torch.dtype, *, folded: bool) -> None:
+        blocks.install(module, int8.KERNELS if folded else fp8.kernels(module.inner_dim, dtype), folded=folded)
 
     def tied(self, part: str) -> Mapping[str, str]:
         if part == DISTILL_T5:

@@ -20,63 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.quantization.kernels import Kernel, Tokens
-from engine.request import RequestError
+from engine.quantization.kernels import Block, Kernel, Tokens
+from engine.quantization.watch import Watch
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, [1, S, 1, D] float32; every other sine is negative
 
 
-class NotFiniteError(RequestError):
-    """A step gave numbers that are not finite: the fault of the weights, or of too small a precision for them."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__("model", message)
-
-    def __reduce__(self) -> tuple[type[NotFiniteError], tuple[str]]:  # type: ignore[override]
-        return NotFiniteError, (str(self),)
-
-
-class Watch:
-    """Sees where in a step activations stop being finite, at the cost of a small sum for each quantization."""
-
-    def __init__(self) -> None:
-        self._names: list[str] = []
-        self._totals: list[Tensor] = []
-        self._scales: list[Tensor] = []  # of the running block, which are summed at its end, by one call
-
-    def see(self, name: str, tokens: Tokens) -> None:
-        """Remember what goes into the layers of this name; on the meta device there is nothing to see."""
-        if tokens.values.is_meta:
-            return
-        if tokens.scale is None:
-            self.end_block()
-            self._totals.append(tokens.total())
-        else:
-            self._scales.append(tokens.scale)
-        self._names.append(name)
-
-    def end_block(self) -> None:
-        """Keep nothing but numbers of what was seen."""
-        if self._scales:
-            self._totals += torch._foreach_norm(self._scales, 1)  # of what is positive, or not a number: the sum
-            self._scales = []
-
-    def forget(self) -> None:
-        """Begin a new step."""
-        self._names, self._totals, self._scales = [], [], []
-
-    def first_bad(self) -> str | None:
-        """The first layers of this step whose input was not finite, or None; begins a new step."""
-        self.end_block()
-        names, totals = self._names, self._totals
-        self.forget()
-        if not totals:
-            return None
-        finite = torch.stack(totals).isfinite().tolist()  # waits for the device, once
-        return next((name for name, good in zip(names, finite, strict=True) if not good), None)
-
-
-class _Part(nn.Module):
+class _Part(Block):
     """What all parts of blocks have: a name, a kernel, and for int8 somebody who watches."""
 
     def __init__(self, name: str, kernel: Kernel, watch: Watch | None) -> None:
@@ -272,14 +222,6 @@ def install(transformer: Any, kernels: Mapping[str, Kernel], *, folded: bool) ->
         for index, plain in enumerate(blocks):
             blocks[index] = kind(plain, f"{path}.{index}", kernel, watch)
     transformer.pos_embed = Positions(transformer.pos_embed)
-
-
-def set_kernel(transformer: Any, kernel: str) -> None:
-    """How all blocks multiply; a kernel that they do not know means "dequantize"."""
-    chosen = transformer.kernels.get(kernel, transformer.kernels["dequantize"])
-    for module in transformer.modules():
-        if isinstance(module, _Part):
-            module.kernel = chosen
 
 
 def _normed(heads: Tensor, norm: Any) -> Tensor:
