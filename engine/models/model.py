@@ -21,7 +21,7 @@ from engine.models import distill_names
 from engine.models.configs import CLASSES, KEYS, checked, declared_class, read_config
 from engine.models.headers import PICKLE_SUFFIXES, read_header, unreadable
 from engine.models.layouts import TITLES, Found, recognise
-from engine.request import MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE, Defaults, Request, RequestError
+from engine.request import MAX_SIDE, MIN_SIDE, PRECISIONS, SIDE_MULTIPLE, Defaults, Request, RequestError
 from engine.text import quoted
 from engine.untrusted import MAX_INDEX_BYTES, is_plain_name, open_file, read_object
 
@@ -433,7 +433,8 @@ def _preferences(path: Path) -> Defaults | None:
         Request("any", **values)  # type: ignore[arg-type]  # the same ranges hold for what a model prefers
     except (TypeError, RequestError):
         raise _wrong_defaults(path) from None
-    if any(value is None for name, value in values.items() if name != "guidance"):  # type: ignore[union-attr]
+    incomplete = any(value is None for name, value in values.items() if name != "guidance")  # type: ignore[union-attr]
+    if incomplete or defaults.precision not in PRECISIONS:
         raise _wrong_defaults(path)
     return defaults
 
