@@ -16,7 +16,7 @@ from engine.cancel import CancelledError
 from engine.events import Event
 from engine.job import Job
 from engine.models import calibrations
-from engine.request import Request, RequestError
+from engine.request import AUTO, Request, RequestError
 
 if TYPE_CHECKING:
     from engine.engine import Engine
@@ -68,6 +68,8 @@ def calibrate(engine: Engine, prompts: Sequence[str], request: Request) -> Gener
     engine.require_weights()
     if engine.settings.simulate:
         raise RequestError("simulate", "a simulated run has no activations to measure; leave --simulate out.")
+    if request.precision in (None, AUTO):
+        request = replace(request, precision=engine.defaults.precision)
     request = engine.resolve(request)
     if request.precision == "int8":
         raise RequestError(

@@ -31,10 +31,11 @@ or `width`, `height`, `rgb`. `image_saved`, `cancelled`, `failed` and `simulated
 `error` ends a job that could not begin, or the whole run; its `field` names the flag or value at fault and is null
 where the fault is not the input's. A run that is cancelled before its first event prints none.
 
-`t2i plan --json` prints one object: model, size, steps, precision, target, budget_bytes, peak_bytes, ram_budget_bytes,
-host_bytes, pinned_bytes, phases (each with name, resident_bytes, streamed_bytes_per_step, loaded_bytes,
-activation_bytes, allowance_bytes, peak_bytes), text_encoder, tile (pixels, 0 for whole), same_prompt and new_prompt
-(of the next picture, each with moved_bytes, disk_bytes and seconds_by_phase, estimates), notes.
+`t2i plan --json` prints one object: model, size, steps, precision, precision_reason (why auto chose it, else empty),
+target, budget_bytes, peak_bytes, ram_budget_bytes, host_bytes, pinned_bytes, phases (each with name, resident_bytes,
+streamed_bytes_per_step, loaded_bytes, activation_bytes, allowance_bytes, peak_bytes), text_encoder, tile (pixels, 0 for
+whole), same_prompt and new_prompt (of the next picture, each with moved_bytes, disk_bytes and seconds_by_phase,
+estimates), notes.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ from engine.request import (
     DEFAULT_CFG,
     MAX_SIDE,
     MIN_SIDE,
-    PRECISIONS,
+    PRECISION_CHOICES,
     SALIENCES,
     SCHEDULES,
     SIDE_MULTIPLE,
@@ -115,7 +116,11 @@ WidthOption = Annotated[int | None, typer.Option("--width", help="Instead of --s
 HeightOption = Annotated[int | None, typer.Option("--height", help="Instead of --size.")]
 PrecisionOption = Annotated[
     str | None,
-    typer.Option("--precision", metavar="|".join(PRECISIONS), help="fp8 halves the weights; int8 also computes in it."),
+    typer.Option(
+        "--precision",
+        metavar="|".join(PRECISION_CHOICES),
+        help="fp8 halves the weights; int8 also computes in it. Auto: what suits the card.",
+    ),
 ]
 SalienceOption = Annotated[
     str | None,

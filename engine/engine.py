@@ -20,12 +20,13 @@ from engine.models import calibrations
 from engine.models.catalog import open_model
 from engine.models.model import Model, model_hash
 from engine.request import (
+    AUTO,
     DEFAULT_CFG,
     MAX_GUIDANCE,
     MAX_STEPS,
     MIN_CFG,
     MIN_SIDE,
-    PRECISIONS,
+    PRECISION_CHOICES,
     SALIENCES,
     SCHEDULES,
     SIDE_MULTIPLE,
@@ -41,6 +42,7 @@ BUDGETS = ("vram", "ram")
 
 if TYPE_CHECKING:
     from engine.images.save import Destination
+    from engine.memory.planner import Layout
 
 
 class Engine:
@@ -127,7 +129,7 @@ class Engine:
             Option("guidance_schedule", next(iter(SCHEDULES)), choices=tuple(SCHEDULES)),
             Option("cfg_zero", False, choices=(False, True)),
             Option("apg", False, choices=(False, True)),
-            Option("precision", defaults.precision, choices=PRECISIONS),
+            Option("precision", AUTO, choices=PRECISION_CHOICES),
         ]
         if self.is_calibrated:
             options.append(Option("salience", SALIENCES[-1], choices=SALIENCES))
@@ -154,7 +156,10 @@ class Engine:
         return self._distilled_hash if request.distill and self.source.has_weights else self.model_hash
 
     def resolve(self, request: Request) -> Request:
-        """The request with every choice filled in. Raises `RequestError` for what this model cannot do."""
+        """The request with every choice filled in, but for a precision of auto, which needs a plan: see `planned`.
+
+        Raises `RequestError` for what this model cannot do.
+        """
         for name in ("width", "height"):
             side = getattr(request, name)
             if side is not None and side > self.max_side:
@@ -180,7 +185,7 @@ class Engine:
                 f"there is no DistillT5 that fits {self.model}: get it with t2i models pull distillt5, or name its "
                 "folder with t2i models add, or leave --distill out.",
             )
-        request = request.resolved(self.defaults)
+        request = replace(request, precision=request.precision or AUTO).resolved(self.defaults)
         if request.precision != "int8":
             if request.salience not in (None, "off"):
                 raise RequestError("salience", "salience is about int8: add --precision int8, or leave --salience out.")
@@ -211,7 +216,20 @@ class Engine:
 
         Raises `RequestError` for a budget that cannot work, with the smallest that would and what to change.
         """
-        return self.runtime().plan(self.resolve(request)).plan
+        return self.planned(self.resolve(request))[1].plan
+
+    def planned(self, request: Request) -> tuple[Request, Layout]:
+        """A resolved request, its precision chosen where that is auto, and its layout. Raises as `plan` does."""
+        from engine.memory.choice import choose, levels
+
+        runtime = self.runtime()
+        if request.precision != AUTO:
+            return request, runtime.plan(request)
+        candidates = [
+            [self.resolve(replace(request, precision=precision)) for precision in level]
+            for level in levels(self.source, on_card=runtime.target.is_card)
+        ]
+        return choose(candidates, runtime.plan)
 
     def require_weights(self) -> None:
         """Raises `RequestError` where this model can be planned and simulated, not run."""
@@ -235,7 +253,7 @@ class Engine:
         request = self.resolve(Request("load", seed=0))
         job = Job(self, request, Destination(Path()), image=0, started=time.perf_counter())
         try:
-            self.runtime().plan(request)
+            self.planned(request)
         except RequestError as error:
             if error.field in BUDGETS and self._runtime is not None:
                 return

@@ -79,6 +79,7 @@ class Plan:
     tile: int  # pixels a side of a decoded tile; 0: the picture is decoded whole
     same_prompt: Turnaround
     new_prompt: Turnaround
+    precision_reason: str = ""  # why auto chose it: "fp8: bf16 would stream 5.8 GiB a step"; "" where it was named
     notes: tuple[str, ...] = ()  # sentences for the person
     elsewhere: tuple[str, ...] = ()  # sentences about parts that are not beside the model
 

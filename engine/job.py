@@ -73,9 +73,9 @@ class Job:
         """Import torch and open the device, if no job before did; plan this picture's memory, and say how."""
         self._runtime = runtime = self.engine.runtime()
         self.steering = runtime.steering(self.request)
-        self.layout = runtime.plan(self.request)
+        self.request, self.layout = self.engine.planned(self.request)
         runtime.components.arrange(self.precision, self.layout.placements)
-        runtime.begin_job()
+        runtime.begin_job(self.request.precision)
         yield Planned(**self.stamp(), plan=self.layout.plan)
         recorded = runtime.repeat.salience
         if recorded is not None and recorded != self._salience_digest:

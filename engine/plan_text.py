@@ -36,12 +36,13 @@ def plan_lines(plan: Plan, width: int, ascii_only: bool) -> list[str]:
 
 
 def plan_summary(plan: Plan) -> str:
-    """The plan in a few words: peak 9.1 of 12.0 GiB, 2.4 GiB streamed a step."""
+    """The plan in a few words: peak 9.1 of 12.0 GiB, 2.4 GiB streamed a step; before that what auto chose."""
     streamed = max((phase.streamed_bytes_per_step for phase in plan.phases), default=0)
     peak = f"peak {part_of(plan.peak_bytes, plan.budget_bytes)}"
     if plan.peak_bytes > plan.budget_bytes > 0:
         peak += ", over the budget"
-    return f"{peak}, {size(streamed) if streamed else 'nothing'} streamed a step"
+    chosen = f"{plan.precision}, " if plan.precision_reason else ""
+    return f"{chosen}{peak}, {size(streamed) if streamed else 'nothing'} streamed a step"
 
 
 def verdict(plan: Plan) -> str:
@@ -182,6 +183,7 @@ def _facts(plan: Plan, width: int) -> list[str]:
     if plan.pinned_bytes:
         ram += f", {size(plan.pinned_bytes)} of it pinned"
     facts = [
+        ("precision", plan.precision_reason),
         ("RAM", ram),
         ("text encoder", plan.text_encoder),
         ("decoding", f"in bands, {plan.tile}x{plan.tile} pixels at a time" if plan.tile else ""),

@@ -28,6 +28,8 @@ SCHEDULES: dict[str, dict[str, tuple[float, float, float]]] = {
 MAX_PROMPT_CHARACTERS = 10_000
 MIN_SIDE, MAX_SIDE, SIDE_MULTIPLE = 64, 2048, 16
 PRECISIONS = ("fp32", "bf16", "fp8", "int8")  # fp8: of the weights, computed in bf16; int8: of activations as well
+AUTO = "auto"  # the precision that suits machine and budget, chosen by `engine.memory.choice` when a picture begins
+PRECISION_CHOICES = (AUTO, *PRECISIONS)
 SALIENCES = ("off", "csb", "csb+ssc")  # how channels that are hard to round are balanced in int8
 
 
@@ -54,7 +56,7 @@ class Defaults:
     width: int
     height: int
     guidance: float | None  # None: the model takes no guidance input
-    precision: str
+    precision: str  # a concrete one: what auto begins with
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ class Request:
                 )
         _check_number("guidance", self.guidance, 0, MAX_GUIDANCE)
         _check_number("cfg", self.cfg, MIN_CFG, MAX_GUIDANCE)
-        for name, choices in (("precision", PRECISIONS), ("salience", SALIENCES)):
+        for name, choices in (("precision", PRECISION_CHOICES), ("salience", SALIENCES)):
             choice = getattr(self, name)
             if choice is not None and choice not in choices:
                 raise RequestError(name, f"{name} must be one of {', '.join(choices)}, got {_shown(choice)}.")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from engine.memory.target import Target
     from engine.modulation import Tables
     from engine.preview import PreviewMap
+    from engine.quantization.int8 import Choice
 
 CARD_NAMES = ("rtx-3060", "rtx-3090", "rtx-4090", "h100")  # whose figures a simulated run can have
 DEFAULT_CARD = CARD_NAMES[0]
@@ -85,6 +86,7 @@ class Runtime:
     tables: OrderedDict[tuple[Any, ...], Tables] = field(default_factory=OrderedDict)
     kernels: dict[str, str] = field(default_factory=dict)  # of 8-bit layers by kind, once they were probed
     kernel_note: str = ""  # a sentence about the int8 kernel
+    kernel_warning: str = ""  # the same, where the first picture in int8 is to say so
 
     @classmethod
     def open(cls, model: Model, digest: str, settings: Settings) -> Runtime:
@@ -137,8 +139,11 @@ class Runtime:
         self.components.clear()
         self.card.release()
 
-    def begin_job(self) -> None:
-        """Count traffic and peaks from here."""
+    def begin_job(self, precision: str | None) -> None:
+        """Count traffic and peaks from here, of a picture in this precision."""
+        if precision == "int8" and self.kernel_warning:
+            self.components.notices.append(self.kernel_warning)
+            self.kernel_warning = ""
         self.components.begin_job()
         self.card.restart()
 
@@ -204,13 +209,16 @@ class Runtime:
             return asked
         config = self.components.model.configs["transformer"]
         choice = choose(str(device), config["num_attention_heads"] * config["attention_head_dim"])
-        self.kernel_note = choice.sentence()
-        if choice.ratio is not None:  # what was measured here is better than a data sheet
-            self.target = replace(self.target, profile=replace(self.target.profile, int8_ratio=choice.ratio))
-            self.planner.target = self.target
-        if choice.is_bad_news:
-            self.components.notices.append(self.kernel_note)
+        self.heed(choice)
         return choice.kernel
+
+    def heed(self, choice: Choice) -> None:
+        """Plan int8 with what was measured of it here, which is better than a data sheet; keep what to say of it."""
+        self.kernel_note = choice.sentence()
+        if choice.is_bad_news:
+            self.kernel_warning = self.kernel_note
+        self.target = replace(self.target, profile=replace(self.target.profile, int8_ratio=choice.ratio))
+        self.planner.target = self.target
 
     def memory_use(self) -> MemoryUse:
         """Bytes in use now."""

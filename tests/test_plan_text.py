@@ -160,6 +160,9 @@ def test_the_short_form_is_a_few_words() -> None:
     assert plan_summary(plan_of()) == "peak 9.1 of 12.0 GiB, 2.4 GiB streamed a step"
     whole = plan_of(phases=(phase("denoise", 7.9, 0.6),))
     assert plan_summary(whole) == "peak 9.1 of 12.0 GiB, nothing streamed a step"
+    chosen = plan_of(precision_reason="fp8: bf16 would stream 5.8 GiB a step")
+    assert plan_summary(chosen) == "fp8, peak 9.1 of 12.0 GiB, 2.4 GiB streamed a step"
+    assert "precision     fp8: bf16 would stream 5.8 GiB a step" in plan_lines(chosen, 75, True)
     assert plan_summary(plan_of(8)) == "peak 9.1 of 8.0 GiB, over the budget, 2.4 GiB streamed a step"
 
 

@@ -479,11 +479,11 @@ def test_parameters_are_changed_in_their_window_and_kept() -> None:
             to_precision = ["down"] * app.session.parameters.names().index("precision")
             await pilot.press("8", "enter", *to_precision, "right", "escape")
             assert app.session.parameters.value("steps") == 8
-            assert app.session.parameters.value("precision") == "bf16"
+            assert app.session.parameters.value("precision") == "fp32"
             assert "steps 8" in screen_text(app)
         async with running() as (app, pilot):
             assert app.session.parameters.value("steps") == 8
-            assert app.session.parameters.value("precision") == "bf16"
+            assert app.session.parameters.value("precision") == "fp32"
 
     run(test())
 

@@ -23,7 +23,7 @@ from textual.scrollbar import ScrollBar, ScrollBarRender
 from textual.signal import Signal
 
 from engine import folders
-from engine.events import ImageSaved, Noticed
+from engine.events import ImageSaved, Noticed, Planned
 from engine.process import JobEvent, JobRefused, LoadEvent, Message, ModelLoaded, ModelOpened, ModelRefused, OpenModel
 from engine.request import RequestError
 from engine.terminal import TerminalModes
@@ -279,6 +279,8 @@ class T2IApp(App[None]):
                 self.models_changed.publish(None)
             case JobRefused(field="output") if was_running is not None:
                 self._offer_another_place()
+            case LoadEvent(event=Planned()) | JobEvent(event=Planned()):
+                self.main.parameters_changed()  # auto may have chosen a precision
             case LoadEvent():
                 self.main.update_progress()
                 return

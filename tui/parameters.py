@@ -9,8 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.events import Plan
 from engine.guidance import steering
 from engine.request import (
+    AUTO,
     DEFAULT_CFG,
     MAX_COUNT,
     MAX_GUIDANCE,
@@ -44,6 +46,7 @@ class Parameters:
     count: int = 1
     times: FlowTimes = DEFAULT_TIMES  # of the model's steps
     limits: tuple[float, float] = (1.0, MAX_GUIDANCE)  # of its distilled guidance
+    auto: Plan | None = field(default=None, compare=False)  # the last whose precision auto chose
 
     def names(self) -> list[str]:
         """The rows of the panel, in order; width and height are one, called size."""
@@ -70,9 +73,16 @@ class Parameters:
             return "random" if value is None else str(value)
         if value == "":
             return "empty"
+        if value == AUTO and (choice := self._auto_precision) is not None:
+            return f"{AUTO} ({choice})"
         if name == "cfg" and value is None and self.chosen.get("negative_prompt") is not None:
             value = DEFAULT_CFG
         return f"{value:g}" if isinstance(value, float) else _choice(value)
+
+    @property
+    def _auto_precision(self) -> str | None:
+        """What auto chose for the present size; None before it is known."""
+        return self.auto.precision if self.auto is not None and self.auto.size == self.shown("size") else None
 
     def weights(self) -> list[float] | None:
         """The guidance of every step, where a schedule varies it."""
@@ -215,6 +225,8 @@ class Parameters:
             except RequestError:
                 left_out.append(option.name)
             else:
+                if option.name == "precision" and value == self._auto_precision:
+                    value = option.default  # it comes to the same, and stays right for another size
                 self._choose(option.name, value)
         # Off is what a model does that does not have it.
         extra = [name for name in CHOICES if values.get(name) not in OFF]
@@ -259,7 +271,7 @@ class Parameters:
 
     def announce(self, options: Sequence[Option]) -> None:
         """Another model: keep of the choices what it offers, too."""
-        self.options = tuple(options)
+        self.options, self.auto = tuple(options), None
         for name, value in list(self.chosen.items()):
             del self.chosen[name]
             if any(option.name == name for option in self.options):

@@ -291,6 +291,8 @@ class Session:
                 self._new_progress()  # of loading, where no job ran
                 return text
             case LoadEvent(event=event):
+                if isinstance(event, Planned):
+                    self._chose(event.plan)
                 if self.running is None:
                     self.progress.apply(event)
             case JobEvent(job=job_id, event=event) if self._runs(job_id):
@@ -423,6 +425,7 @@ class Session:
         self._highest_bytes = max(self._highest_bytes, used)
         match event:
             case Planned(plan=plan):
+                self._chose(plan)
                 self.plans.pop(job.id, None)
                 self.plans[job.id] = plan
                 while len(self.plans) > SHOWN_RESULTS:
@@ -455,6 +458,11 @@ class Session:
                 place = f"{self.progress.step}/{self.progress.steps}" if phase == "denoise" else phase
                 self._finish("cancelled", f"cancelled at {place}")
         return ""
+
+    def _chose(self, plan: Plan) -> None:
+        """The precision, where that was auto."""
+        if plan.precision_reason:
+            self.parameters.auto = plan
 
     def _finish(
         self,

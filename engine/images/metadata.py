@@ -24,7 +24,7 @@ from engine.folders import shown_path
 from engine.images import foreign
 from engine.images.foreign import Settings
 from engine.images.texts import USER_COMMENT, UnreadableError, read_texts
-from engine.request import MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE, Request, RequestError
+from engine.request import AUTO, MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE, Request, RequestError
 from engine.untrusted import open_file
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Record:
             raise ValueError("request must be for one picture")
         if self.model:
             for name in ("steps", "seed", "width", "height", "precision"):
-                if getattr(self.request, name) is None:
+                if getattr(self.request, name) in (None, AUTO):
                     raise ValueError(f"request must say {name}")
 
     def to_json(self) -> str:

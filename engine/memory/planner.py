@@ -20,7 +20,7 @@ from engine.memory.components import Components, Placement
 from engine.memory.measure import META, Activations
 from engine.memory.target import Target
 from engine.memory.units import Component, Unit, precision_of
-from engine.request import MIN_SIDE, SIDE_MULTIPLE, Request, RequestError
+from engine.request import MIN_SIDE, PRECISIONS, SIDE_MULTIPLE, Request, RequestError
 from engine.text import duration, size
 
 MIB = 2**20
@@ -61,6 +61,14 @@ class Pace:
         if self.batch > 1:
             return max(prompts * self.compute_seconds, self.moving_seconds)
         return prompts * max(self.compute_seconds, self.moving_seconds)
+
+
+class BudgetError(RequestError):
+    """A budget that cannot work; `floor_bytes` is the smallest that would."""
+
+    def __init__(self, field: str, message: str, floor_bytes: int) -> None:
+        super().__init__(field, message)
+        self.floor_bytes = floor_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +132,9 @@ class Planner:
         `kernel` is how 8-bit layers will multiply; `negative_passes` are steps with a second pass of the transformer;
         `batch` is 2 if both are to be one, 1 if not, None as is faster.
 
-        Raises `RequestError` for a budget that cannot work, with the smallest that would and what to change.
+        Raises `BudgetError` for a budget that cannot work, with the smallest that would and what to change.
         """
+        assert request.precision in PRECISIONS
         size = request.width, request.height, request.steps
         key = (*size, request.form, request.distill, tile, kernel, negative_passes, batch)
         if key not in self._layouts:
@@ -154,7 +163,6 @@ class Planner:
         return guided + (request.steps - self._negative_passes) * pace.step_seconds(1)
 
     def _plan(self, request: Request, asked: int | None) -> Layout:
-        assert request.precision
         budget = self.target.budget_bytes
         needs = self._needs(request)
         tile, decoder = self._decoder(request, asked, budget)
@@ -534,7 +542,7 @@ class Planner:
 
     # What cannot work.
 
-    def _refusal(self, field: str, request: Request, floor: int, budget: int) -> RequestError:
+    def _refusal(self, field: str, request: Request, floor: int, budget: int) -> BudgetError:
         what = "RAM" if field == "ram" else "memory on the card" if self.target.is_card else "device memory"
         sentence = (
             f"{self.model.name} at {request.width}x{request.height} in {request.precision} needs at least "
@@ -542,7 +550,7 @@ class Planner:
         )
         changes = self._changes(request, budget) if field == "vram" else []
         hint = f"; or take {', or '.join(changes)}" if changes else ""
-        return RequestError(field, f"{sentence}: allow --{field} {_argument(floor)}{hint}.")
+        return BudgetError(field, f"{sentence}: allow --{field} {_argument(floor)}{hint}.", floor)
 
     def _changes(self, request: Request, budget: int) -> list[str]:
         """Up to three changes that need less, the cheapest first, each with the budget that it needs."""

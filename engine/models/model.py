@@ -21,7 +21,7 @@ from engine.families.family import Family
 from engine.families.others import PIPELINES
 from engine.folders import shown_path
 from engine.models.layouts import Found, recognise
-from engine.request import MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE, Defaults, Request, RequestError
+from engine.request import MAX_SIDE, MIN_SIDE, PRECISIONS, SIDE_MULTIPLE, Defaults, Request, RequestError
 from engine.text import quoted
 from engine.untrusted import MAX_INDEX_BYTES, is_plain_name, open_file, read_object
 from engine.untrusted.configs import SCHEDULER, TOKENIZER, checked, declared_class, read_config
@@ -417,7 +417,8 @@ def _preferences(path: Path) -> Defaults | None:
         Request("any", **values)  # type: ignore[arg-type]  # the same ranges hold for what a model prefers
     except (TypeError, RequestError):
         raise _wrong_defaults(path) from None
-    if any(value is None for name, value in values.items() if name != "guidance"):  # type: ignore[union-attr]
+    incomplete = any(value is None for name, value in values.items() if name != "guidance")  # type: ignore[union-attr]
+    if incomplete or defaults.precision not in PRECISIONS:
         raise _wrong_defaults(path)
     return defaults
 

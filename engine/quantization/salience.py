@@ -32,8 +32,8 @@ SMALLEST_SALIENCE = 1e-12  # of what is not zero
 class Input:
     """What several layers of a transformer are given, and where it comes from.
 
-    `name` is the first of its layers, with a suffix where it is a part of their input. `tables` is the adaLN linear,
-    how many parts its output has, and which of them are shift and scale; `values` are layers whose rows become the input's
+    `name` is the first of its layers, with a suffix for a part of their input. `tables` is the adaLN linear, how many
+    parts its output has, and which of them are shift and scale; `values` are layers whose rows become the input's
     channels through an attention. Without either it is balanced at run time.
     """
 
