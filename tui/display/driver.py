@@ -1,8 +1,9 @@
 """Textual's driver for POSIX terminals with output that never blocks and sends only what changed.
 
-Frames come as strips (`show`), are compared with what the terminal shows, and are left out while it is behind; when it
-has caught up the app is asked for one whole frame, of which again only the difference is sent. Answers to questions are
-taken out of what is typed. A terminal that is gone is told to the app once.
+Frames come as strips (`show`), are compared with what the terminal shows, and are left out while it is behind, and in
+part where they would take a slow line too long; when there is room again the app is asked for one whole frame, of which
+again only the difference is sent. Answers to questions are taken out of what is typed. A terminal that is gone is told
+to the app once.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from textual.geometry import Size
 
 from engine.terminal import TerminalModes, taken
 from tui.display.cells import Cells, Piece
-from tui.display.writer import ANSWER, Writer
+from tui.display.writer import ANSWER, LARGE_FRAME, Writer
 from tui.paste import PasteSafeParser
 
 if TYPE_CHECKING:
@@ -82,7 +83,9 @@ class TerminalDriver(LinuxDriver):
         if (self.cells.width, self.cells.height) != size:
             self.cells.color_system = app.console._color_system or ColorSystem.TRUECOLOR
             self.cells.forget(*size)
-        text = self.cells.update(pieces_of(update), cursor)
+        text = self.cells.update(pieces_of(update), cursor, limit=self.writer.frame_bytes)
+        if not self.cells.is_complete:
+            self.writer.want_room()
         if not text:
             return
         if app._sync_available and len(text) >= SYNCHRONIZED:
@@ -94,8 +97,8 @@ class TerminalDriver(LinuxDriver):
 
     @property
     def has_room(self) -> bool:
-        """Whether a frame would not wait behind others."""
-        return self.writer is not None and self.writer.is_clear()
+        """Whether a frame would not wait behind others, or their rest."""
+        return self.writer is not None and self.cells.is_complete and self.writer.is_clear()
 
     @property
     def is_slow(self) -> bool:
@@ -116,6 +119,8 @@ class TerminalDriver(LinuxDriver):
         setattr(linux_driver, "WriterThread", self._start_writer)  # noqa: B010 (not declared as ours to set)
         super().start_application_mode()  # type: ignore[no-untyped-call]
         self.forget()
+        if self.writer is not None:
+            self.writer.ask(LARGE_FRAME)  # how long the way is: the first frame says how fast the line is
         resized = signal.getsignal(signal.SIGWINCH)
 
         def on_resize(number: int, frame: FrameType | None) -> None:
