@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from tests.apps import notes, run, running, screen_text, until
 from tui.app import SLOW_LINE
 from tui.display.cells import PART, Cells, Look, Piece, change, look_of
 from tui.display.driver import ANSWERS, TerminalDriver, pieces_of
+from tui.display.graphics import Graphics
 from tui.display.pace import Pace
 from tui.display.writer import QUESTION, Question, Writer
 from tui.launch import _driver
@@ -313,12 +315,12 @@ def test_what_lies_around_a_dialog_is_painted_again_with_it() -> None:
 class Line:
     """A pseudo-terminal whose other end reads when it is told to, and answers questions if it is a terminal's."""
 
-    def __init__(self, *, answers: bool = True) -> None:
+    def __init__(self, *, answers: bool = True, rest: Callable[[int], bytes] = lambda size: b"") -> None:
         self.master, self.slave = pty.openpty()
         os.set_blocking(self.master, False)
         self.answers = answers
         self.room, self.gone = threading.Event(), threading.Event()
-        self.writer = Writer(self.slave, room=self.room.set, gone=self.gone.set)
+        self.writer = Writer(self.slave, room=self.room.set, gone=self.gone.set, rest=rest)
 
     def read(self) -> bytes:
         data = b""
@@ -477,8 +479,10 @@ def test_a_lost_answer_is_not_waited_for_as_long_as_a_frozen_line(line: Callable
         assert not lossy.frame(0), "an answer may come"
         lossy.writer._asked[0] = question._replace(asked=question.asked - seconds)
         assert lossy.frame(0), "none will"
+    quickest = lossy.writer.quickest
     lossy.writer.answered()
     assert lossy.writer._patience == 3
+    assert lossy.writer.quickest == quickest, "it may be the answer to an earlier question"
 
 
 def test_a_terminal_that_answers_nothing_gets_a_bounded_rate(line: Callable[..., Line]) -> None:
@@ -536,6 +540,97 @@ def test_what_helps_on_a_slow_line_is_said_once() -> None:
     run(session())
 
 
+# A terminal's own pictures.
+
+
+def a_kitty_picture(number: int, parts: int = 3) -> list[str]:
+    """As textual-image writes one."""
+    data = [f"\x1b_Gi={number},m={int(part + 1 < parts)},f=100,q=2;{'A' * 4096}\x1b\\" for part in range(parts)]
+    return [*data, f"\x1b_Ga=p,i={number},c=10,r=5,U=1,q=2\x1b\\"]
+
+
+def sent_by(graphics: Graphics, limit: int = 1) -> str:
+    """All that it gives."""
+    return "".join(iter(lambda: graphics.take(limit).decode(), ""))
+
+
+def test_what_packages_write_to_standard_output_goes_the_apps_way() -> None:
+    before, woken = sys.__stdout__, []
+    graphics = Graphics(lambda: woken.append(1))
+    graphics.start()
+    try:
+        assert sys.__stdout__ is not None
+        for part in a_kitty_picture(7):
+            sys.__stdout__.write(part)
+            sys.__stdout__.flush()
+        assert sys.__stdout__.encoding == getattr(before, "encoding", None)
+        assert len(woken) == 4
+        assert graphics.take(5000).count(b"\x1b_G") == 2
+        assert sent_by(graphics).count("\x1b_G") == 2
+    finally:
+        assert graphics.stop() == b""
+    assert graphics.is_empty
+    assert sys.__stdout__ is before
+
+
+def test_a_picture_that_is_taken_back_is_not_sent() -> None:
+    graphics = Graphics(lambda: None)
+    for number in (1, 2):
+        for part in a_kitty_picture(number):
+            graphics.write(part)
+    graphics.write("\x1b_Ga=d,I=1\x1b\\")
+    assert "i=1," not in (sent := sent_by(graphics))
+    assert sent.count("i=2,") == 4
+
+
+@pytest.mark.parametrize("tmux", [False, True])
+def test_a_picture_that_is_half_sent_is_ended_before_it_is_taken_back(tmux: bool) -> None:
+    def write(part: str) -> None:
+        graphics.write("\x1bPtmux;" + part.replace("\x1b", "\x1b\x1b") + "\x1b\\" if tmux else part)
+
+    graphics = Graphics(lambda: None)
+    for part in a_kitty_picture(1):
+        write(part)
+    assert b"m=1" in graphics.take(1)
+    write("\x1b_Ga=d,I=1\x1b\\")
+    rest = sent_by(graphics)
+    assert "m=1" not in rest
+    assert rest.index("m=0") < rest.index("a=d")
+    assert "a=p" not in rest
+    for part in a_kitty_picture(2):
+        write(part)
+    graphics.take(1)
+    assert graphics.stop().count(b"m=0") == 1, "the app leaves"
+
+
+def test_pictures_wait_for_frames_and_what_stands_for_them_waits_for_them(line: Callable[..., Line]) -> None:
+    graphics = Graphics(lambda: kitty.writer.wake())
+    kitty = line(rest=graphics.take)
+    assert kitty.frame(3000)
+    kitty.flow()
+    for part in a_kitty_picture(1, 20):
+        graphics.write(part)
+    data = b""
+    while b"a=p" not in data:
+        kitty.writer.write(b"x")  # what is typed is not behind all of it
+        data += kitty.read()
+        time.sleep(0.002)
+    assert data.index(b"x") < data.index(b"m=0")
+    while not graphics.is_empty:
+        kitty.read()
+        time.sleep(0.002)
+    assert kitty.room.wait(5), "they can be shown"
+
+
+def test_what_stands_for_a_picture_keeps_its_number() -> None:
+    cells = Cells(ColorSystem.EIGHT_BIT)
+    cells.forget(10, 1)
+    stands = text_of("\U0010eeee\u0305\u0305\u0305\U0010eeee\u0305\u030d\u0305", "rgb(1,2,3)")
+    assert cells.update([(0, 0, stands)], pictures_wait=True) == ""
+    sent = cells.update([(0, 0, stands)])
+    assert "38;2;1;2;3m\U0010eeee\u0305\u0305\u0305\U0010eeee\u0305\u030d\u0305" in sent
+
+
 @pytest.mark.parametrize(
     ("data", "typed"),
     [
@@ -588,6 +683,7 @@ def test_a_frame_is_left_out_while_the_terminal_is_behind() -> None:
 
     driver, writer = object.__new__(TerminalDriver), Full()
     driver.writer = writer  # type: ignore[assignment]
+    driver.graphics = Graphics(lambda: None)
     driver.cells = Cells(ColorSystem.TRUECOLOR)
     driver.cells.forget(10, 1)
 

@@ -59,7 +59,7 @@ OFF = {  # what turns an attribute off
     "53": "55",
 }
 SEEN_ON_SPACES = {"4", "21", "7", "9", "51", "52", "53"}  # lines and reversal
-UPPER, LOWER = "\u2580", "\u2584"  # half blocks
+UPPER, LOWER = HALVES = "\u2580", "\u2584"  # half blocks
 PICTURE = 8  # runs of half blocks in a piece of a line that is a picture
 PLACEHOLDER = "\U0010eeee"  # a cell of a picture that a terminal has (Kitty's protocol); its colour is a number
 
@@ -94,8 +94,9 @@ class Cells:
     ) -> str:
         """What makes the terminal show these pieces, and the cursor at (column, row); empty where it does already.
 
-        Of what takes more than about `limit` characters the rest is left out, and so is what stands for a terminal's
-        picture while `pictures_wait`: the frame is not complete then. The line of the cursor comes first, then text.
+        Of what takes more than about `limit` characters the rest is left out: the frame is not complete then. The line
+        of the cursor comes first, then text. What stands for a terminal's own picture is left out while `pictures_wait`
+        to be sent.
         """
         out: list[str] = []
         pieces = [piece for piece in pieces if 0 <= piece[0] < self.height and 0 <= piece[1] < self.width]
@@ -109,9 +110,7 @@ class Cells:
             line = -1 if cursor is None else cursor[1]
             pieces.sort(key=lambda piece: (piece[0] != line, is_picture(piece[2])))
         for row, column, strip in pieces:
-            if pictures_wait and any(PLACEHOLDER in segment.text for segment in strip):
-                self.is_complete = False
-            else:
+            if not (pictures_wait and any(PLACEHOLDER in segment.text for segment in strip)):
                 self._show(row, column, strip, out)
         if cursor is not None and cursor != (self._x, self._y) and cursor[0] < self.width and cursor[1] < self.height:
             self._move(*cursor, out)
@@ -312,7 +311,7 @@ def blank(look: Look) -> Cell:
 def half(character: str, look: Look) -> Cell:
     """A character of one cell; half a block on its own colour is a space."""
     foreground, background, attributes = look
-    if character == UPPER or character == LOWER:
+    if character in HALVES:
         if foreground[2:] == background[2:] and not attributes and background == as_background(foreground):
             return blank(look)
         return Cell(character, look)

@@ -28,6 +28,7 @@ from textual.geometry import Size
 
 from engine.terminal import TerminalModes, taken
 from tui.display.cells import Cells, Piece
+from tui.display.graphics import Graphics
 from tui.display.writer import ANSWER, LARGE_FRAME, Writer
 from tui.paste import PasteSafeParser
 
@@ -73,6 +74,7 @@ class TerminalDriver(LinuxDriver):
         super().__init__(app, **options)
         self.cells = Cells(ColorSystem.TRUECOLOR)
         self.writer: Writer | None = None
+        self.graphics = Graphics(self._wake)
         self._reported_size: Size | None = None
 
     def show(self, update: LayoutUpdate | ChopsUpdate, cursor: tuple[int, int], size: tuple[int, int]) -> None:
@@ -83,12 +85,16 @@ class TerminalDriver(LinuxDriver):
         if (self.cells.width, self.cells.height) != size:
             self.cells.color_system = app.console._color_system or ColorSystem.TRUECOLOR
             self.cells.forget(*size)
-        text = self.cells.update(pieces_of(update), cursor, limit=self.writer.frame_bytes)
+        was_cut = not self.cells.is_complete
+        text = self.cells.update(
+            pieces_of(update), cursor, limit=self.writer.frame_bytes, pictures_wait=not self.graphics.is_empty
+        )
         if not self.cells.is_complete:
             self.writer.want_room()
         if not text:
             return
-        if app._sync_available and len(text) >= SYNCHRONIZED:
+        is_cut = was_cut or not self.cells.is_complete  # then what comes first is to be seen first
+        if app._sync_available and len(text) >= SYNCHRONIZED and not is_cut:
             text = f"{BEGIN}{text}{END}"
         data = self._encoded(text)
         self.sent_bytes += len(data)
@@ -118,6 +124,7 @@ class TerminalDriver(LinuxDriver):
         """As Textual does, but with our writer."""
         setattr(linux_driver, "WriterThread", self._start_writer)  # noqa: B010 (not declared as ours to set)
         super().start_application_mode()  # type: ignore[no-untyped-call]
+        self.graphics.start()
         self.forget()
         if self.writer is not None:
             self.writer.ask(LARGE_FRAME)  # how long the way is: the first frame says how fast the line is
@@ -147,7 +154,7 @@ class TerminalDriver(LinuxDriver):
 
     def stop_application_mode(self) -> None:
         """Leave the terminal as it was found."""
-        self.write("\x1b[m")
+        self.write(self.graphics.stop().decode() + "\x1b[m")
         super().stop_application_mode()
         cast("Watched", self._app).holds_terminal(None)
 
@@ -165,13 +172,19 @@ class TerminalDriver(LinuxDriver):
 
     def _start_writer(self, file: Any) -> _Started:
         loop, app = self._loop, cast("Watched", self._app)
-
-        def room() -> None:  # by the app's own messages, in whose context widgets can be painted
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(self._app.call_later, app.catch_up)
-
-        self.writer = Writer(file.fileno(), room=room, gone=lambda: app.terminal_gone(loop))
+        self.writer = Writer(
+            file.fileno(), room=self._can_paint, gone=lambda: app.terminal_gone(loop), rest=self.graphics.take
+        )
         return _Started()
+
+    def _can_paint(self) -> None:
+        """From any thread: by the app's own messages, in whose context widgets can be painted."""
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._app.call_later, cast("Watched", self._app).catch_up)
+
+    def _wake(self) -> None:
+        if self.writer is not None:
+            self.writer.wake()
 
     def _encoded(self, text: str) -> bytes:
         return text.encode(getattr(sys.__stderr__, "encoding", None) or "utf-8", "replace")

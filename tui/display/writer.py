@@ -49,9 +49,20 @@ class Question(NamedTuple):
 class Writer:
     """Writes to a terminal in a thread. Only `drain`, `settle` and `close` wait; any thread may call it."""
 
-    def __init__(self, descriptor: int, *, room: Callable[[], None], gone: Callable[[], None]) -> None:
-        """`room` is called, in the thread, when a frame can be made again; `gone` when the terminal takes no more."""
+    def __init__(
+        self,
+        descriptor: int,
+        *,
+        room: Callable[[], None],
+        gone: Callable[[], None],
+        rest: Callable[[int], bytes] = lambda size: b"",
+    ) -> None:
+        """`room` is called, in the thread, when a frame can be made again; `gone` when the terminal takes no more.
+
+        `rest` gives about so many bytes of what can wait for frames; `wake` says that it has some.
+        """
         self._descriptor, self._owned = own_descriptor(descriptor)
+        self._rest, self._has_rest = rest, False
         self._room, self._gone = room, gone
         self._lock = threading.Condition()
         self._waiting = bytearray()  # what is not written
@@ -65,6 +76,7 @@ class Writer:
         self._allowance, self._since = float(SILENT_RATE), time.monotonic()
         self._closing = self.is_gone = False
         self._patience = PATIENCE[0]
+        self._given_up = 0  # questions whose answer may come all the same, in the place of another's
         self._late = 0  # answers in a row that were
         self.quickest = self.latest = 0.0  # seconds until an answer
         self._thread = threading.Thread(target=self._run, name="terminal-output", daemon=True)
@@ -141,9 +153,12 @@ class Writer:
             if self._asked:
                 question, now = self._asked.popleft(), time.monotonic()
                 self.latest = now - question.asked
-                if self.quickest and question.size >= MEASURED_FRAME:
-                    self._measure(question, now)
-                self.quickest = min(self.quickest or self.latest, self.latest)
+                if self._given_up:
+                    self._given_up -= 1  # nobody knows whose it is
+                else:
+                    if self.quickest and question.size >= MEASURED_FRAME:
+                        self._measure(question, now)
+                    self.quickest = min(self.quickest or self.latest, self.latest)
                 self._late = self._late + 1 if self.latest - self.quickest > SLOW_SECONDS else 0
                 self._answered, self._answered_at = question.end, now
                 if not self._unconfirmed():
@@ -155,6 +170,12 @@ class Writer:
         busy = now - max(question.asked + self.quickest, self._answered_at)
         self._carried = FADING * self._carried + question.size
         self._busy = FADING * self._busy + min(MOST_BUSY, max(0.001, busy))
+
+    def wake(self) -> None:
+        """There is something that can wait for frames."""
+        with self._lock:
+            self._has_rest = True
+            self._lock.notify_all()
 
     def drain(self, seconds: float) -> bool:
         """Wait until all is written, no longer than that; whether it is."""
@@ -189,6 +210,7 @@ class Writer:
     def _has_room(self) -> bool:
         now = time.monotonic()
         if self._asked and now - self._asked[0].asked > (self._patience if self._answers else SILENCE):
+            self._given_up += len(self._asked) if self._answers else 0
             self._asked.clear()
             self._patience = min(2 * self._patience, PATIENCE[1])
             self._answered = self._written
@@ -209,18 +231,23 @@ class Writer:
         while True:
             with self._lock:
                 while not self._waiting and not self._closing:
-                    if self._refused and self._has_room():
+                    wanted = self._refused or self._has_rest
+                    if wanted and self._has_room():
                         break
                     left = self._line_free - LEAD_SECONDS - time.monotonic()
-                    self._lock.wait((left if 0 < left < 0.05 else 0.05) if self._refused else None)
+                    self._lock.wait((left if 0 < left < 0.05 else 0.05) if wanted else None)
                 if self._closing:
                     return
                 call = self._refused and self._has_room()
                 if call:
                     self._refused = False
+                send_rest = self._has_rest and not self._waiting and not call
                 data = bytes(self._waiting[: MOST if self._owned else PIECE])
             if call:
                 self._room()
+            if send_rest:
+                self._send_rest()
+                continue
             try:
                 count = self._write_some(data)
             except OSError:
@@ -237,6 +264,18 @@ class Writer:
                 self._allowance -= count
                 del self._waiting[:count]
                 self._lock.notify_all()
+
+    def _send_rest(self) -> None:
+        """What waited for frames, as a frame of its own; when there is no more, frames may show it."""
+        with self._lock:
+            self._has_rest = False
+        rest = self._rest(self.frame_bytes or MOST)
+        if rest:
+            self.write(rest)
+            self.ask(len(rest))
+            self.wake()
+        else:
+            self._room()
 
     def _write_some(self, data: bytes) -> int:
         """As much of it as the terminal takes now; 0 where it takes nothing for a moment. Raises OSError."""
