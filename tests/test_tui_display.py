@@ -236,7 +236,7 @@ KEYS = [*"abc ", *"left up down backspace escape f1 f9 ctrl+r tab enter pagedown
 class Shown:
     """In the place of the driver: frames go to a function, and the terminal has always room."""
 
-    sent_bytes, has_room = 0, True
+    sent_bytes, has_room, bytes_per_second = 0, True, None
 
     def __init__(self, show: Callable[..., None]) -> None:
         self.show, self.is_slow = show, False
@@ -522,6 +522,8 @@ def test_previews_cost_no_more_than_the_line_is_given() -> None:
     assert pace.is_due(0.6, 100, room=True)
     assert not pace.is_due(2.5, 2100, room=True), "the last one cost two seconds"
     assert pace.is_due(2.7, 2100, room=True)
+    assert not pace.is_due(3.7, 2600, room=True, line=800), "half of the line is for what is typed"
+    assert pace.is_due(4.0, 2600, room=True, line=800)
     assert Pace(2, None).is_due(0.0, 0, room=True)
 
 

@@ -587,7 +587,8 @@ class T2IApp(App[None]):
         terminal = self.terminal
         if terminal is None:
             return self._pace.is_due(time.monotonic(), 0, room=True)
-        return self._pace.is_due(time.monotonic(), terminal.sent_bytes, room=terminal.has_room)
+        line = terminal.bytes_per_second
+        return self._pace.is_due(time.monotonic(), terminal.sent_bytes, room=terminal.has_room, line=line)
 
     def _tell_if_slow(self) -> None:
         """Once: what would help on this line."""

@@ -78,7 +78,10 @@ class TerminalDriver(LinuxDriver):
         self._reported_size: Size | None = None
 
     def show(self, update: LayoutUpdate | ChopsUpdate, cursor: tuple[int, int], size: tuple[int, int]) -> None:
-        """Send what of a frame the terminal does not show; nothing while it is behind, and all of it afterwards."""
+        """Send what of a frame the terminal does not show; nothing while it is behind, and all of it afterwards.
+
+        On a slow line a part of it, and the rest with the next frames.
+        """
         if self.writer is None or self.writer.is_gone or not self.writer.has_room():
             return
         app = self._app
@@ -100,6 +103,11 @@ class TerminalDriver(LinuxDriver):
         self.sent_bytes += len(data)
         self.writer.write(data)
         self.writer.ask(len(data))
+
+    @property
+    def bytes_per_second(self) -> float | None:
+        """What the line carries; None where nobody knows."""
+        return None if self.writer is None else self.writer.bytes_per_second
 
     @property
     def has_room(self) -> bool:
