@@ -182,6 +182,13 @@ def test_a_letter_costs_a_few_bytes_and_nothing_costs_nothing() -> None:
     assert cells.update([(5, 0, text_of(line, "#fe0000 on #000000"))], (41, 5)) == "", "the same of 256 colours"
 
 
+def test_letters_beside_a_character_of_doubtful_width_need_no_cursor_of_their_own() -> None:
+    cells = Cells(ColorSystem.TRUECOLOR)
+    cells.forget(20, 1)
+    sent = cells.update([(0, 0, text_of("\u25cf load \u2500\u2500 \u65e5 \u00fcber"))])
+    assert "\u25cf load \u2500\u2500 \u65e5\x1b[1;13H \u00fcber" in sent
+
+
 def test_a_terminals_own_graphics_pass_unchanged() -> None:
     cells = Cells(ColorSystem.TRUECOLOR)
     cells.forget(20, 3)
