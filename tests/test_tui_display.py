@@ -165,7 +165,10 @@ def test_what_is_typed_comes_before_text_and_text_before_pictures() -> None:
     rest = cells.update(frame, (1, 7), limit=2000)
     assert "line" not in rest
     assert (sent + rest).count("▀") == 80
-    assert cells.is_complete
+    assert cells.update(frame, (1, 7), limit=1) == ""
+    cells.update([(3, 0, text_of("a dialog over it"))], (1, 7))
+    sent = cells.update([(row, 0, a_picture(chance)) for row in range(4)], (1, 7), limit=400)
+    assert "\x1b[4H" in sent, "what is left of a dialog goes before a picture changes"
 
 
 def text_of(text: str, style: str = "") -> Strip:

@@ -95,8 +95,8 @@ class Cells:
         """What makes the terminal show these pieces, and the cursor at (column, row); empty where it does already.
 
         Of what takes more than about `limit` characters the rest is left out: the frame is not complete then. The line
-        of the cursor comes first, then text. What stands for a terminal's own picture is left out while `pictures_wait`
-        to be sent.
+        of the cursor comes first, then text, then pictures. What stands for a terminal's own picture is left out while
+        `pictures_wait` to be sent.
         """
         out: list[str] = []
         pieces = [piece for piece in pieces if 0 <= piece[0] < self.height and 0 <= piece[1] < self.width]
@@ -108,13 +108,20 @@ class Cells:
         if limit is not None and not any(has_graphics(strip) for _, _, strip in pieces):
             self._room = limit
             line = -1 if cursor is None else cursor[1]
-            pieces.sort(key=lambda piece: (piece[0] != line, is_picture(piece[2])))
+            pieces.sort(key=lambda piece: self._rank(line, *piece))
         for row, column, strip in pieces:
             if not (pictures_wait and any(PLACEHOLDER in segment.text for segment in strip)):
                 self._show(row, column, strip, out)
         if cursor is not None and cursor != (self._x, self._y) and cursor[0] < self.width and cursor[1] < self.height:
             self._move(*cursor, out)
         return "".join(out)
+
+    def _rank(self, line: int, row: int, column: int, strip: Strip) -> int:
+        """Which pieces of a frame come first: the cursor's line, text, a picture over text, the rest of pictures."""
+        if row == line or not is_picture(strip):
+            return int(row != line)
+        shown = self._rows[row][column : column + strip.cell_length]
+        return 3 if all(cell is not None and cell.text in (UPPER, " ") for cell in shown) else 2
 
     def _covers_graphics(self, row: int, column: int, strip: Strip) -> bool:
         start, end = self._graphics.get(row, (0, 0))
