@@ -139,6 +139,15 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
+def sync_file(path: Path) -> None:
+    """Bring what was written to a file to the disk. Raises `OSError`."""
+    descriptor = os.open(path, os.O_RDWR)  # which Windows wants for it
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_folder(folder: Path) -> None:
     """Make names in a folder last through a power cut, where the system can."""
     with suppress(OSError):

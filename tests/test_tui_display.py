@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,12 +20,14 @@ from rich.style import Style
 from textual.geometry import Region
 from textual.strip import Strip
 
-from tests.apps import notes, run, running, screen_text
+from engine.events import Preview
+from tests.apps import notes, run, running, screen_text, until
 from tui.app import SLOW_LINE
-from tui.display.cells import Cells, Look, Piece, change, look_of
+from tui.display.cells import PART, Cells, Look, Piece, change, look_of
 from tui.display.driver import ANSWERS, TerminalDriver, pieces_of
+from tui.display.graphics import Graphics
 from tui.display.pace import Pace
-from tui.display.writer import QUESTION, Writer
+from tui.display.writer import QUESTION, Question, Writer
 from tui.launch import _driver
 
 WIDTH, HEIGHT = 40, 12
@@ -111,6 +114,63 @@ def test_what_changed_is_all_that_a_terminal_needs(seed: int, depth: ColorSystem
         assert cells.update(whole, cursor) == ""
 
 
+LONGEST = PART * 60  # characters of the cells after which it is looked whether there is room
+
+
+@pytest.mark.parametrize("depth", DEPTHS, ids=lambda depth: depth.name)
+@pytest.mark.parametrize("seed", range(4))
+def test_frames_that_are_cut_leave_nothing_wrong(seed: int, depth: ColorSystem) -> None:
+    chance = random.Random(seed)
+    cells = Cells(depth)
+    cells.forget(WIDTH, HEIGHT)
+    screen = pyte.Screen(WIDTH, HEIGHT)
+    stream = pyte.Stream(screen)
+    shown = {row: a_line(chance, WIDTH) for row in range(HEIGHT)}
+    for _ in range(10):
+        for _ in range(chance.randint(1, 6)):  # the next comes before the last is through
+            row = chance.randrange(HEIGHT)
+            shown[row] = a_line(chance, WIDTH) if chance.random() < 0.7 else shown[row]
+            limit = chance.choice([1, 30, 300, 3000])
+            cursor = (chance.randrange(WIDTH), chance.randrange(HEIGHT))
+            sent = cells.update([(row, 0, line) for row, line in shown.items()], cursor, limit=limit)
+            assert len(sent) < limit + LONGEST
+            stream.feed(sent)
+            assert (screen.cursor.x, screen.cursor.y) == cursor
+        whole = [(row, 0, line) for row, line in shown.items()]
+        frames = 0
+        while frames == 0 or not cells.is_complete:
+            stream.feed(cells.update(whole, cursor, limit=200))
+            frames += 1
+            assert frames < 500
+        assert seen(screen) == seen(painted(whole, depth))
+        assert cells.update(whole, cursor) == ""
+
+
+def a_picture(chance: random.Random, width: int = 20) -> Strip:
+    """A line of half blocks of which no two are alike."""
+    colours = [chance.choices(range(256), k=6) for _ in range(width)]
+    return Strip([Segment("▀", Style.parse("rgb({},{},{}) on rgb({},{},{})".format(*each))) for each in colours])
+
+
+def test_what_is_typed_comes_before_text_and_text_before_pictures() -> None:
+    chance = random.Random(0)
+    cells = Cells(ColorSystem.TRUECOLOR)
+    cells.forget(WIDTH, HEIGHT)
+    frame = [(row, 0, a_picture(chance)) for row in range(4)]
+    frame += [(row, 0, text_of(f"line {row}")) for row in range(4, 8)]
+    order = ["line 7", "line 4", "line 5", "line 6", "▀"]
+    sent = cells.update(frame, (1, 7), limit=2000)
+    assert sorted(order, key=sent.index) == order
+    assert not cells.is_complete
+    rest = cells.update(frame, (1, 7), limit=2000)
+    assert "line" not in rest
+    assert (sent + rest).count("▀") == 80
+    assert cells.update(frame, (1, 7), limit=1) == ""
+    cells.update([(3, 0, text_of("a dialog over it"))], (1, 7))
+    sent = cells.update([(row, 0, a_picture(chance)) for row in range(4)], (1, 7), limit=400)
+    assert "\x1b[4H" in sent, "what is left of a dialog goes before a picture changes"
+
+
 def text_of(text: str, style: str = "") -> Strip:
     return Strip([Segment(text, Style.parse(style) if style else None)])
 
@@ -123,6 +183,13 @@ def test_a_letter_costs_a_few_bytes_and_nothing_costs_nothing() -> None:
     assert len(cells.update([(5, 0, text_of(line, "#ff0000 on #000000"))], (41, 5))) <= 10
     assert cells.update([(5, 0, text_of(line, "#ff0000 on #000000"))], (41, 5)) == ""
     assert cells.update([(5, 0, text_of(line, "#fe0000 on #000000"))], (41, 5)) == "", "the same of 256 colours"
+
+
+def test_letters_beside_a_character_of_doubtful_width_need_no_cursor_of_their_own() -> None:
+    cells = Cells(ColorSystem.TRUECOLOR)
+    cells.forget(20, 1)
+    sent = cells.update([(0, 0, text_of("\u25cf load \u2500\u2500 \u65e5 \u00fcber"))])
+    assert "\u25cf load \u2500\u2500 \u65e5\x1b[1;13H \u00fcber" in sent
 
 
 def test_a_terminals_own_graphics_pass_unchanged() -> None:
@@ -179,7 +246,7 @@ KEYS = [*"abc ", *"left up down backspace escape f1 f9 ctrl+r tab enter pagedown
 class Shown:
     """In the place of the driver: frames go to a function, and the terminal has always room."""
 
-    sent_bytes, has_room = 0, True
+    sent_bytes, has_room, bytes_per_second = 0, True, None
 
     def __init__(self, show: Callable[..., None]) -> None:
         self.show, self.is_slow = show, False
@@ -188,8 +255,9 @@ class Shown:
         """Nothing is remembered."""
 
 
+@pytest.mark.parametrize("limit", [None, 700], ids=["whole", "cut"])
 @pytest.mark.parametrize("depth", DEPTHS, ids=lambda depth: depth.name)
-def test_a_session_leaves_the_terminal_as_a_whole_frame_would(depth: ColorSystem) -> None:
+def test_a_session_leaves_the_terminal_as_a_whole_frame_would(depth: ColorSystem, limit: int | None) -> None:
     async def session() -> None:
         chance = random.Random(depth.value)
         async with running((80, 24), engine=False) as (app, pilot):
@@ -206,23 +274,27 @@ def test_a_session_leaves_the_terminal_as_a_whole_frame_would(depth: ColorSystem
                 if (cells.width, cells.height) != tuple(size):
                     cells.forget(*size)
                     screen.resize(size[1], size[0])
-                text = cells.update(pieces_of(update), cursor)
+                text = cells.update(pieces_of(update), cursor, limit=limit)
                 sizes.append(len(text))
                 stream.feed(text)
+                if not cells.is_complete:
+                    app.call_later(app.catch_up)
 
             app.terminal = Played(show)
             app.repaint()
             for number in range(40):
                 await pilot.press(chance.choice(KEYS))
+                app.main.picture.show(Preview(32, 32, chance.randbytes(3 * 32 * 32)), f"step {number}")
                 if number == 20:
                     await pilot.resize_terminal(100, 30)
                     app.repaint()
-            await pilot.pause()
+            await until(pilot, lambda: cells.is_complete)
             shown = seen(screen)
-            text = [line.split() for line in screen.display]
+            text = [line.replace("▀", " ").split() for line in screen.display]  # one on its own colour is a space
             app.repaint()
+            await until(pilot, lambda: cells.is_complete)
             assert shown == seen(screen)
-            assert text == [line.split() for line in screen_text(app).split("\n")]
+            assert text == [line.replace("▀", " ").split() for line in screen_text(app).split("\n")]
             app.catch_up()
             assert sizes[-1] == 0, "a frame that is shown already costs nothing"
 
@@ -253,12 +325,12 @@ def test_what_lies_around_a_dialog_is_painted_again_with_it() -> None:
 class Line:
     """A pseudo-terminal whose other end reads when it is told to, and answers questions if it is a terminal's."""
 
-    def __init__(self, *, answers: bool = True) -> None:
+    def __init__(self, *, answers: bool = True, rest: Callable[[int], bytes] = lambda size: b"") -> None:
         self.master, self.slave = pty.openpty()
         os.set_blocking(self.master, False)
         self.answers = answers
         self.room, self.gone = threading.Event(), threading.Event()
-        self.writer = Writer(self.slave, room=self.room.set, gone=self.gone.set)
+        self.writer = Writer(self.slave, room=self.room.set, gone=self.gone.set, rest=rest)
 
     def read(self) -> bytes:
         data = b""
@@ -321,6 +393,52 @@ def test_a_terminal_that_takes_nothing_is_not_waited_for(line: Callable[..., Lin
     assert data.count(b"x") == sent * 5000 + 10
 
 
+def test_a_frame_is_no_larger_than_the_line_carries_in_a_moment(line: Callable[..., Line]) -> None:
+    slow = line()
+    writer = slow.writer
+    assert writer.frame_bytes is None, "nothing is known"
+
+    def sent(size: int, seconds: float) -> None:
+        """A frame whose answer took so long."""
+        writer.write(b"x" * size)
+        writer.ask(size)
+        writer.drain(5)
+        writer._asked[0] = writer._asked[0]._replace(asked=time.monotonic() - seconds)
+        writer._answered_at = 0.0
+        slow.read()
+
+    sent(200, 0.15)
+    assert writer.frame_bytes is None, "the way alone took that long"
+    sent(8000, 1.15)
+    assert writer.bytes_per_second == pytest.approx(8000, rel=0.2)
+    assert writer.frame_bytes == pytest.approx(2000, rel=0.2)
+    for _ in range(12):
+        sent(4000, 0.16)
+    assert (writer.frame_bytes or 0) > 20_000, "the line is another one"
+    sent(2000, 3600)
+    for _ in range(25):
+        sent(1024, 0.16)
+    assert (writer.frame_bytes or 0) > 5_000, "the lid was closed"
+
+
+def test_the_next_frame_follows_when_the_line_has_carried_the_last(line: Callable[..., Line]) -> None:
+    slow = line()
+    writer = slow.writer
+    writer.write(b"x")
+    writer.ask(2000)
+    writer.drain(5)
+    writer._asked[0] = writer._asked[0]._replace(asked=time.monotonic() - 0.1)
+    slow.read()
+    writer._carried, writer._busy = 40_000.0, 1.0
+    assert slow.frame(10_000)
+    assert writer.drain(5)
+    assert not slow.frame(1), "a quarter of a second"
+    writer._line_free = time.monotonic()
+    assert slow.frame(1), "though no answer can be here yet"
+    writer._asked[0] = writer._asked[0]._replace(late=time.monotonic())
+    assert not slow.frame(1), "it is late: the line is slower than it was"
+
+
 def test_what_sets_a_terminal_up_holds_back_no_frame(line: Callable[..., Line]) -> None:
     fresh = line()
     with fresh.writer._lock:  # its thread does not come to anything meanwhile
@@ -367,12 +485,14 @@ def test_a_lost_answer_is_not_waited_for_as_long_as_a_frozen_line(line: Callable
         assert lossy.frame(3000)
         lossy.flow()
         (question,) = lossy.writer._asked
-        lossy.writer._asked[0] = question[0], question[1] - seconds + 2.5
+        lossy.writer._asked[0] = question._replace(asked=question.asked - seconds + 2.5, late=0.0)
         assert not lossy.frame(0), "an answer may come"
-        lossy.writer._asked[0] = question[0], question[1] - seconds
+        lossy.writer._asked[0] = question._replace(asked=question.asked - seconds)
         assert lossy.frame(0), "none will"
+    quickest = lossy.writer.quickest
     lossy.writer.answered()
     assert lossy.writer._patience == 3
+    assert lossy.writer.quickest == quickest, "it may be the answer to an earlier question"
 
 
 def test_a_terminal_that_answers_nothing_gets_a_bounded_rate(line: Callable[..., Line]) -> None:
@@ -399,7 +519,7 @@ def test_a_terminal_that_is_gone_is_told_once(line: Callable[..., Line]) -> None
 def test_a_line_is_slow_when_answers_are_late_again_and_again(line: Callable[..., Line]) -> None:
     writer = line().writer
     for seconds, slow in ((0.1, False), (9.0, False), (0.2, False), (2.0, False), (2.0, False), (2.0, True)):
-        writer._asked.append((0, time.monotonic() - seconds))
+        writer._asked.append(Question(0, 0, time.monotonic() - seconds, 0.0))
         writer.answered()
         assert writer.is_slow == slow
 
@@ -412,6 +532,8 @@ def test_previews_cost_no_more_than_the_line_is_given() -> None:
     assert pace.is_due(0.6, 100, room=True)
     assert not pace.is_due(2.5, 2100, room=True), "the last one cost two seconds"
     assert pace.is_due(2.7, 2100, room=True)
+    assert not pace.is_due(3.7, 2600, room=True, line=800), "half of the line is for what is typed"
+    assert pace.is_due(4.0, 2600, room=True, line=800)
     assert Pace(2, None).is_due(0.0, 0, room=True)
 
 
@@ -428,6 +550,97 @@ def test_what_helps_on_a_slow_line_is_said_once() -> None:
             assert notes(app).count(SLOW_LINE) == 1
 
     run(session())
+
+
+# A terminal's own pictures.
+
+
+def a_kitty_picture(number: int, parts: int = 3) -> list[str]:
+    """As textual-image writes one."""
+    data = [f"\x1b_Gi={number},m={int(part + 1 < parts)},f=100,q=2;{'A' * 4096}\x1b\\" for part in range(parts)]
+    return [*data, f"\x1b_Ga=p,i={number},c=10,r=5,U=1,q=2\x1b\\"]
+
+
+def sent_by(graphics: Graphics, limit: int = 1) -> str:
+    """All that it gives."""
+    return "".join(iter(lambda: graphics.take(limit).decode(), ""))
+
+
+def test_what_packages_write_to_standard_output_goes_the_apps_way() -> None:
+    before, woken = sys.__stdout__, []
+    graphics = Graphics(lambda: woken.append(1))
+    graphics.start()
+    try:
+        assert sys.__stdout__ is not None
+        for part in a_kitty_picture(7):
+            sys.__stdout__.write(part)
+            sys.__stdout__.flush()
+        assert sys.__stdout__.encoding == getattr(before, "encoding", None)
+        assert len(woken) == 4
+        assert graphics.take(5000).count(b"\x1b_G") == 2
+        assert sent_by(graphics).count("\x1b_G") == 2
+    finally:
+        assert graphics.stop() == b""
+    assert graphics.is_empty
+    assert sys.__stdout__ is before
+
+
+def test_a_picture_that_is_taken_back_is_not_sent() -> None:
+    graphics = Graphics(lambda: None)
+    for number in (1, 2):
+        for part in a_kitty_picture(number):
+            graphics.write(part)
+    graphics.write("\x1b_Ga=d,I=1\x1b\\")
+    assert "i=1," not in (sent := sent_by(graphics))
+    assert sent.count("i=2,") == 4
+
+
+@pytest.mark.parametrize("tmux", [False, True])
+def test_a_picture_that_is_half_sent_is_ended_before_it_is_taken_back(tmux: bool) -> None:
+    def write(part: str) -> None:
+        graphics.write("\x1bPtmux;" + part.replace("\x1b", "\x1b\x1b") + "\x1b\\" if tmux else part)
+
+    graphics = Graphics(lambda: None)
+    for part in a_kitty_picture(1):
+        write(part)
+    assert b"m=1" in graphics.take(1)
+    write("\x1b_Ga=d,I=1\x1b\\")
+    rest = sent_by(graphics)
+    assert "m=1" not in rest
+    assert rest.index("m=0") < rest.index("a=d")
+    assert "a=p" not in rest
+    for part in a_kitty_picture(2):
+        write(part)
+    graphics.take(1)
+    assert graphics.stop().count(b"m=0") == 1, "the app leaves"
+
+
+def test_pictures_wait_for_frames_and_what_stands_for_them_waits_for_them(line: Callable[..., Line]) -> None:
+    graphics = Graphics(lambda: kitty.writer.wake())
+    kitty = line(rest=graphics.take)
+    assert kitty.frame(3000)
+    kitty.flow()
+    for part in a_kitty_picture(1, 20):
+        graphics.write(part)
+    data = b""
+    while b"a=p" not in data:
+        kitty.writer.write(b"x")  # what is typed is not behind all of it
+        data += kitty.read()
+        time.sleep(0.002)
+    assert data.index(b"x") < data.index(b"m=0")
+    while not graphics.is_empty:
+        kitty.read()
+        time.sleep(0.002)
+    assert kitty.room.wait(5), "they can be shown"
+
+
+def test_what_stands_for_a_picture_keeps_its_number() -> None:
+    cells = Cells(ColorSystem.EIGHT_BIT)
+    cells.forget(10, 1)
+    stands = text_of("\U0010eeee\u0305\u0305\u0305\U0010eeee\u0305\u030d\u0305", "rgb(1,2,3)")
+    assert cells.update([(0, 0, stands)], pictures_wait=True) == ""
+    sent = cells.update([(0, 0, stands)])
+    assert "38;2;1;2;3m\U0010eeee\u0305\u0305\u0305\U0010eeee\u0305\u030d\u0305" in sent
 
 
 @pytest.mark.parametrize(
@@ -470,7 +683,7 @@ def test_a_frame_is_left_out_while_the_terminal_is_behind() -> None:
     from textual._compositor import LayoutUpdate
 
     class Full:
-        is_gone, room = False, True
+        is_gone, room, frame_bytes = False, True, None
 
         def has_room(self) -> bool:
             return self.room
@@ -482,6 +695,7 @@ def test_a_frame_is_left_out_while_the_terminal_is_behind() -> None:
 
     driver, writer = object.__new__(TerminalDriver), Full()
     driver.writer = writer  # type: ignore[assignment]
+    driver.graphics = Graphics(lambda: None)
     driver.cells = Cells(ColorSystem.TRUECOLOR)
     driver.cells.forget(10, 1)
 

@@ -1242,11 +1242,51 @@ def test_every_change_is_synced_before_its_call_returns(folder: Path, tmp_path: 
         assert place or ("fdatasync", str(folder)) in calls  # the log's own name
 
 
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_a_slow_disk_holds_up_nobody_who_types(folder: Path, tmp_path: Path) -> None:
+    """The log is synced by another thread, however often; 1,500 drafts are more than SQLite's log is to have pages."""
+    code = (
+        "import os, sys, threading; from pathlib import Path; from tui.history import History\n"
+        "history = History.open(Path(sys.argv[1])); os.write(1, b'told opened;')\n"
+        "for number in range(1500): history.save_soon('draft', f'{number} letters')\n"
+        "os.write(1, b'told draft;')\n"
+        "for thread in threading.enumerate(): thread is threading.current_thread() or thread.join()\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    trace = tmp_path / "trace"
+    traced = ["strace", "-f", "-y", "-o", str(trace), "-e", "trace=fsync,fdatasync,write"]
+    run = subprocess.run([*traced, sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, text=True)
+    if "told draft" not in run.stdout:
+        pytest.skip(f"strace may not trace here: {run.stderr[-200:]}")
+    _, typing, after = re.split(r"(?m)^.*write\(1<.*told .*\n", trace.read_text())
+    main = trace.read_text().split()[0]
+    synced = re.findall(rf"(?m)^(\d+) +(?:fsync|fdatasync)\(\d+<{re.escape(str(file_of(folder)))}-wal>", typing + after)
+    assert synced
+    assert main not in synced
+    assert not re.findall(rf"(?m)^{main} +f(?:data)?sync", typing)
+    left = History.open(folder).adopt()
+    assert left is not None
+    assert left.draft == "1499 letters"
+
+
+def test_a_draft_is_synced_at_once_where_sqlite_has_no_log(open_history: Callable[..., History], folder: Path) -> None:
+    one = open_history()
+    one._db.execute("PRAGMA journal_mode = DELETE")
+    statements: list[str] = []
+    one._db.set_trace_callback(statements.append)
+    one.save_soon("draft", "a red circle")
+    assert not [each for each in statements if "synchronous" in each]
+    assert one.load("draft") == "a red circle"
+
+
 def test_it_is_written_as_promised(open_history: Callable[..., History], folder: Path) -> None:
     one = open_history()
     assert one._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert one._db.execute("PRAGMA synchronous").fetchone() == (3,)  # EXTRA: synced when it is told
     assert ask(folder, "PRAGMA user_version") == [(history.SCHEMA_VERSION,)]
+    one.save_soon("draft", "typed")
+    assert one._db.execute("PRAGMA synchronous").fetchone() == (3,)
+    assert one._db.execute("PRAGMA wal_autocheckpoint").fetchone() == (1000,)
     one.put_all([a_job()], prompt="with its prompt")
     assert one.prompts() == ["with its prompt"]
     stored = json.loads(ask(folder, "SELECT job FROM jobs")[0][0])

@@ -15,7 +15,7 @@ from tui.history import Adopted, History
 if sys.platform == "win32":
     pytest.skip("pseudo-terminals are POSIX's", allow_module_level=True)
 
-from tests.links import Linked
+from tests.links import Kitty, Linked
 from tests.terminals import Terminal
 
 PROMPT = "a red circle above a blue square"
@@ -147,6 +147,39 @@ def test_pictures_go_on_behind_a_frozen_line_and_a_cut_one_ends_everything() -> 
     made, left = list(folder.glob("*.png")), left_behind()
     assert len(made) + len(left.jobs) in (100, 101), "a picture that was saved as all ended is in both"
     assert left.draft == PROMPT
+
+
+def test_a_terminal_that_freezes_while_it_is_sent_pictures_stops_nothing() -> None:
+    pytest.importorskip("textual_image", reason="the optional extra [images]")
+    history = History.open(folders.state_dir())
+    history.save("parameters", {"chosen": {"steps": 2, "width": 64, "height": 64}, "seed": None, "count": 100})
+    history.close()
+    folder = folders.default_output_dir()
+    terminal = Kitty(
+        ("-m", "tui", "--images", "on"),
+        (120, 40),
+        buffer=2000,
+        environment=SSH | {"TERM": "xterm-kitty", "KITTY_WINDOW_ID": "1"},
+    )
+    terminal.wait_to_see("ready")
+    terminal.write(PROMPT.encode() + b"\r")
+    terminal.wait(lambda: len(list(folder.glob("*.png"))) > 2)
+    terminal.write(b"\x1bOQ")
+    terminal.wait_to_see("F2 Prompt")
+    terminal.write(b"l")
+    terminal.wait_to_see("Esc Back")
+    terminal.write(b"v")
+    terminal.wait(lambda: b"a=p" in terminal.pictures)  # all of it, and then its place
+    terminal.wait_to_see("\U0010eeee")
+    terminal.write(6 * b"\x1b[C")
+    terminal.wait(lambda: not terminal.on_their_way)
+    terminal.frozen = True
+    before = len(list(folder.glob("*.png")))
+    terminal.wait(lambda: len(list(folder.glob("*.png"))) >= before + 5)
+    terminal.frozen = False
+    terminal.wait(lambda: b"a=d" in terminal.pictures)
+    terminal.write(b"\x1b\x1b\x11")
+    assert terminal.exit_code() == 0
 
 
 def test_a_window_that_is_resized_and_back_at_once_is_painted_again() -> None:

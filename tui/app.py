@@ -56,6 +56,7 @@ SECONDS_TO_END = 1.8  # until the process ends without its loop, when it is told
 SLOW_LINE = (
     "The line to this terminal is slow. What helps: ssh -C, tmux on the computer that paints, or --preview off --fps 1."
 )
+CATCH_UP_SECONDS = 0.05
 NOTE_SECONDS, MAX_SAID = 6.0, 200
 
 
@@ -588,7 +589,8 @@ class T2IApp(App[None]):
         terminal = self.terminal
         if terminal is None:
             return self._pace.is_due(time.monotonic(), 0, room=True)
-        return self._pace.is_due(time.monotonic(), terminal.sent_bytes, room=terminal.has_room)
+        line = terminal.bytes_per_second
+        return self._pace.is_due(time.monotonic(), terminal.sent_bytes, room=terminal.has_room, line=line)
 
     def _tell_if_slow(self) -> None:
         """Once: what would help on this line."""
@@ -621,7 +623,9 @@ class T2IApp(App[None]):
 
     def catch_up(self) -> None:
         """The terminal takes frames again, after some were left out: show it what there is now."""
-        if self._running and not self._closed:
+        if self._batch_count:
+            self.set_timer(CATCH_UP_SECONDS, self.catch_up)  # nothing is painted now
+        elif self._running and not self._closed:
             below = self._background_screens  # what is seen around a dialog
             self._display(self.screen, self.screen._compositor.render_update(full=True, screen_stack=below))
 

@@ -3,7 +3,8 @@
 One SQLite file that several running apps share. Each app is a session; what a session leaves behind, be it by `close`
 or because its process was killed, is taken over by the next one that calls `adopt`. Every change is a transaction of
 its own and on the disk when its call returns, so that neither a kill nor a power cut costs more than the unfinished
-change. One that the disk refuses, or a lock, is kept and made with the next that succeeds.
+change. What is typed alone does not wait for the disk (`save_soon`). A change that the disk refuses, or a lock, is kept
+and made with the next that succeeds.
 
 Meant for one thread. Nothing here raises because of the disk or the file: what went wrong becomes a notice. A row that
 cannot be read, whoever wrote it, is left out.
@@ -17,17 +18,18 @@ import os
 import sqlite3
 import stat
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 
-from engine.files import make_folder, open_own, remove_leftovers, sync_folder
+from engine.files import make_folder, open_own, remove_leftovers, sync_file, sync_folder
 from engine.folders import shown_path
 from engine.request import Request
 from tui.jobs import STATES, Job
@@ -42,6 +44,7 @@ PROMPTS_KEPT = 10_000
 RESULTS_KEPT = 5_000
 MAX_TEXT = 1_000_000  # bytes or characters of a value; ours have a third of it at most
 MAX_POSITION = 2**53
+LOG_PAGES = 1000  # after which SQLite brings its log into the database
 FRESH_SECONDS = 1.0  # so long a file may be empty because another app is about to fill it
 
 STRICT = " STRICT" if sqlite3.sqlite_version_info >= (3, 37) else ""
@@ -128,6 +131,7 @@ class History:
         self._waiting: dict[Hashable, Callable[[], object]] = {}  # changes that could not be written yet, by subject
         self._session = uuid.uuid4().hex
         self._started = _process_start(os.getpid()) or 0.0
+        self._log = LogSync()
         self._failing: set[tuple[str, str]] = set()  # (what, why): lasting failures that the person was told of
         self._unreadable: set[tuple[str, Any]] = set()  # rows that the person was told of: (what, id)
 
@@ -184,6 +188,15 @@ class History:
         """Keep a JSON value ("draft", "parameters", ...). Raises `TypeError` for what JSON cannot hold."""
         row = (self._session, key, json.dumps(value))
         self._write(("saved", key), "INSERT OR REPLACE INTO saved VALUES (?, ?, ?)", *row)
+
+    def save_soon(self, key: str, value: Any) -> None:
+        """As `save`, but the disk is not waited for: a kill costs nothing, a power cut the last moment."""
+        row = (self._session, key, json.dumps(value))
+
+        def change() -> object:
+            return self._db.execute("INSERT OR REPLACE INTO saved VALUES (?, ?, ?)", row)
+
+        self._change(change, ("saved", key), soon=True)
 
     def load(self, key: str) -> Any:
         """What this session saved or adopted under `key`, or None."""
@@ -280,13 +293,15 @@ class History:
     def _write(self, subject: Hashable, statement: str, *parameters: Any) -> None:
         self._change(lambda: self._db.execute(statement, parameters), subject)
 
-    def _change(self, change: Callable[[], T], subject: Hashable = None) -> T | None:
+    def _change(self, change: Callable[[], T], subject: Hashable = None, *, soon: bool = False) -> T | None:
         """What `change` returns, once it is on the disk, with all that waited. Otherwise nothing has changed: None, and
         a notice; with a `subject` it waits for the next one that succeeds, in place of an earlier one of that subject.
+        With `soon` it is on the disk a little later, where that can be.
         """
         try:
             self._follow()
-            with _transaction(self._db):
+            soon = soon and not self._waiting and self._path is not None and _has_log(self._db)
+            with _unsynced(self._db) if soon else nullcontext(), _transaction(self._db):
                 self._db.execute(REGISTER, (self._session, os.getpid(), self._started, self._clock()))
                 for waiting in self._waiting.values():
                     with suppress(*UNFIT_ROW):
@@ -300,6 +315,8 @@ class History:
             return None
         self._waiting.clear()
         self._note_success("written to")
+        if soon:
+            self._log.sync(Path(f"{self._path}-wal"))
         return result
 
     def _follow(self) -> None:
@@ -390,6 +407,34 @@ class History:
             self._unreadable |= new
             are = f"1 stored {what} is" if len(new) == 1 else f"{len(new)} stored {what}s are"
             self.notices.append(f"{are} left out: this version of the app cannot read what was written there.")
+
+
+class LogSync:
+    """Brings SQLite's log to the disk in a thread, so that nobody waits for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wanted: Path | None = None
+        self._runs = False
+
+    def sync(self, log: Path) -> None:
+        """All that the log has now."""
+        with self._lock:
+            self._wanted = log
+            if self._runs:
+                return
+            self._runs = True
+        threading.Thread(target=self._run, name="history-log", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                log, self._wanted = self._wanted, None
+                if log is None:
+                    self._runs = False
+                    return
+            with suppress(OSError):  # then the next change that is waited for says so
+                sync_file(log)  # no lock of SQLite's is on this file: closing it takes none away
 
 
 def _job(id: Any, state: Any, text: Any) -> Job:
@@ -605,6 +650,24 @@ def _set_aside(path: Path, now: float) -> Path:
         with suppress(FileNotFoundError):
             os.rename(f"{path}{suffix}", f"{aside}{suffix}")
     return aside
+
+
+def _has_log(db: sqlite3.Connection) -> bool:
+    return bool(db.execute("PRAGMA journal_mode").fetchone()[0] == "wal")
+
+
+@contextmanager
+def _unsynced(db: sqlite3.Connection) -> Iterator[None]:
+    """Only for a database with a log, which is not brought into the database meanwhile: what is not synced of it when
+    the power is cut is left out, and the rest is whole.
+    """
+    db.execute("PRAGMA wal_autocheckpoint = 0")
+    db.execute("PRAGMA synchronous = OFF")
+    try:
+        yield
+    finally:
+        db.execute("PRAGMA synchronous = EXTRA")
+        db.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
 
 
 @contextmanager

@@ -14,15 +14,22 @@ class Display(Protocol):
     sent_bytes: int  # of all frames
 
     @property
+    def bytes_per_second(self) -> float | None:
+        """What the line carries; None where nobody knows."""
+
+    @property
     def has_room(self) -> bool:
-        """Whether a frame would not wait behind others."""
+        """Whether a frame would not wait behind others, or their rest."""
 
     @property
     def is_slow(self) -> bool:
         """Whether the terminal takes frames late."""
 
     def show(self, update: LayoutUpdate | ChopsUpdate, cursor: tuple[int, int], size: tuple[int, int]) -> None:
-        """Send what of a frame the terminal does not show; nothing while it is behind, and all of it afterwards."""
+        """Send what of a frame the terminal does not show; nothing while it is behind, and all of it afterwards.
+
+        On a slow line a part of it, and the rest with the next frames.
+        """
 
     def forget(self) -> None:
         """Something else has written to the terminal: the next frame is sent whole."""

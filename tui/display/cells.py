@@ -1,22 +1,26 @@
 """What the terminal shows, cell by cell, and the shortest text that makes it show something else.
 
 A frame is compared with what was sent before: cursor moves, runs of cells that changed, and the shortest change of
-style are all that is written. Colours are compared as they are after they were made fit for the terminal. Nothing here
-knows Textual's widgets: a frame is pieces of lines, each a strip of segments.
+style are all that is written. Colours are compared as they are after they were made fit for the terminal. What is too
+much for a slow line is left out, for the next frame. Nothing here knows Textual's widgets: a frame is pieces of lines,
+each a strip of segments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from math import inf
 from typing import NamedTuple
 
 from rich.cells import split_graphemes
-from rich.color import Color, ColorSystem
+from rich.color import Color, ColorSystem, ColorType
+from rich.color_triplet import ColorTriplet
 from rich.style import Style
 from textual.strip import SGR_STYLES, Strip
 
 MAX_GAP = 4  # cells that did not change are written again rather than passed over, where that is no longer
+PART = 16  # cells after which it is looked whether there is still room for more
 
 
 class Look(NamedTuple):
@@ -38,6 +42,7 @@ class Cell(NamedTuple):
 
 Piece = tuple[int, int, Strip]  # row, column, what begins there
 PLAIN = Look()
+FOREGROUND, BACKGROUND = 38, 48
 OFF = {  # what turns an attribute off
     "1": "22",
     "2": "22",
@@ -54,7 +59,9 @@ OFF = {  # what turns an attribute off
     "53": "55",
 }
 SEEN_ON_SPACES = {"4", "21", "7", "9", "51", "52", "53"}  # lines and reversal
-FULL, UPPER, LOWER = "\u2588", "\u2580", "\u2584"  # blocks
+UPPER, LOWER = HALVES = "\u2580", "\u2584"  # half blocks
+PICTURE = 8  # runs of half blocks in a piece of a line that is a picture
+PLACEHOLDER = "\U0010eeee"  # a cell of a picture that a terminal has (Kitty's protocol); its colour is a number
 
 
 class Cells:
@@ -63,6 +70,8 @@ class Cells:
     def __init__(self, color_system: ColorSystem) -> None:
         self.color_system = color_system
         self.width = self.height = 0
+        self.is_complete = True  # whether all of the last frame is shown
+        self._room = inf  # characters that this frame may still take
         self.forget(0, 0)
 
     def forget(self, width: int, height: int) -> None:
@@ -75,18 +84,44 @@ class Cells:
         self._y: int | None = None
         self._look: Look | None = None  # in which the terminal writes
 
-    def update(self, pieces: Iterable[Piece], cursor: tuple[int, int] | None = None) -> str:
-        """What makes the terminal show these pieces, and the cursor at (column, row); empty where it does already."""
+    def update(
+        self,
+        pieces: Iterable[Piece],
+        cursor: tuple[int, int] | None = None,
+        *,
+        limit: int | None = None,
+        pictures_wait: bool = False,
+    ) -> str:
+        """What makes the terminal show these pieces, and the cursor at (column, row); empty where it does already.
+
+        Of what takes more than about `limit` characters the rest is left out: the frame is not complete then. The line
+        of the cursor comes first, then text, then pictures. What stands for a terminal's own picture is left out while
+        `pictures_wait` to be sent.
+        """
         out: list[str] = []
-        pieces = list(pieces)
+        pieces = [piece for piece in pieces if 0 <= piece[0] < self.height and 0 <= piece[1] < self.width]
         if self._graphics and any(self._covers_graphics(*piece) for piece in pieces):
             self.forget(self.width, self.height)  # a picture goes over rows of which nothing was sent
+        self.is_complete = True
+        self._room = inf
+        # What is behind a terminal's own graphics would be written over them if it came later.
+        if limit is not None and not any(has_graphics(strip) for _, _, strip in pieces):
+            self._room = limit
+            line = -1 if cursor is None else cursor[1]
+            pieces.sort(key=lambda piece: self._rank(line, *piece))
         for row, column, strip in pieces:
-            if 0 <= row < self.height and 0 <= column < self.width:
+            if not (pictures_wait and any(PLACEHOLDER in segment.text for segment in strip)):
                 self._show(row, column, strip, out)
         if cursor is not None and cursor != (self._x, self._y) and cursor[0] < self.width and cursor[1] < self.height:
             self._move(*cursor, out)
         return "".join(out)
+
+    def _rank(self, line: int, row: int, column: int, strip: Strip) -> int:
+        """Which pieces of a frame come first: the cursor's line, text, a picture over text, the rest of pictures."""
+        if row == line or not is_picture(strip):
+            return int(row != line)
+        shown = self._rows[row][column : column + strip.cell_length]
+        return 3 if all(cell is not None and cell.text in (UPPER, " ") for cell in shown) else 2
 
     def _covers_graphics(self, row: int, column: int, strip: Strip) -> bool:
         start, end = self._graphics.get(row, (0, 0))
@@ -103,19 +138,44 @@ class Cells:
             self._graphics[row] = column, end
             self._pass_on(row, column, end, strip, out)
             return
-        known[column] = strip
-        cells = list(cells_of(strip, self.color_system))[: end - column]
+        cells = cells_of(strip, self.color_system)
+        del cells[end - column :]
         if cells and cells[-1].width > 1:
             cells[-1] = blank(cells[-1].look)  # half of a wide character does not fit
         shown = self._rows[row]
         before = shown[column : column + len(cells)]
         if cells == before:
+            known[column] = strip
             return
-        self._break(row, column)
-        self._break(row, column + len(cells))
-        shown[column : column + len(cells)] = cells
+        count = self._write_changes(row, column, before, cells, out)
+        if count == len(cells):
+            known[column] = strip
+        else:
+            self.is_complete = False
+        if count:
+            self._break(row, column)
+            self._break(row, column + count)
+            shown[column : column + count] = cells[:count]
+
+    def _write_changes(
+        self, row: int, column: int, before: list[Cell | None], cells: list[Cell], out: list[str]
+    ) -> int:
+        """Write the cells that changed, as far as there is room; returns how many of all cells are right then."""
         for start, stop in runs(before, cells):
-            self._write(row, column + start, cells[start:stop], out)
+            if self._room == inf:
+                self._write(row, column + start, cells[start:stop], out)
+                continue
+            while start < stop:
+                if self._room <= 0:
+                    return start
+                end = min(stop, start + PART)
+                while end < stop and not cells[end].text:
+                    end += 1
+                already = len(out)
+                self._write(row, column + start, cells[start:end], out)
+                self._room -= sum(map(len, out[already:]))
+                start = end
+        return len(cells)
 
     def _break(self, row: int, column: int) -> None:
         """Where a wide character is cut in two, what is left of it is the terminal's choice."""
@@ -146,7 +206,7 @@ class Cells:
                 continue
             if x != self._x or row != self._y:
                 self._move(x, row, out)
-            if self._look is None or not is_seen_so(text, look, self._look):
+            if look is not self._look and (self._look is None or not is_seen_so(text, look, self._look)):
                 self._change_look(look, out)
             if width > 1 and len(text) > 1:  # a terminal that draws it narrower would leave what was there
                 out.append(" " * width)
@@ -202,37 +262,50 @@ def runs(before: list[Cell | None], cells: list[Cell]) -> Iterator[tuple[int, in
         yield start, stop
 
 
-def cells_of(strip: Strip, color_system: ColorSystem) -> Iterator[Cell]:
+def is_picture(strip: Strip) -> bool:
+    """Whether a piece of a line is made of pixels: the dearest there is, and nobody waits for it to read on."""
+    return sum(text[:1] == UPPER for text, _, _ in strip) >= PICTURE
+
+
+def cells_of(strip: Strip, color_system: ColorSystem) -> list[Cell]:
     """The cells that a strip fills."""
+    cells: list[Cell] = []
     for text, style, _ in strip:
-        look = look_of(style, color_system) if style is not None else PLAIN
-        if text.isascii() and text.isprintable():
-            if text.isspace():
-                yield from [blank(look)] * len(text)
-                continue
+        look = PLAIN if style is None else look_of(style, color_system)
+        first = text[:1]
+        if first == UPPER and (len(text) == 1 or text == UPPER * len(text)):  # what previews are made of
+            cells += [half(UPPER, look)] * len(text)
+        elif text.isascii() and text.isprintable():
             space = blank(look)
-            for character in text:
-                yield space if character == " " else Cell(character, look)
+            cells += [space if character == " " else Cell(character, look) for character in text]
+        elif is_sure(first) and text == first * len(text):  # lines and other blocks
+            cells += [half(first, look)] * len(text)
+        elif first == PLACEHOLDER and style is not None:
+            look = look_of(style, ColorSystem.TRUECOLOR)  # a number is not made fit
+            cells += [Cell(PLACEHOLDER + marks, look) for marks in text.split(PLACEHOLDER)[1:]]
+        else:
+            cells += clusters(text, look)
+    return cells
+
+
+def clusters(text: str, look: Look) -> Iterator[Cell]:
+    """The cells of text that may be wide, or hold several code points a cell."""
+    for start, end, width in split_graphemes(text)[0]:
+        grapheme = text[start:end]
+        if not width or (not grapheme.isprintable() and len(grapheme) == 1):
+            continue  # nothing to be seen; Textual cleans what it prints
+        if width == 1 and len(grapheme) == 1:
+            yield half(grapheme, look)
             continue
-        if text and is_sure(text[0]) and text == text[0] * len(text):  # lines and blocks: what previews are made of
-            yield from [half(text[0], look)] * len(text)
-            continue
-        for start, end, width in split_graphemes(text)[0]:
-            grapheme = text[start:end]
-            if not width or (not grapheme.isprintable() and len(grapheme) == 1):
-                continue  # nothing to be seen; Textual cleans what it prints
-            if width == 1 and len(grapheme) == 1:
-                yield half(grapheme, look)
-                continue
-            yield Cell(grapheme, look, width, sure=False)
-            yield from [Cell("", look)] * (width - 1)
+        yield Cell(grapheme, look, width, sure=False)
+        yield from [Cell("", look)] * (width - 1)
 
 
 def is_seen_so(text: str, look: Look, other: Look) -> bool:
     """Whether a text is the same in another look: of a space only the background is seen."""
-    if look == other:
-        return True
-    return text == " " and look.background == other.background and not (look.attributes or other.attributes)
+    if text != " ":
+        return look == other
+    return look == other or (look.background == other.background and not (look.attributes or other.attributes))
 
 
 @lru_cache(4096)
@@ -244,16 +317,17 @@ def blank(look: Look) -> Cell:
 
 def half(character: str, look: Look) -> Cell:
     """A character of one cell; half a block on its own colour is a space."""
-    if character in (UPPER, LOWER) and not look.attributes and look.background == as_background(look.foreground):
-        return blank(look)
-    if character == " ":
-        return blank(look)
-    return Cell(character, look, sure=is_sure(character))
+    foreground, background, attributes = look
+    if character in HALVES:
+        if foreground[2:] == background[2:] and not attributes and background == as_background(foreground):
+            return blank(look)
+        return Cell(character, look)
+    return blank(look) if character == " " else Cell(character, look, sure=is_sure(character))
 
 
 def is_sure(character: str) -> bool:
     """Whether every terminal shows it in one cell."""
-    return "\u2500" <= character <= "\u25fc" or "\u00a0" <= character < "\u0300"
+    return " " <= character < "\u0300" or "\u2500" <= character <= "\u25fc"
 
 
 def as_background(foreground: str) -> str:
@@ -270,19 +344,30 @@ def look_of(style: Style, color_system: ColorSystem) -> Look:
     """A style as the terminal gets it."""
     bits = style._attributes & style._set_attributes
     attributes = tuple(code for bit, code in enumerate(SGR_STYLES) if bits & (1 << bit)) if bits else ()
+    color, background = style._color, style._bgcolor
     return Look(
-        _color_code(style._color, color_system, True), _color_code(style._bgcolor, color_system, False), attributes
+        "" if color is None else color_code(color, color_system, FOREGROUND),
+        "" if background is None else color_code(background, color_system, BACKGROUND),
+        attributes,
     )
 
 
-def _color_code(color: Color | None, color_system: ColorSystem, foreground: bool) -> str:
-    """The parameters for a colour; empty for the terminal's own."""
-    if color is None or color.is_default:
-        return ""
-    if color.triplet is not None and color_system == ColorSystem.TRUECOLOR:  # the most there are, of previews
-        red, green, blue = color.triplet
-        return f"{38 if foreground else 48};2;{red};{green};{blue}"
-    return ";".join(color.downgrade(color_system).get_ansi_codes(foreground))
+def color_code(color: Color, color_system: ColorSystem, place: int) -> str:
+    """The parameters for a colour in front or behind; empty for the terminal's own."""
+    triplet = color.triplet
+    if triplet is None:
+        return "" if color.is_default else ";".join(color.downgrade(color_system).get_ansi_codes(place == FOREGROUND))
+    if color_system is ColorSystem.TRUECOLOR:
+        red, green, blue = triplet
+        return f"{place};2;{red};{green};{blue}"
+    return palette_code(triplet, color_system, place)
+
+
+@lru_cache(32768)  # Rich's own holds a thousand, and a preview has more
+def palette_code(triplet: ColorTriplet, color_system: ColorSystem, place: int) -> str:
+    """The same of a terminal with fewer colours."""
+    color = Color("", ColorType.TRUECOLOR, None, triplet)
+    return ";".join(color.downgrade(color_system).get_ansi_codes(place == FOREGROUND))
 
 
 def change(before: Look | None, after: Look) -> str:

@@ -1,8 +1,9 @@
 """Textual's driver for POSIX terminals with output that never blocks and sends only what changed.
 
-Frames come as strips (`show`), are compared with what the terminal shows, and are left out while it is behind; when it
-has caught up the app is asked for one whole frame, of which again only the difference is sent. Answers to questions are
-taken out of what is typed. A terminal that is gone is told to the app once.
+Frames come as strips (`show`), are compared with what the terminal shows, and are left out while it is behind, and in
+part where they would take a slow line too long; when there is room again the app is asked for one whole frame, of which
+again only the difference is sent. Answers to questions are taken out of what is typed. A terminal that is gone is told
+to the app once.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from textual.geometry import Size
 
 from engine.terminal import TerminalModes, taken
 from tui.display.cells import Cells, Piece
-from tui.display.writer import ANSWER, Writer
+from tui.display.graphics import Graphics
+from tui.display.writer import ANSWER, LARGE_FRAME, Writer
 from tui.paste import PasteSafeParser
 
 if TYPE_CHECKING:
@@ -72,20 +74,30 @@ class TerminalDriver(LinuxDriver):
         super().__init__(app, **options)
         self.cells = Cells(ColorSystem.TRUECOLOR)
         self.writer: Writer | None = None
+        self.graphics = Graphics(self._wake)
         self._reported_size: Size | None = None
 
     def show(self, update: LayoutUpdate | ChopsUpdate, cursor: tuple[int, int], size: tuple[int, int]) -> None:
-        """Send what of a frame the terminal does not show; nothing while it is behind, and all of it afterwards."""
+        """Send what of a frame the terminal does not show; nothing while it is behind, and all of it afterwards.
+
+        On a slow line a part of it, and the rest with the next frames.
+        """
         if self.writer is None or self.writer.is_gone or not self.writer.has_room():
             return
         app = self._app
         if (self.cells.width, self.cells.height) != size:
             self.cells.color_system = app.console._color_system or ColorSystem.TRUECOLOR
             self.cells.forget(*size)
-        text = self.cells.update(pieces_of(update), cursor)
+        was_cut = not self.cells.is_complete
+        text = self.cells.update(
+            pieces_of(update), cursor, limit=self.writer.frame_bytes, pictures_wait=not self.graphics.is_empty
+        )
+        if not self.cells.is_complete:
+            self.writer.want_room()
         if not text:
             return
-        if app._sync_available and len(text) >= SYNCHRONIZED:
+        is_cut = was_cut or not self.cells.is_complete  # then what comes first is to be seen first
+        if app._sync_available and len(text) >= SYNCHRONIZED and not is_cut:
             text = f"{BEGIN}{text}{END}"
         data = self._encoded(text)
         self.sent_bytes += len(data)
@@ -93,9 +105,14 @@ class TerminalDriver(LinuxDriver):
         self.writer.ask(len(data))
 
     @property
+    def bytes_per_second(self) -> float | None:
+        """What the line carries; None where nobody knows."""
+        return None if self.writer is None else self.writer.bytes_per_second
+
+    @property
     def has_room(self) -> bool:
-        """Whether a frame would not wait behind others."""
-        return self.writer is not None and self.writer.is_clear()
+        """Whether a frame would not wait behind others, or their rest."""
+        return self.writer is not None and self.cells.is_complete and self.writer.is_clear()
 
     @property
     def is_slow(self) -> bool:
@@ -115,7 +132,10 @@ class TerminalDriver(LinuxDriver):
         """As Textual does, but with our writer."""
         setattr(linux_driver, "WriterThread", self._start_writer)  # noqa: B010 (not declared as ours to set)
         super().start_application_mode()  # type: ignore[no-untyped-call]
+        self.graphics.start()
         self.forget()
+        if self.writer is not None:
+            self.writer.ask(LARGE_FRAME)  # how long the way is: the first frame says how fast the line is
         resized = signal.getsignal(signal.SIGWINCH)
 
         def on_resize(number: int, frame: FrameType | None) -> None:
@@ -142,7 +162,7 @@ class TerminalDriver(LinuxDriver):
 
     def stop_application_mode(self) -> None:
         """Leave the terminal as it was found."""
-        self.write("\x1b[m")
+        self.write(self.graphics.stop().decode() + "\x1b[m")
         super().stop_application_mode()
         cast("Watched", self._app).holds_terminal(None)
 
@@ -160,13 +180,19 @@ class TerminalDriver(LinuxDriver):
 
     def _start_writer(self, file: Any) -> _Started:
         loop, app = self._loop, cast("Watched", self._app)
-
-        def room() -> None:  # by the app's own messages, in whose context widgets can be painted
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(self._app.call_later, app.catch_up)
-
-        self.writer = Writer(file.fileno(), room=room, gone=lambda: app.terminal_gone(loop))
+        self.writer = Writer(
+            file.fileno(), room=self._can_paint, gone=lambda: app.terminal_gone(loop), rest=self.graphics.take
+        )
         return _Started()
+
+    def _can_paint(self) -> None:
+        """From any thread: by the app's own messages, in whose context widgets can be painted."""
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._app.call_later, cast("Watched", self._app).catch_up)
+
+    def _wake(self) -> None:
+        if self.writer is not None:
+            self.writer.wake()
 
     def _encoded(self, text: str) -> bytes:
         return text.encode(getattr(sys.__stderr__, "encoding", None) or "utf-8", "replace")

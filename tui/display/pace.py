@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+LINE_SHARE = 0.5  # of what a line carries, for previews at most
+
 
 class Pace:
     """Says when the next preview is due, by what was sent since the last one: the next costs about the same."""
@@ -12,12 +14,17 @@ class Pace:
         self._at: float | None = None
         self._sent = 0
 
-    def is_due(self, now: float, sent: int, *, room: bool) -> bool:
-        """Whether a preview may be drawn now; then it is. `sent`: all bytes until now, `room`: nothing waits."""
+    def is_due(self, now: float, sent: int, *, room: bool, line: float | None = None) -> bool:
+        """Whether a preview may be drawn now; then it is.
+
+        `sent` is all bytes until now, `room` says that nothing waits, and `line` is what the line carries in a second,
+        where that was measured.
+        """
         if not room:
             return False
         if self._at is not None:
-            wait = max(self._seconds, (sent - self._sent) / self._rate if self._rate else 0.0)
+            rate = min(self._rate, LINE_SHARE * line) if self._rate and line else self._rate
+            wait = max(self._seconds, (sent - self._sent) / rate if rate else 0.0)
             if now - self._at < wait:
                 return False
         self._at, self._sent = now, sent

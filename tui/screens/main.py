@@ -361,7 +361,7 @@ class MainScreen(PicturesScreen):
         if self._draft_timer is not None:
             self._draft_timer.stop()
             self._draft_timer = None
-        self.t2i.session.history.save("draft", self.prompt.text)
+        self.t2i.session.history.save_soon("draft", self.prompt.text)  # a slow disk holds up no key
         self.t2i.tell_notices()
 
     # The focus moves at once, not by a message as with `focus`: the next key may be here already.

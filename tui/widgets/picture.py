@@ -6,6 +6,8 @@ from functools import lru_cache
 from textwrap import wrap
 from typing import Literal
 
+from rich.color import Color, ColorType
+from rich.color_triplet import ColorTriplet
 from rich.segment import Segment
 from rich.style import Style
 from textual.geometry import Region, Size
@@ -88,7 +90,9 @@ class PictureView(Widget):
         if y == self._caption_row:
             return _centred(shortened(self._caption, width, self._ellipsis), width, background)
         if 0 <= y - top < len(self._strips):
-            line = self._strips[y - top].apply_style(background)
+            line = self._strips[y - top]
+            if self.rendering == "letters":  # blocks have colours of their own
+                line = line.apply_style(background)
             return Strip([Segment(" " * left, background), *line]).adjust_cell_length(width, background)
         return Strip.blank(width, background)
 
@@ -150,12 +154,12 @@ def _letters(row: bytes) -> Strip:
 
 @lru_cache(maxsize=16384)
 def _style(colours: bytes) -> Style:
-    from rich.color import Color, ColorType
-    from rich.color_triplet import ColorTriplet
-
     # `Color.from_rgb` spends most of its time on a name that nobody reads.
-    upper, lower = (Color("", ColorType.TRUECOLOR, None, ColorTriplet(*rgb)) for rgb in (colours[:3], colours[3:]))
-    return Style(color=upper, bgcolor=lower)
+    red, green, blue, *lower = colours
+    return Style.from_color(
+        Color("", ColorType.TRUECOLOR, None, ColorTriplet(red, green, blue)),
+        Color("", ColorType.TRUECOLOR, None, ColorTriplet(*lower)),
+    )
 
 
 def _centred(text: str, width: int, style: Style) -> Strip:
