@@ -88,7 +88,7 @@ def no_device_work() -> Iterator[None]:
     def rms_norm(x: Tensor, *_: object) -> Tensor:
         return torch.empty_like(x)
 
-    def vector_norm(x: Tensor, ord: float = 2, dim: int = -1, keepdim: bool = False) -> Tensor:  # noqa: A002
+    def vector_norm(x: Tensor, ord: float = 2, dim: int = -1, keepdim: bool = False) -> Tensor:
         return x.new_empty((*x.shape[:-1], 1) if keepdim else x.shape[:-1])
 
     with ExitStack() as stack:
