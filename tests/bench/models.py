@@ -19,10 +19,15 @@ from engine.families.flux1 import published as flux1
 from engine.models.catalog import published
 from engine.models.loading import empty_component
 from engine.models.model import described
+from engine.quantization.forms import Form
+from engine.quantization.fp8 import SCALE_SUFFIX
 
 MIB, GIB = 2**20, 2**30
 NOISE_BYTES = 32 * MIB  # written over and over, from another place each time
 SPREAD = 0.02  # of the random weights, as trained ones have it
+SCALE_OF_8_BITS = 2.0**-10  # so that they are within +-127 as a rule
+KINDS = {"fp8": "F8_E4M3", "int8": "I8"}  # of stored weights, by form
+BYTES_OF_KINDS = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "I8": 1}
 FILES = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 
 Configs = dict[str, dict[str, Any]]
@@ -76,15 +81,16 @@ def stored_shapes(configs: Configs, component: str) -> dict[str, tuple[int, ...]
     return {name: tuple(tensor.shape) for name, tensor in state.items() if name not in FLUX1.networks.tied(component)}
 
 
-def write_model(folder: Path, configs: Configs, *, seed: int = 0) -> Path:
+def write_model(folder: Path, configs: Configs, *, form: str | None = None, seed: int = 0) -> Path:
     """A model folder with random bf16 weights, and the demo's tokenizers with FLUX.1's limits; returns the folder.
 
-    One that is there already is left as it is.
+    With a `form`, "fp8" or "int8", the transformer has it already, and T5 is in FP8, so that nothing is converted. A
+    model that is there already is left as it is.
     """
     if (folder / "model_index.json").is_file():
         return folder
     for component in PARTS:
-        write_component(folder, configs, component, seed)
+        write_component(folder, configs, component, seed, form if component == "transformer" or not form else "fp8")
     clip, t5 = clip_tokenizer(), t5_tokenizer()
     clip.model_max_length = configs["text_encoder"]["max_position_embeddings"]
     t5.model_max_length = 512 if configs["transformer"]["guidance_embeds"] else 256
@@ -102,40 +108,63 @@ def write_model(folder: Path, configs: Configs, *, seed: int = 0) -> Path:
     return folder
 
 
-def write_component(folder: Path, configs: Configs, component: str, seed: int = 0) -> Path:
-    """One component's configuration and random bf16 weights; returns the safetensors file."""
+def write_component(folder: Path, configs: Configs, component: str, seed: int = 0, form: str | None = None) -> Path:
+    """One component's configuration and random weights; returns the safetensors file."""
     _write_json(folder / component / "config.json", configs[component])
     file = folder / component / f"{FILES.get(component, 'model')}.safetensors"
-    write_random(file, stored_shapes(configs, component), seed)
+    write_random(file, stored_shapes(configs, component), seed, Form(form) if form else None, component)
     return file
 
 
-def write_random(file: Path, shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> None:
+def write_random(
+    file: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    seed: int = 0,
+    form: Form | None = None,
+    component: str = "",
+) -> None:
     """A safetensors file of bf16 tensors, written piece by piece and not left in the system's page cache.
 
-    Weights are normally distributed; the gains of norms are 1, biases 0, so that the pixels stay finite.
+    Weights are normally distributed; the gains of norms are 1, biases 0, so that the pixels stay finite. What `form`
+    covers of the `component` has 8 bits and a scale for each row.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
+    eight_bits = {name for name in shapes if form is not None and form.covers(component, name)}
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
-        nbytes = 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [end, end + nbytes]}
+        if form is not None and name in eight_bits:
+            tensors[name] = KINDS[form.kind], shape
+            tensors[name + SCALE_SUFFIX] = "F32", shape[:1]
+        else:
+            tensors[name] = "BF16", shape
+    about = {"format": "pt"} | ({"t2i_format": "bench"} if form is not None and form.kind == "int8" else {})
+    header: dict[str, Any] = {"__metadata__": about}
+    end = 0
+    for name, (kind, shape) in tensors.items():
+        nbytes = BYTES_OF_KINDS[kind] * math.prod(shape)
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [end, end + nbytes]}
         end += nbytes
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    generator = torch.Generator().manual_seed(seed)
-    noise = (SPREAD * torch.randn(NOISE_BYTES // 2, generator=generator)).bfloat16()
-    random = noise.view(torch.uint8).numpy().data
+    text += b" " * (-(8 + len(text)) % 4096)  # aligned as the cache's files are
+    normal = torch.randn(NOISE_BYTES // 2, generator=torch.Generator().manual_seed(seed))
+    noise = {
+        "BF16": (SPREAD * normal).bfloat16(),
+        "F8_E4M3": (SPREAD / SCALE_OF_8_BITS * normal).to(torch.float8_e4m3fn),
+        "I8": (SPREAD / SCALE_OF_8_BITS * normal).round().clamp(-127, 127).to(torch.int8),
+    }
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("wb", buffering=0) as stream:
         _write_all(stream.fileno(), len(text).to_bytes(8, "little") + text)
-        for number, (name, shape) in enumerate(shapes.items()):
-            left = 2 * math.prod(shape)
+        for number, (name, (kind, shape)) in enumerate(tensors.items()):
+            left = BYTES_OF_KINDS[kind] * math.prod(shape)
+            if kind == "F32":
+                _write_all(stream.fileno(), torch.full(shape, SCALE_OF_8_BITS).numpy().tobytes())
+                continue
             if len(shape) < 2:
                 value = 1.0 if "norm" in name and name.endswith("weight") else 0.0
                 _write_all(stream.fileno(), torch.full(shape, value).bfloat16().view(torch.uint8).numpy().tobytes())
                 continue
-            start = number * 7919 * 256 % NOISE_BYTES  # an odd place: layers shall not be alike
+            random = noise[kind].view(torch.uint8).numpy().data
+            start = number * 7919 * 256 % len(random)  # an odd place: layers shall not be alike
             while left:
                 piece = random[start : start + left]
                 _write_all(stream.fileno(), piece)
