@@ -6,16 +6,23 @@ sshd. Bytes are those that reach the terminal. Run it on an idle machine.
 
 from __future__ import annotations
 
+import random
 import re
 import statistics
 import time
 
 import psutil
+from rich.color import ColorSystem
+from rich.console import Console
+from textual.geometry import Size
 
 from engine import folders
+from engine.events import Preview
 from tests.bench.terminal import forget, run
 from tests.links import Linked
+from tui.display.cells import Cells
 from tui.history import History
+from tui.widgets.picture import strips
 
 SSH = {"SSH_CONNECTION": "192.0.2.7 50000 192.0.2.1 22"}
 COLOURS = {"256": {"COLORTERM": ""}, "true": {"COLORTERM": "truecolor"}}
@@ -33,6 +40,7 @@ def main() -> None:
     run(
         __doc__,
         {
+            "frame": lambda few: frame_cost(10 if few else 40),
             "bytes": lambda few: count_bytes(5 if few else 10),
             "generate": lambda few: command_line(),
             "lines": lambda few: lines(1 if few else 3),
@@ -79,6 +87,29 @@ def paint(terminal: Linked) -> None:
     terminal.write(b"a red circle\r")
     terminal.wait_to_see("s/step")
     time.sleep(1)
+
+
+def frame_cost(times: int) -> None:
+    """Processor time of a preview of which every half-block changes, against what Textual alone spends on its text."""
+    chance = random.Random(1)
+    print("\n| a frame of 64x28 half-blocks | strips | differences | Textual | ratio |")
+    print("|---|---|---|---|---|")
+    for depth in (ColorSystem.TRUECOLOR, ColorSystem.EIGHT_BIT):
+        console = Console(color_system="truecolor" if depth is ColorSystem.TRUECOLOR else "256", force_terminal=True)
+        cells = Cells(depth)
+        cells.forget(120, 40)
+        taken: list[tuple[float, float, float]] = []
+        for _ in range(times):
+            began = time.process_time()
+            lines = strips(Preview(64, 56, chance.randbytes(3 * 64 * 56)), Size(64, 28))
+            made = time.process_time()
+            cells.update([(row, 5, line) for row, line in enumerate(lines)], (0, 0))
+            ours = time.process_time()
+            for line in lines:
+                line.render(console)
+            taken.append((made - began, ours - made, time.process_time() - ours))
+        making, ours, theirs = (1000 * min(column) for column in zip(*taken, strict=True))
+        print(f"| {depth.name} | {making:.1f} | {ours:.1f} | {theirs:.1f} ms | {ours / theirs:.2f} |", flush=True)
 
 
 def count_bytes(seconds: int) -> None:
