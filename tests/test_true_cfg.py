@@ -187,7 +187,7 @@ class TestPictures:
         request = replace(SMALL, negative_prompt=NEGATIVE, guidance_schedule="tv-anchored")
         with Engine.open("demo", device="cpu") as engine:
             apart = pixels(events_of(engine, request, tmp_path)).astype(int)
-            assert engine.runtime().plan(engine.resolve(request)).batch == 1  # nothing is waited for on a CPU
+            assert engine.planned(engine.resolve(request))[1].batch == 1  # nothing is waited for on a CPU
         with Engine.open("demo", device="cpu", repeat=Repeat(batch=2)) as engine:
             assert passes_of(engine, request, tmp_path) == 3
             events = events_of(engine, request, tmp_path)
