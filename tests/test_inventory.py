@@ -706,7 +706,7 @@ class TestRemoving:
         from engine.models.converted import converted_files
 
         opened, sizes = catalog.open_model(model), {}
-        for component in inventory.CONVERTED:
+        for component in conversions.CONVERTED:
             before = {*conversions.weights_folder().glob("*.safetensors")}
             conversion = converted_files(component, opened.files[component], torch.float32, [])
             try:

@@ -47,8 +47,6 @@ from engine.text import printable, quoted, some_of
 
 __all__ = ["Listing", "Part", "Scanned", "add", "listed", "loose", "pulled", "pulling", "remove", "scan", "show"]
 
-CONVERTED = ("transformer", "text_encoder_2")  # whose FP8 forms are kept
-
 
 def listed() -> list[Listing]:
     """The published models, those that were added, and what completes models; never raises for a broken one."""
@@ -250,7 +248,7 @@ def _converted_files(name: str, known: Registry) -> list[tuple[str, tuple[Path, 
     with suppress(RequestError, OSError):
         model = catalog.open_name(name, known)
         if model is not None and model.has_weights:
-            return [(component, model.files[component]) for component in CONVERTED]
+            return [(component, model.files[component]) for component in conversions.CONVERTED]
     return []
 
 
