@@ -11,7 +11,8 @@ Exit codes are those of `engine.cli`.
     pull_begins    pull           name, licence, folder, here_bytes, download_bytes
     pull_progress  pull           done_bytes, total_bytes, bytes_per_second, seconds_left, file
     pulled         pull           the fields of a model
-    removed        remove         message, freed_bytes
+    removed        remove, cache  message, freed_bytes
+    cached         cache          name, path, form, component, nbytes, models, source, reason
     calibrating    calibrate      prompt, prompts, step, steps
     calibrated     calibrate      model, file, prompts, steps, precision, inputs, largest_factor
     model_checked  check          model, parts (by component: layout, precision, bytes), fp8 (by component)
@@ -29,7 +30,7 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -48,6 +49,7 @@ from engine.text import duration, printable, size
 
 if TYPE_CHECKING:
     from engine.engine import Engine
+    from engine.models.caches import Cached
     from engine.models.hub import Prepared, PullProgress
     from engine.models.inventory import Listing, Part, Scanned
 
@@ -57,7 +59,8 @@ MANY = 4  # such files of one kind are counted, not listed
 REFUSED = re.compile(r"(?P<file>'.*'|\".*\") is (?P<what>[^']+, which cannot be run here; .*)")
 
 models_app = typer.Typer(
-    help="The models that there are: list, add, scan, show, check, calibrate, pull, remove.", rich_markup_mode=None
+    help="The models that there are: list, add, scan, show, check, calibrate, pull, remove, cache.",
+    rich_markup_mode=None,
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON objects on stdout; the fields: engine/cli_models.py.")]
@@ -242,6 +245,43 @@ def remove_model(
             write(json.dumps({"event": "removed", "message": message, "freed_bytes": freed}))
         else:
             write(printable(f"{message} {size(freed)} freed." if freed else message))
+        return DONE
+
+    return work
+
+
+@models_app.command("cache")
+def show_cache(
+    remove: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME|unused|all", help="Delete these, or all that no model needs; may be repeated."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> Work:
+    """The 8-bit weights that were converted and kept, who needs them, and deleting some.
+
+    They can be made again. Nothing else is ever deleted.
+    """
+
+    def work() -> int:
+        from engine.models import caches
+
+        if remove:
+            gone = caches.remove(remove)
+            message = removed_sentence(gone)
+            freed = sum(cached.nbytes for cached in gone)
+            if as_json:
+                write(json.dumps({"event": "removed", "message": message, "freed_bytes": freed}))
+            else:
+                write(printable(message))
+            return DONE
+        found = caches.listed()
+        if as_json:
+            for cached in found:
+                write(json.dumps({"event": "cached", **asdict(cached)}))
+        else:
+            for line in cache_lines(found, caches.others()):
+                write(line)
         return DONE
 
     return work
@@ -538,6 +578,33 @@ def _grouped(sentences: Sequence[str]) -> Iterator[str]:
         elif files[match["what"]][0] == match["file"]:
             others = len(files[match["what"]]) - 1
             yield f"{match['file']} is {match['what'].removesuffix('.')} ({others} other files are the same)."
+
+
+def cache_lines(found: Sequence[Cached], others: Mapping[str, int]) -> Iterator[str]:
+    """A table of converted weights, and what can go."""
+    unused = sum(cached.nbytes for cached in found if cached.reason)
+    rows = [(cached.name, cached.form or "?", cached.component or "?", size(cached.nbytes)) for cached in found]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]
+    for cached, row in zip(found, rows, strict=True):
+        name, form, component, amount = row
+        cells = f"{name:<{widths[0]}}  {form:<{widths[1]}}  {component:<{widths[2]}}  {amount:>{widths[3]}}"
+        yield printable(f"{cells}  {cached.reason or 'in use'}")
+        if cached.models or cached.source:
+            yield printable(f"    of {', '.join(cached.models) or cached.source}")
+    total = sum(cached.nbytes for cached in found)
+    yield f"{_count(len(found), 'file')} of converted weights, {size(total)}." if found else "no converted weights."
+    if unused:
+        yield f"{size(unused)} can go: t2i models cache --remove unused"
+    if small := ", ".join(f"{title} {size(nbytes)}" for title, nbytes in others.items() if nbytes):
+        yield f"Beside them: {small}."
+
+
+def removed_sentence(gone: Sequence[Cached]) -> str:
+    """What was freed."""
+    if not gone:
+        return "there was nothing to remove."
+    freed = sum(cached.nbytes for cached in gone)
+    return f"{_count(len(gone), 'file')} of converted weights removed, {size(freed)} freed."
 
 
 def _write_model(event: str, model: Listing) -> None:

@@ -18,8 +18,9 @@ from engine.folders import cache_dir, config_dir, is_ours, state_dir
 
 PUBLIC, PRIVATE = 0o666, 0o600  # modes of files, before the umask
 PRIVATE_FOLDER = 0o700
-LEFTOVER = re.compile(r"(\.t2i-[0-9a-f]{6,18}|tmp[0-9a-z_]{8})\.tmp")  # the second: of older versions
-LEFTOVER_SECONDS = 3600  # a living process needs seconds
+LEFTOVER = re.compile(r"\.t2i-[0-9a-f]{6,32}\.tmp")
+OLD_LEFTOVER = re.compile(r"tmp[0-9a-z_]{8}\.tmp")  # of older versions, which held no lock, and of other programs
+LEFTOVER_SECONDS = 3600  # where there are no locks: a living process needs seconds
 _FLAGS = 0
 for _name in ("O_BINARY", "O_CLOEXEC", "O_NOCTTY", "O_NOFOLLOW", "O_NONBLOCK"):  # a pipe would wait for its reader
     _FLAGS |= getattr(os, _name, 0)
@@ -71,29 +72,38 @@ def write_whole(path: Path, data: bytes, *, mode: int = PRIVATE) -> None:
 
 
 class Temporary:
-    """A new file under a temporary name, gone at the end of the `with` unless it got another one."""
+    """A new file under a temporary name, gone at the end of the `with` unless it got another one.
+
+    It is locked as long as it is open, so that what a killed process leaves is known for that by everybody. (Windows
+    deletes no file that is open.)
+    """
 
     def __init__(self, folder: Path, mode: int = PRIVATE, name: str = "") -> None:
         """`name`: in place of a random number. Raises `FileExistsError` where that is taken."""
-        self.path = folder / f".t2i-{name or os.urandom(8).hex()}.tmp"
         self._placed = False
-        descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | _FLAGS, mode)
-        self.stream = io.FileIO(descriptor, "r+b")
+        while True:
+            self.path = folder / f".t2i-{name or os.urandom(8).hex()}.tmp"
+            descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | _FLAGS, mode)
+            self.stream = io.FileIO(descriptor, "r+b")
+            if sys.platform == "win32" or (_lock(descriptor) is not False and _is_at(descriptor, self.path)):
+                break
+            self.stream.close()  # whoever cleans up was faster than the lock
 
     def __enter__(self) -> Self:
         return self
 
     def write(self, data: bytes) -> None:
-        """Put all of `data` on the disk, not only into the system's memory, and close the file."""
+        """Put all of `data` on the disk, not only into the system's memory, and finish the file."""
         rest = memoryview(data)
         while rest:
             rest = rest[self.stream.write(rest) :]
         self.finish()
 
     def finish(self) -> None:
-        """What was written to `stream` is on the disk from now on; it is closed."""
+        """What was written to `stream` is on the disk from now on; nothing more is written."""
         os.fsync(self.stream.fileno())
-        self.stream.close()
+        if sys.platform == "win32":  # which renames no file that is open
+            self.stream.close()
 
     def replace(self, path: Path) -> None:
         """Give the finished file its name, in place of what is there, be it a link."""
@@ -102,10 +112,16 @@ class Temporary:
         sync_folder(path.parent)
 
     def __exit__(self, *_: object) -> None:
-        self.stream.close()
+        if sys.platform == "win32":
+            self._close()
         if not self._placed:
             with suppress(OSError):
                 self.path.unlink()
+        self._close()  # last: as long as it is locked nobody else takes the name
+
+    def _close(self) -> None:
+        with suppress(OSError):  # a disk that has gone; what had to be written was synced
+            self.stream.close()
 
 
 @contextmanager
@@ -114,7 +130,7 @@ def locked(path: Path, seconds: float) -> Iterator[None]:
     descriptor = open_own(path, os.O_CREAT | os.O_RDWR)
     try:
         deadline = time.monotonic() + seconds
-        while not _lock(descriptor):
+        while _lock(descriptor) is False:
             if time.monotonic() > deadline:
                 raise TimeoutError
             time.sleep(0.01)
@@ -123,8 +139,8 @@ def locked(path: Path, seconds: float) -> Iterator[None]:
         os.close(descriptor)  # which lets go of it
 
 
-def _lock(descriptor: int) -> bool:
-    """Whether the lock is ours now; also where the file system has none."""
+def _lock(descriptor: int) -> bool | None:
+    """Whether the lock is ours now; None where the file system has none."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -135,7 +151,7 @@ def _lock(descriptor: int) -> bool:
 
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+        return False if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK) else None
     return True
 
 
@@ -146,6 +162,14 @@ def sync_file(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether this open file still has this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except OSError:
+        return False
 
 
 def sync_folder(folder: Path) -> None:
@@ -172,9 +196,29 @@ def remove_leftovers(folder: Path) -> None:
     """Remove temporary files of our processes that were killed while they wrote. Never raises."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if LEFTOVER.fullmatch(entry.name) and is_stale(Path(entry.path)):
-                with suppress(OSError):
+            with suppress(OSError):
+                if LEFTOVER.fullmatch(entry.name):
+                    _remove_abandoned(Path(entry.path))
+                elif OLD_LEFTOVER.fullmatch(entry.name) and is_stale(Path(entry.path)):
                     os.unlink(entry.path)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove a temporary file that nobody holds open any more. Raises `OSError`."""
+    if not _is_mine(path.lstat()):
+        return
+    if sys.platform == "win32":
+        path.unlink()  # which fails as long as somebody has it open
+        return
+    descriptor = os.open(path, os.O_RDWR | _FLAGS)
+    try:
+        free = _lock(descriptor)
+        if free is None:  # the file system has no locks
+            free = is_stale(path)
+        if free and _is_at(descriptor, path):
+            path.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def is_stale(path: Path) -> bool:
@@ -183,5 +227,9 @@ def is_stale(path: Path) -> bool:
         about = path.lstat()
     except OSError:
         return False
-    mine = not hasattr(os, "geteuid") or about.st_uid == os.geteuid()
-    return mine and stat.S_ISREG(about.st_mode) and time.time() - about.st_mtime > LEFTOVER_SECONDS
+    return _is_mine(about) and time.time() - about.st_mtime > LEFTOVER_SECONDS
+
+
+def _is_mine(about: os.stat_result) -> bool:
+    """Whether this is an ordinary file of this person's."""
+    return (not hasattr(os, "geteuid") or about.st_uid == os.geteuid()) and stat.S_ISREG(about.st_mode)

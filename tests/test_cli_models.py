@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import engine.cli
 import engine.cli_models
@@ -22,8 +24,11 @@ from engine.families.flux1.published import FLUX_FILES, FLUX_NEEDED
 from engine.families.sources import Repository, Source
 from engine.images.metadata import read_record
 from engine.models import catalog, hub, registry, transfer
+from engine.models.caches import Cached
+from engine.models.converted import converted_files
 from engine.models.hub import PullProgress
 from engine.models.inventory import Listing, Part, Scanned
+from engine.text import size
 from tests.checkpoints import save
 from tests.commands import json_lines
 from tests.models import Kit, comfyui, lora, small_kit
@@ -366,6 +371,91 @@ class TestPull:
         run = t2i("models", "pull", "flux.1-dev", "--yes")
         assert run.code == FAILED
         assert "the hub has no https://huggingface.co/someone/tiny" in run.stderr
+
+
+class TestCache:
+    @pytest.fixture
+    def converted(self, t2i, diffusers, tmp_path) -> tuple[Path, Path]:
+        """The files of a known model and of one whose weights have changed since."""
+        t2i("models", "add", diffusers, "--name", "some-model")
+        changing = tmp_path / "changing.safetensors"
+        source = next((diffusers / "transformer").glob("*.safetensors"))
+        files = []
+        for file in (source, changing):
+            if file == changing:
+                tensors = load_file(source)
+                tensors["proj_out.bias"] += 1
+                save(tensors, changing)
+            conversion = converted_files("transformer", [file], torch.bfloat16, [])
+            try:
+                while True:
+                    next(conversion)
+            except StopIteration as end:
+                end.value.close()
+                files.append(next(iter(end.value.tensors.values())).file)
+        changing.unlink()
+        return files[0], files[1]
+
+    def test_lists_what_there_is_and_who_needs_it(self, t2i, converted):
+        run = t2i("models", "cache")
+        assert run.code == DONE
+        lines = run.stdout.splitlines()
+        used, unused = (f"{path.name[:8]}-fp8" for path in converted)
+        assert re.fullmatch(rf"{used}  fp8  transformer  +[0-9.]+ [KM]i?B  in use", lines[0])
+        assert lines[1] == "    of some-model"
+        assert lines[2].startswith(unused)
+        assert lines[2].endswith("its model is gone or has changed")
+        assert lines[4].startswith("2 files of converted weights, ")
+        assert lines[5].endswith(" can go: t2i models cache --remove unused")
+        assert all(len(line) <= 80 for line in lines if not line.startswith("    "))
+
+    def test_as_json_with_the_documented_fields(self, t2i, converted):
+        found = json_lines(t2i("models", "cache", "--json").stdout)
+        (line,) = (text for text in engine.cli_models.__doc__.splitlines() if text.startswith("    cached "))
+        for each in found:
+            assert set(each) == {"event", *named(Cached)}
+            assert named(Cached) == documented(line.partition("cache  ")[2])
+        assert [each["models"] for each in found] == [["some-model"], []]
+        assert [Path(each["path"]) for each in found] == [*converted]
+
+    def test_removes_what_nobody_needs_and_says_what_was_freed(self, t2i, converted):
+        nbytes = converted[1].stat().st_size
+        foreign = converted[0].with_name("mine.safetensors")
+        foreign.write_bytes(b"mine")
+        link = converted[0].with_name(f"{'0' * 32}-fp8.safetensors")
+        link.symlink_to(converted[0])
+        run = t2i("models", "cache", "--remove", "unused")
+        assert run.code == DONE
+        assert run.stdout == f"1 file of converted weights removed, {size(nbytes)} freed.\n"
+        assert {*converted[0].parent.glob("*.safetensors")} == {converted[0], foreign, link}
+        assert len([*(converted[0].parent / "index").iterdir()]) == 1
+        (answer,) = json_lines(t2i("models", "cache", "--remove", "unused", "--json").stdout)
+        assert (answer["message"], answer["freed_bytes"]) == ("there was nothing to remove.", 0)
+        t2i("models", "cache", "--remove", "all")
+        assert {*converted[0].parent.glob("*.safetensors")} == {foreign, link}
+
+    def test_removes_by_name(self, t2i, converted):
+        t2i("models", "cache", "--remove", f"{converted[0].name[:8]}-fp8")
+        assert not converted[0].exists()
+        assert converted[1].exists()
+
+    def test_a_name_that_is_not_there_removes_nothing(self, t2i, converted):
+        run = t2i("models", "cache", "--remove", "unused", "--remove", "../x")
+        assert run.code == BAD_INPUT
+        assert "the cache has no '../x': give unused, all, or a name; there are " in run.stderr
+        assert all(path.exists() for path in converted)
+
+    def test_an_older_versions_and_a_damaged_file_are_told(self, t2i, converted):
+        old, damaged = converted
+        old.write_bytes(old.read_bytes().replace(b'"t2i_format":"3"', b'"t2i_format":"2"'))
+        damaged.write_bytes(b"no weights")
+        assert {each["reason"] for each in json_lines(t2i("models", "cache", "--json").stdout)} == {
+            "of an older version",
+            "damaged",
+        }
+
+    def test_an_empty_cache_is_no_trouble(self, t2i):
+        assert t2i("models", "cache").stdout.startswith("no converted weights.\n")
 
 
 def test_the_status_line_is_redrawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,17 +220,71 @@ def test_latents_that_cannot_be_kept_stop_nothing(full_disk: Callable[[], None])
     assert list(latents.path.parent.iterdir()) == []
 
 
-def test_temporary_files_of_killed_processes_go_after_an_hour_and_nothing_else(tmp_path: Path) -> None:
-    old = [tmp_path / ".t2i-0123456789abcdef.tmp", tmp_path / "tmp0a_b1c2d.tmp"]
-    kept = [tmp_path / "notes.tmp", tmp_path / "models.json"]
-    for path in (*old, *kept):
+HOLDING = """
+import sys
+from pathlib import Path
+from engine.files import Temporary
+with Temporary(Path(sys.argv[1])) as temporary:
+    temporary.stream.write(b"half")
+    print(temporary.path.name, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_temporary_files_of_killed_processes_go_at_once_and_nothing_else(tmp_path: Path) -> None:
+    kept = [tmp_path / "notes.tmp", tmp_path / "models.json", tmp_path / "tmp0a_b1c2d.tmp"]
+    of_an_older_version = tmp_path / "tmp0a_b1c2e.tmp"
+    for path in (*kept, of_an_older_version):
         path.write_bytes(b"half")
-        os.utime(path, (time.time() - 3700,) * 2)
-    young = tmp_path / ".t2i-fedcba9876543210.tmp"
-    young.write_bytes(b"half")
-    remove_leftovers(tmp_path)
-    assert set(tmp_path.iterdir()) == {young, *kept}
+    os.utime(of_an_older_version, (time.time() - 3700,) * 2)
+    command = [sys.executable, "-c", HOLDING, str(tmp_path)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": Path(__file__).parent.parent}
+    with subprocess.Popen(command, **pipes) as living, subprocess.Popen(command, **pipes) as killed:
+        assert living.stdout
+        assert killed.stdout
+        held, left = (tmp_path / pipe.readline().decode().strip() for pipe in (living.stdout, killed.stdout))
+        os.utime(held, (time.time() - 3700,) * 2)  # a disk that takes long
+        remove_leftovers(tmp_path)
+        assert set(tmp_path.iterdir()) == {held, left, *kept}
+        killed.kill()
+        killed.wait()
+        remove_leftovers(tmp_path)
+        assert set(tmp_path.iterdir()) == {held, *kept}
+        living.communicate()
+    assert set(tmp_path.iterdir()) == {*kept}
     remove_leftovers(tmp_path / "missing")
+
+
+def test_a_temporary_file_is_held_until_it_has_its_name(tmp_path: Path) -> None:
+    with Temporary(tmp_path) as temporary:
+        temporary.write(b"whole")
+        remove_leftovers(tmp_path)
+        temporary.replace(tmp_path / "models.json")
+    assert (tmp_path / "models.json").read_bytes() == b"whole"
+    assert [*tmp_path.iterdir()] == [tmp_path / "models.json"]
+
+
+def test_a_name_that_a_living_process_has_is_taken(tmp_path: Path) -> None:
+    with Temporary(tmp_path, name="0123456789abcdef"):
+        remove_leftovers(tmp_path)
+        with pytest.raises(FileExistsError):
+            Temporary(tmp_path, name="0123456789abcdef")
+    with Temporary(tmp_path, name="0123456789abcdef"):
+        pass
+
+
+@posix
+def test_without_locks_only_age_tells_that_nobody_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", none)
+    young, old = tmp_path / ".t2i-0123456789abcdef.tmp", tmp_path / ".t2i-fedcba9876543210.tmp"
+    for path in (young, old):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 3700,) * 2)
+    remove_leftovers(tmp_path)
+    assert [*tmp_path.iterdir()] == [young]
 
 
 @pytest.mark.unmeasured
@@ -240,7 +294,6 @@ def test_a_start_cleans_every_folder_of_ours(own_folders: Path) -> None:
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".t2i-0123456789abcdef.tmp").write_bytes(b"half")
-        os.utime(folder / ".t2i-0123456789abcdef.tmp", (time.time() - 3700,) * 2)
     with Engine.open("demo"):
         assert list(own_folders.rglob("*.tmp")) == []
 

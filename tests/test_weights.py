@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from engine.families.flux1.cuts import inputs
+from engine.files import Temporary, clean_up
 from engine.folders import cache_dir
-from engine.models import converted, weights
+from engine.models import converting, weights
 from engine.models.converted import converted_files, quantize_into, rounding_errors
 from engine.models.weights import WeightFiles
+from engine.quantization.forms import Form
 from engine.quantization.fp8 import FP8, dequantize, quantize_rows
+from engine.quantization.salience import Folds
 from engine.request import RequestError
 
 LINEAR = "single_transformer_blocks.0.attn.to_q.weight"
@@ -252,6 +257,11 @@ def some_weights() -> dict[str, Tensor]:
     }
 
 
+def form_of(kind: str) -> Form:
+    config = {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2, "attention_head_dim": 32}
+    return Form("int8", Folds(inputs(config), {})) if kind == "int8" else Form(kind)
+
+
 class Model:
     """A folder with a component's file, and what converting it did."""
 
@@ -260,12 +270,13 @@ class Model:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "model.safetensors"
         save_file(tensors, self.file)
+        self.form = Form("fp8")
         self.notices: list[str] = []
         self.progress: list[tuple[int, int]] = []
 
     def convert(self) -> WeightFiles | None:
         self.notices, self.progress = [], []
-        conversion = converted_files("transformer", [self.file], torch.bfloat16, self.notices)
+        conversion = converted_files("transformer", [self.file], torch.bfloat16, self.notices, self.form)
         while True:
             try:
                 self.progress.append(next(conversion))
@@ -322,15 +333,29 @@ class TestConversion:
             assert files.tensors[LINEAR].offset % 64 == 0
             assert all(tensor.offset % tensor.dtype.itemsize == 0 for tensor in files.tensors.values())
 
+    @pytest.mark.parametrize(
+        ("kind", "bits"),
+        [
+            ("fp8", "935238fa37a3ec8ba6d8f722e33b0a30fb5acae9bacf607817b7e5fcc76e0ee6"),
+            ("int8", "c34d46cb8ef6a8e91dbc3c24bc72e376b5158eb8e63b6f4dae01e4d3e31c6a53"),
+        ],
+    )
+    def test_the_bits_are_those_of_the_first_version(self, model, kind, bits):
+        """Hashes of what follows the header, of files that one thread wrote in one pass."""
+        model.form = form_of(kind)
+        written = model.path().read_bytes()
+        assert hashlib.sha256(written[8 + int.from_bytes(written[:8], "little") :]).hexdigest() == bits
+
     def test_pieces_change_no_bit(self, model, monkeypatch, tmp_path):
         whole = model.path().read_bytes()
         shutil.rmtree(cache_dir())
-        monkeypatch.setattr(converted, "PIECE_BYTES", 200)
+        monkeypatch.setattr(converting, "PIECE_BYTES", 200)
+        monkeypatch.setattr(converting, "BLOCK_BYTES", 4096)
         assert model.path().read_bytes() == whole
 
     def test_quantizing_without_the_cache_gives_the_same_bits(self, model, monkeypatch):
         stored = load_file(model.path())
-        monkeypatch.setattr(converted, "PIECE_BYTES", 300)
+        monkeypatch.setattr(converting, "PIECE_BYTES", 300)
         with WeightFiles.open([model.file]) as files:
             for name in (LINEAR, OTHER_LINEAR):
                 quantized, scale = torch.empty_like(stored[name]), torch.empty_like(stored[f"{name}_scale"])
@@ -350,8 +375,8 @@ class TestConversion:
         assert len(files.tensors) == 1
 
     def test_progress_ends_at_all_that_is_read(self, model, monkeypatch):
-        monkeypatch.setattr(converted, "PIECE_BYTES", 1000)
-        monkeypatch.setattr(converted, "PROGRESS_EVERY_BYTES", 2000)
+        monkeypatch.setattr(converting, "BLOCK_BYTES", 1024)
+        monkeypatch.setattr(converting, "PROGRESS_EVERY_BYTES", 2000)
         model.convert()
         total = sum(tensor.nbytes for tensor in some_weights().values())
         assert model.progress[0] == (0, total)
@@ -428,6 +453,34 @@ class TestCache:
         assert copy.path() == path
         assert copy.progress == []
 
+    def test_a_file_that_an_older_version_named_by_its_content_is_found_by_a_copy(self, model, tmp_path):
+        path = model.path()
+        named = path.with_name("8a3e7102f43bd00c21e8b7b4ca6ce7b0-fp8.safetensors")
+        named.write_bytes(path.read_bytes().replace(path.name[:32].encode(), named.name[:32].encode()))
+        path.unlink()
+        for index in (cache_dir() / "weights" / "index").iterdir():
+            index.write_text(json.dumps({"content": named.name[:32], "salience": ""}))
+        assert model.path() == named
+        assert model.progress == []
+        copy = Model(tmp_path / "copy")
+        os.utime(copy.file, ns=(0, 0))
+        assert copy.path() == named
+        assert [*(cache_dir() / "weights").glob("*.safetensors")] == [named]
+
+    def test_without_an_index_it_is_found_by_its_own_name(self, model):
+        path = model.path()
+        shutil.rmtree(cache_dir() / "weights" / "index")
+        assert model.path() == path
+        assert model.progress == []
+
+    def test_a_copy_with_other_numbers_at_its_end_is_another(self, model, tmp_path, monkeypatch):
+        from engine.models import converted
+
+        monkeypatch.setattr(converted, "COMPARED_BYTES", 512)
+        other = some_weights()
+        other[LINEAR][-1, -1] += 1
+        assert Model(tmp_path / "other", other).path() != model.path()
+
     def test_other_weights_have_another_cache(self, model, tmp_path):
         other = some_weights()
         other["scalar"] += 1
@@ -491,7 +544,7 @@ class TestCache:
         def full(*args: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(converted, "_write_at", full)
+        monkeypatch.setattr(os, "pwrite", full)
         assert model.convert() is None
         assert model.notices == [
             f"FP8 weights cannot be kept in {str(cache_dir() / 'weights')!r} (No space left on device), "
@@ -518,9 +571,67 @@ class TestCache:
         assert model.convert() is None
         assert "FP8 weights cannot be kept in" in model.notices[0]
 
+    def test_a_cache_on_a_disk_that_is_read_only_is_said_and_what_it_has_is_used(self, model, monkeypatch):
+        path = model.path()
+        opened = os.open
+
+        def read_only(name: str, flags: int, *rest: int) -> int:
+            if flags & os.O_CREAT:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            return opened(name, flags, *rest)
+
+        monkeypatch.setattr(os, "open", read_only)
+        assert model.path() == path
+        path.unlink()
+        assert model.convert() is None
+        assert "cannot be kept in" in model.notices[0]
+        assert os.strerror(errno.EROFS) in model.notices[0]
+
+    @pytest.mark.skipif(os.name != "posix", reason="deletes a folder that is in use")
+    def test_a_cache_that_vanishes_while_it_is_written_is_said(self, model):
+        notices: list[str] = []
+        conversion = converted_files("transformer", [model.file], torch.bfloat16, notices)
+        next(conversion)
+        shutil.rmtree(cache_dir())
+        assert len([*conversion]) == 1  # the last of the progress
+        assert "FP8 weights cannot be kept in" in notices[0]
+
+    @pytest.mark.parametrize("direct", [True, False])
+    def test_past_the_systems_cache_or_through_it_the_bits_are_the_same(self, tmp_path, monkeypatch, direct):
+        if not direct:
+            monkeypatch.delattr(os, "O_DIRECT", raising=False)
+        elif not hasattr(os, "O_DIRECT"):
+            pytest.skip("the system has no such writes")
+        monkeypatch.setattr(converting, "BLOCK_BYTES", 2**16)
+        weight = normal(300, 1000)
+        stored = load_file(Model(tmp_path / "model", {LINEAR: weight, "spare": normal(999)}).path())
+        quantized, scale = quantize_rows(weight)
+        assert torch.equal(stored[LINEAR].view(torch.uint8), quantized.view(torch.uint8))
+        assert torch.equal(stored[f"{LINEAR}_scale"], scale)
+        assert torch.equal(stored["spare"], normal(999))
+
+    @pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="the system has no such writes")
+    def test_a_file_system_that_refuses_such_writes_gets_others(self, model, monkeypatch):
+        whole = model.path().read_bytes()
+        shutil.rmtree(cache_dir())
+        monkeypatch.setattr(converting, "BLOCK_BYTES", 4096)
+        written, refused = os.pwrite, []
+
+        def refusing(descriptor: int, data: memoryview, offset: int) -> int:
+            import fcntl
+
+            if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+                refused.append(offset)
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            return written(descriptor, data, offset)
+
+        monkeypatch.setattr(os, "pwrite", refusing)
+        assert model.path().read_bytes() == whole
+        assert refused or not _has_direct_writes(model.file.parent)
+
     def test_closing_the_conversion_leaves_nothing(self, model, monkeypatch):
-        monkeypatch.setattr(converted, "PIECE_BYTES", 1000)
-        monkeypatch.setattr(converted, "PROGRESS_EVERY_BYTES", 1000)
+        monkeypatch.setattr(converting, "BLOCK_BYTES", 1024)
+        monkeypatch.setattr(converting, "PROGRESS_EVERY_BYTES", 1000)
         conversion = converted_files("transformer", [model.file], torch.bfloat16, [])
         next(conversion)
         next(conversion)
@@ -537,18 +648,129 @@ class TestCache:
             list(conversion)
         assert left_in_cache() == []
 
-    def test_leavings_of_killed_conversions_are_removed_after_an_hour(self, model):
+    def test_leavings_of_killed_conversions_are_removed_at_once(self, model):
         folder = cache_dir() / "weights"
         folder.mkdir(parents=True)
-        old, new = folder / ".t2i-0123456789abcdef.tmp", folder / "tmp_0new123.tmp"  # the second: of older versions
-        for file in (old, new):
+        left, other = folder / ".t2i-0123456789abcdef.tmp", folder / "tmp_0new123.tmp"  # the second may be anybody's
+        for file in (left, other):
             file.write_bytes(b"half")
-        an_hour_ago = time.time() - 3700
-        os.utime(old, (an_hour_ago, an_hour_ago))
         model.path()
-        assert not old.exists()
-        assert new.exists()
+        assert not left.exists()
+        assert other.exists()
 
+    def test_what_others_have_yet_to_fill_is_no_room(self, model, monkeypatch):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 2**30))
+        (cache_dir() / "weights").mkdir(parents=True)
+        with Temporary(cache_dir() / "weights") as other:
+            other.stream.truncate(2**30)
+            assert model.convert() is None
+            assert "are needed, 0.0 GiB are free" in model.notices[0]
+        assert model.convert() is not None
+
+    def test_what_could_go_is_said_where_there_is_no_room(self, model, monkeypatch):
+        model.convert()
+        model.file.write_bytes(b"gone")
+        save_file({LINEAR: normal(16, 16)}, model.file)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 2**20))
+        assert model.convert() is None
+        assert model.notices[0].endswith("are of no use any more: t2i models cache --remove unused.")
+
+
+class TestOthers:
+    """Several processes at work in the same cache."""
+
+    def test_the_second_waits_for_the_first_and_takes_what_it_made(self, model, monkeypatch):
+        monkeypatch.setattr(converting, "BLOCK_BYTES", 4096)
+        monkeypatch.setattr(converting, "PROGRESS_EVERY_BYTES", 1)
+        first = converted_files("transformer", [model.file], torch.bfloat16, [])
+        second = converted_files("transformer", [model.file], torch.bfloat16, [])
+        assert next(first)[0] == 0
+        waiting = [next(second) for _ in range(3)]
+        assert {total for _, total in waiting} == {sum(tensor.nbytes for tensor in some_weights().values())}
+        assert len([*(cache_dir() / "weights").glob(".t2i-*")]) == 1
+        made = finished(first)
+        before = made.stat().st_ino
+        assert finished(second) == made
+        assert made.stat().st_ino == before
+
+    def test_the_second_takes_over_where_the_first_was_given_up(self, model):
+        first = converted_files("transformer", [model.file], torch.bfloat16, [])
+        second = converted_files("transformer", [model.file], torch.bfloat16, [])
+        next(first)
+        next(second)
+        first.close()
+        assert finished(second).exists()
+        assert [*(cache_dir() / "weights").glob(".t2i-*")] == []
+
+    @pytest.mark.skipif(os.name != "posix", reason="sends SIGKILL")
+    def test_a_killed_conversion_leaves_nothing_for_the_next_start(self, tmp_path, own_folders):
+        large = Model(tmp_path / "model", {LINEAR: normal(1024, 8192).repeat(4, 1)})
+        command = [sys.executable, "-c", HALTED, str(large.file)]
+        root = Path(__file__).parent.parent
+        with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) as process:
+            assert process.stdout
+            process.stdout.readline()
+            (left,) = (cache_dir() / "weights").glob(".t2i-*")
+            clean_up()
+            assert left.exists(), "somebody is at work on it"
+            process.kill()
+        assert left.exists()
+        clean_up()
+        assert left_in_cache() == []
+        assert large.path().exists()
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what it has in its cache")
+    @pytest.mark.parametrize("shared", [True, False])
+    def test_what_another_conversion_needs_stays_in_the_systems_cache(self, tmp_path, shared, monkeypatch):
+        dropped = []
+        monkeypatch.setattr(WeightFiles, "drop", lambda self, name: dropped.append(name))
+        monkeypatch.setattr(WeightFiles, "is_cached", lambda self: False)
+        model = Model(tmp_path / "model")
+        (cache_dir() / "weights").mkdir(parents=True)
+        with Temporary(cache_dir() / "weights") if shared else nullcontext():
+            model.convert()
+        assert (dropped == []) == shared
+
+    def test_a_source_that_was_in_the_systems_cache_stays_there(self, tmp_path, monkeypatch):
+        dropped = []
+        monkeypatch.setattr(WeightFiles, "drop", lambda self, name: dropped.append(name))
+        monkeypatch.setattr(WeightFiles, "is_cached", lambda self: True)
+        Model(tmp_path / "model").convert()
+        assert dropped == []
+
+
+def _has_direct_writes(folder: Path) -> bool:
+    try:
+        os.close(os.open(folder / "tried", os.O_CREAT | os.O_WRONLY | os.O_DIRECT))
+    except OSError:
+        return False
+    return True
+
+
+def finished(conversion: Generator[tuple[int, int], None, WeightFiles | None]) -> Path:
+    """Let a conversion end; its file."""
+    while True:
+        try:
+            next(conversion)
+        except StopIteration as end:
+            end.value.close()
+            return Path(next(iter(end.value.tensors.values())).file)
+
+
+HALTED = """
+import sys, time
+from pathlib import Path
+import torch
+from engine.models import converting
+from engine.models.converted import converted_files
+converting.BLOCK_BYTES = 2**20
+converting.PROGRESS_EVERY_BYTES = 2**21
+conversion = converted_files("transformer", [Path(sys.argv[1])], torch.bfloat16, [])
+for _ in range(3):
+    next(conversion)
+print("under way", flush=True)
+time.sleep(600)
+"""
 
 MEASURED = """
 import sys, time

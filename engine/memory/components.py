@@ -6,8 +6,11 @@ lie whole on the device or cross to it block by block while it runs is decided b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import math
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import Any
@@ -15,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.memory.ring import Ring, copying, pin
+from engine.memory.ring import Ring, copying, host_memory, pin
 from engine.memory.units import Component, Unit, Weights, build, precision_of
 from engine.models import calibrations
 from engine.models.converted import column_maxima, converted_files, is_converted_already
@@ -27,8 +30,10 @@ from engine.quantization import forms, kernels
 from engine.quantization.forms import Form
 from engine.quantization.fp8 import Fp8Linear
 from engine.quantization.salience import Folds
+from engine.workers import give_up, start_workers, wait
 
 PROGRESS_EVERY_BYTES = 32 * 2**20
+AHEAD_BYTES = 256 * 2**20  # of units that are read while one is waited for
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,10 @@ class Device:
 
     def allocate(self, nbytes: int) -> Tensor:
         """Uninitialized memory, uint8."""
-        memory = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+        if self.device.type == "cpu":
+            memory = host_memory(nbytes)
+        else:
+            memory = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
         self.place(nbytes)
         return memory
 
@@ -96,6 +104,7 @@ class Components:
         self._open: dict[str, _Opened] = {}
         self._precision: dict[str, str] = {}
         self._forms: dict[str, Form] = {}  # for as long as this lives: tables and weights must agree
+        self._threads: ThreadPoolExecutor | None = None
 
     def form(self, name: str, precision: str) -> Form | None:
         """The 8-bit form of a component in this precision; None where there is none.
@@ -192,6 +201,16 @@ class Components:
         """Forget every host copy."""
         for name in list(self._open):
             self._forget(name)
+        if self._threads is not None:
+            self._threads.shutdown()
+            self._threads = None
+
+    @property
+    def threads(self) -> ThreadPoolExecutor:
+        """Those that read weights. They are started before anything computes with what they read."""
+        if self._threads is None:
+            self._threads = start_workers()
+        return self._threads
 
     def _forget(self, name: str) -> None:
         opened = self._open.pop(name, None)
@@ -234,35 +253,66 @@ class Components:
             opened.weights = Weights(source, names, form, converted=is_converted)
         return opened
 
-    def _keep(self, opened: _Opened, placement: Placement, check: Callable[[], None]) -> Iterator[Progress]:
-        yield from self._read(opened, placement, check)
+    def _keep(
+        self, opened: _Opened, placement: Placement, check: Callable[[], None], later: Collection[str] = ()
+    ) -> Iterator[Progress]:
+        yield from self._read(opened, placement, check, later)
         if self.device.device.type == "cuda" and opened.component.name == "transformer":
             self._pin(opened, placement)
 
-    def _read(self, opened: _Opened, placement: Placement, check: Callable[[], None]) -> Iterator[Progress]:
-        """What is to be kept and is not there yet."""
+    def _read(
+        self, opened: _Opened, placement: Placement, check: Callable[[], None], later: Collection[str]
+    ) -> Iterator[Progress]:
+        """What is to be kept and is not there yet, but for units that come `later`."""
         weights, component = opened.weights, opened.component
-        wanted = [unit for unit in component.units if unit.name in placement.kept and unit.name not in opened.host]
+        names = placement.kept - opened.host.keys() - set(later)
+        wanted = [unit for unit in component.units if unit.name in names]
         if weights is None or not (wanted or opened.lacks_table):
             return
         total = weights.stored_bytes(wanted) + (opened.table_bytes if opened.lacks_table else 0)
         done = reported = 0
         yield Progress(component.name, 0, total)
-        for unit in wanted:
-            check()
-            before = weights.files.bytes_read
-            memory = torch.empty(unit.nbytes, dtype=torch.uint8)
-            weights.fill(unit, memory)
-            opened.host[unit.name] = memory
-            done += weights.files.bytes_read - before
-            if done - reported >= PROGRESS_EVERY_BYTES and done < total:
-                reported = done
-                yield Progress(component.name, done, total)
+        with closing(self.read_ahead(opened, wanted)) as units:
+            for unit in units:
+                check()
+                done += weights.stored_bytes([unit])
+                if done - reported >= PROGRESS_EVERY_BYTES and done < total:
+                    reported = done
+                    yield Progress(component.name, done, total)
         if opened.lacks_table:
-            opened.table = torch.empty(component.host_shape or (), dtype=component.dtype)
-            weights.files.read(weights.names[component.host_name], opened.table)
+            shape = component.host_shape or ()
+            table = host_memory(math.prod(shape) * component.dtype.itemsize).view(component.dtype).view(shape)
+            name = weights.names[component.host_name]
+            parts = weights.files.parts(name)
+            wait([self.threads.submit(weights.files.read_part, name, start, stop, table) for start, stop in parts])
+            opened.table = table
+            self.traffic.disk_bytes += opened.table_bytes
         yield Progress(component.name, total, total)
-        self.traffic.disk_bytes += total
+
+    def read_ahead(self, opened: _Opened, units: Iterable[Unit]) -> Generator[Unit, None, None]:
+        """Read units into host memory, in turn; each when it is there, while the next ones are on their way."""
+        weights = opened.weights
+        if weights is None:  # simulated
+            return
+        coming: deque[tuple[Unit, Tensor, list[Future[object]]]] = deque()
+        rest, under_way = iter(units), 0
+        try:
+            while True:
+                while under_way < AHEAD_BYTES and (unit := next(rest, None)) is not None:
+                    memory = host_memory(unit.nbytes)
+                    coming.append((unit, memory, [self.threads.submit(task) for task in weights.tasks(unit, memory)]))
+                    under_way += unit.nbytes
+                if not coming:
+                    return
+                unit, memory, tasks = coming[0]
+                wait(tasks)
+                coming.popleft()
+                under_way -= unit.nbytes
+                opened.host[unit.name] = memory
+                self.traffic.disk_bytes += weights.stored_bytes([unit])
+                yield unit
+        finally:
+            give_up(task for *_, tasks in coming for task in tasks)
 
     def _pin(self, opened: _Opened, placement: Placement) -> None:
         """Lock the host copies of what crosses to a card in every step, so that no copy has to wait for the host."""
@@ -294,10 +344,6 @@ class _Opened:
 
     def host_copy(self, unit: Unit) -> Tensor | None:
         return self.host.get(unit.name)
-
-    def read(self, unit: Unit, memory: Tensor) -> None:
-        assert self.weights is not None
-        self.weights.fill(unit, memory)
 
     def close(self) -> None:
         self.host.clear()
@@ -338,13 +384,17 @@ class Loan:
 
     def load(self) -> Iterator[Progress]:
         """Put the resident units on the device and start streaming the others; then the module can run."""
-        if self._opened is None:
-            yield from self.read()
-        opened, streamed = self._opened, self.placement.streamed
-        assert opened is not None
-        self._empty_cache()  # of the slots that `visit` had
+        streamed = self.placement.streamed
         needed = [unit for unit in self.component.units if unit.role != "modulation"]
         resident = [unit for unit in needed if unit.name not in streamed]
+        if self._opened is None:
+            components = self._components
+            self._opened = yield from components._opened(self.name, self.precision, self._check)
+            # What is to be resident crosses while the next of it is read.
+            later = [] if self.placement.in_place else [unit.name for unit in resident]
+            yield from components._keep(self._opened, self.placement, self._check, later)
+        opened = self._opened
+        self._empty_cache()  # of the slots that `visit` had
         self.component.place_buffers(self.device)
         if self.placement.in_place:
             for unit in resident:
@@ -429,12 +479,17 @@ class Loan:
         total = sum(unit.nbytes for unit in resident)
         self._arena = self._allocate(total)
         start = done = reported = 0
-        with copying(self.device) as copy:
+        kept, reader = self.placement.kept, self._reader(opened)
+        missing = [unit for unit in resident if unit.name in kept and unit.name not in opened.host]
+        reading = self._components.read_ahead(opened, missing)
+        with closing(reading), copying(self.device) as copy:
             for unit in resident:
                 self._check()
                 memory = self._arena[start : start + unit.nbytes]
                 start += unit.nbytes
-                copy(unit, memory, self._reader(opened))
+                if unit.name in kept and unit.name not in opened.host:
+                    next(reading, None)
+                copy(unit, memory, reader)
                 self._install(unit, unit.views(memory))
                 self._components.traffic.moved_bytes += unit.nbytes
                 done += unit.nbytes
@@ -488,8 +543,8 @@ class Loan:
         memory = self._allocate(largest * self.placement.slots)
         return [memory[number * largest : (number + 1) * largest] for number in range(self.placement.slots)]
 
-    def _reader(self, opened: _Opened) -> _Counting:
-        return _Counting(opened, self._components.traffic)
+    def _reader(self, opened: _Opened) -> _FromFiles:
+        return _FromFiles(opened, self._components)
 
     def _allocate(self, nbytes: int) -> Tensor:
         memory = self._where.allocate(nbytes)
@@ -523,18 +578,20 @@ def set_kernel(module: Any, kernel: str) -> None:
         kernels.set_kernel(module, kernel)
 
 
-class _Counting:
+class _FromFiles:
     """A source of units that counts what is read from files."""
 
-    def __init__(self, opened: _Opened, traffic: Traffic) -> None:
-        self._opened, self._traffic = opened, traffic
+    def __init__(self, opened: _Opened, components: Components) -> None:
+        self._opened, self._traffic = opened, components.traffic
+        from_files = opened.weights is not None and any(u.name not in opened.host for u in opened.component.units)
+        self._threads = components.threads if from_files else None
 
     def host_copy(self, unit: Unit) -> Tensor | None:
         return self._opened.host_copy(unit)
 
     def read(self, unit: Unit, memory: Tensor) -> None:
         weights = self._opened.weights
-        if weights is None:
+        if weights is None or self._threads is None:
             return
-        weights.fill(unit, memory)
+        wait([self._threads.submit(task) for task in weights.tasks(unit, memory)])
         self._traffic.disk_bytes += weights.stored_bytes([unit])

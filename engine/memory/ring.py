@@ -9,6 +9,7 @@ same ring fills slots of host memory, and on the meta device it only keeps the o
 
 from __future__ import annotations
 
+import mmap
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from engine.memory.units import Unit
 
+HUGE_PAGE_BYTES = 2 * 2**20
 POLL_SECONDS = 0.05  # between two looks at the cancel flag while a copy is waited for
 
 
@@ -31,7 +33,7 @@ class Source(Protocol):
         """The unit in host memory (uint8), or None where there is no copy."""
 
     def read(self, unit: Unit, memory: Tensor) -> None:
-        """Read it from its file into host memory."""
+        """Read it from its file into host memory, with several threads."""
 
 
 class Ring:
@@ -164,6 +166,19 @@ def to_host(unit: Unit, memory: Tensor, source: Source) -> None:
         np.copyto(memory.numpy(), kept.numpy())
 
 
+def host_memory(nbytes: int) -> Tensor:
+    """New host memory (uint8) that is not initialized, in huge pages where the system has them.
+
+    A large file is read into memory that was never touched at a third of the disk cache's speed in pages of 4 KiB.
+    """
+    if nbytes < HUGE_PAGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(nbytes, dtype=torch.uint8)
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)  # which keeps it
+
+
 @contextmanager
 def copying(device: torch.device) -> Iterator[Callable[[Unit, Tensor, Source], None]]:
     """A function that puts units into memory of the device, one by one; all of them are there when it closes."""
@@ -217,7 +232,7 @@ class _Staging:
 
 def pinned(nbytes: int) -> Tensor:
     """New page-locked host memory (uint8); ordinary memory where the system locks no more."""
-    memory = torch.empty(nbytes, dtype=torch.uint8)
+    memory = host_memory(nbytes)
     pin(memory)
     return memory
 

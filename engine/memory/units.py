@@ -8,8 +8,9 @@ computes the same bits wherever it lies.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ from engine.families.networks import Cut
 from engine.models.converted import quantize_into
 from engine.models.loading import empty_component
 from engine.models.model import Model
-from engine.models.weights import WeightFiles
+from engine.models.weights import PART_BYTES, WeightFiles
 from engine.quantization import fp8, int8
 from engine.quantization.forms import Form
 from engine.quantization.fp8 import SCALE_SUFFIX
@@ -200,23 +201,44 @@ class Weights:
 
         What is not in its form in the files is converted to it now.
         """
+        for task in self.tasks(unit, memory):
+            task()
+
+    def tasks(self, unit: Unit, memory: Tensor) -> Iterator[Callable[[], object]]:
+        """What `fill` does, in pieces that threads may share."""
         scales = {piece.stored: piece for piece in unit.pieces if piece.stored.endswith(f".weight{SCALE_SUFFIX}")}
         for piece in unit.pieces:
             if piece.stored in scales:
                 continue  # filled with its weight
             if piece.stored.endswith(INVERSE_SUFFIX):
                 assert self.form is not None and self.form.folds is not None
-                piece.view(memory).copy_(self.form.folds.inverse[piece.stored.removesuffix(INVERSE_SUFFIX)])
+                inverse = self.form.folds.inverse[piece.stored.removesuffix(INVERSE_SUFFIX)]
+                yield partial(piece.view(memory).copy_, inverse)
                 continue
             stored, view = self.names[piece.stored], piece.view(memory)
             if (scale := scales.get(f"{piece.stored}{SCALE_SUFFIX}")) is not None:
                 assert self.form is not None
-                quantize_into(self.files, stored, view, scale.view(memory), self.form)
+                for rows in self._rows(stored):
+                    yield partial(quantize_into, self.files, stored, view, scale.view(memory), self.form, rows)
+            elif self.form is not None and not self.converted and self.form.changes(stored):
+                yield partial(self._rebalance, stored, view)
             else:
-                self.files.read(stored, view)
-                if self.form is not None and not self.converted and self.form.changes(stored):
-                    whole = self.files.elements(stored, 0, view.numel())  # rounded once, as the cache has it
-                    view.copy_(self.form.other(stored, whole, 0).view(view.shape))
+                for start, stop in self.files.parts(stored):
+                    yield partial(self.files.read_part, stored, start, stop, view)
+
+    def _rows(self, stored: str) -> Iterator[tuple[int, int]]:
+        """Rows of a weight that one thread converts."""
+        tensor = self.files.tensors[stored]
+        step = max(1, PART_BYTES * tensor.shape[0] // max(1, tensor.nbytes))
+        for start in range(0, tensor.shape[0], step):
+            yield start, min(start + step, tensor.shape[0])
+
+    def _rebalance(self, stored: str, view: Tensor) -> None:
+        """A bias that is balanced; it is rounded once, as the cache has it."""
+        assert self.form is not None
+        self.files.read(stored, view)
+        whole = self.files.elements(stored, 0, view.numel())
+        view.copy_(self.form.other(stored, whole, 0).view(view.shape))
 
     def stored_bytes(self, units: Iterable[Unit]) -> int:
         """What lies in the files for these units."""

@@ -1,5 +1,7 @@
 """Where the 8-bit form of which weights lies in the cache; `engine.models.converted` makes it. torch is not imported.
 
+A file's name has 32 digits that are called its content. What has the same content is kept once.
+
 What a set of files contains is known without reading them whole, from an index, by the files' names, sizes, times and
 samples of their content.
 """
@@ -10,11 +12,12 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
+from engine.files import LEFTOVER, write_whole
 from engine.folders import cache_dir
 from engine.models.model import SAMPLE_BYTES, SAMPLES, add_samples
 from engine.request import RequestError
@@ -23,6 +26,7 @@ from engine.untrusted.headers import unreadable
 
 MAX_INDEX_BYTES = 1024
 FORMAT = "3"  # to be raised when the same weights would give another file
+CACHE_FILE = re.compile(r"(?P<content>[0-9a-f]{32})-(?P<kind>fp8|int8)\.safetensors")
 FORMS = ("fp8", "int8", "int8+csb", "int8+csb+ssc")
 DTYPES = ("torch.bfloat16", "torch.float32", "torch.float16")  # that the rest of a component may be stored in
 
@@ -40,6 +44,14 @@ def index_file(files: Sequence[Path], component: str, dtype: str, form: str = FO
     return weights_folder() / "index" / f"{_quick_key(files, component, dtype, form)}.json"
 
 
+def content_name(index: Path, salience: str) -> str:
+    """What a conversion is called that these files are the first to need: 32 digits, as every content has.
+
+    Files that hold the same share one all the same: what was made is compared with what is there before it is kept.
+    """
+    return hashlib.sha256(f"{index.stem}\0{salience}".encode()).hexdigest()[:32]
+
+
 def indexed_content(index: Path) -> tuple[str, str] | None:
     """The content that an index file names, and the digest of the balancing factors in it; None where there is none
     that can be believed."""
@@ -53,9 +65,53 @@ def indexed_content(index: Path) -> tuple[str, str] | None:
     return content, salience
 
 
+def write_index(index: Path, content: str, salience: str, source: Path) -> None:
+    """Note which content a component's files have, the first of which is `source`. Raises `OSError`."""
+    found = {"content": content, "salience": salience}
+    for about in ({**found, "file": str(source.absolute())}, found):
+        data = json.dumps(about).encode()
+        if len(data) <= MAX_INDEX_BYTES:
+            break
+    write_whole(index, data)
+
+
+def indexed() -> Iterator[tuple[Path, str, str]]:
+    """Every entry of the index: its file, the content, the first of the files that have it, "" where it is unknown."""
+    with suppress(OSError):
+        for index in sorted((weights_folder() / "index").glob("*.json")):
+            if (found := indexed_content(index)) is not None:
+                source = ""
+                with suppress(OSError, ValueError):
+                    source = str(parse_json(read_file(index, MAX_INDEX_BYTES)).get("file", ""))
+                yield index, found[0], source
+
+
 def cache_file(content: str, kind: str = FORMS[0]) -> Path:
     """This content in fp8 or int8."""
     return weights_folder() / f"{content}-{kind}.safetensors"
+
+
+def cache_files(kind: str = "") -> list[Path]:
+    """The cache's files, of one kind or of all; nothing that is not ours, no links."""
+    found = []
+    with suppress(OSError), os.scandir(weights_folder()) as entries:
+        for entry in entries:
+            match = CACHE_FILE.fullmatch(entry.name)
+            if match and match["kind"].startswith(kind) and entry.is_file(follow_symlinks=False):
+                found.append(Path(entry.path))
+    return sorted(found)
+
+
+def being_filled() -> int:
+    """Bytes of the disk that conversions which run now have yet to fill."""
+    missing = 0
+    with suppress(OSError), os.scandir(weights_folder()) as entries:
+        for entry in entries:
+            if LEFTOVER.fullmatch(entry.name):
+                with suppress(OSError):
+                    about = entry.stat(follow_symlinks=False)
+                    missing += max(0, about.st_size - getattr(about, "st_blocks", 0) * 512)
+    return missing
 
 
 def forget(files: Sequence[Path], component: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,10 +44,12 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 READ_BYTES = 64 * 2**20  # the most that one system call is asked for
-CONVERTED_BYTES = 4 * 2**20  # what is read at a time where it has to be converted
+PART_BYTES = 4 * 2**20  # of a stored tensor, which one thread reads
+CONVERTED_BYTES = 2**20  # what is read at a time where it has to be converted: it stays in the processor's cache
 SHARED_BYTES = 4 * 2**20  # more than the pages that the system treats as one
 MAX_NOTE_BYTES = 4096
-FINITE_ELEMENTS = 2**20  # that are looked at in one go
+FINITE_ELEMENTS = 2**18  # that are looked at in one go: they stay in the processor's cache
+RESIDENCY_PROBES = 16  # places of a file that tell whether the system's cache has it
 _LARGEST_BITS = {  # integers of the same width, without the sign, of the largest finite number
     torch.float64: (torch.int64, 2**63 - 1, 0x7FEF_FFFF_FFFF_FFFF),
     torch.float32: (torch.int32, 2**31 - 1, 0x7F7F_FFFF),
@@ -106,9 +109,9 @@ class WeightFiles:
         self.bytes_read = 0
         self.drop_pages = drop_pages
         self._sources = sources
-        self._counting = Lock()
+        self._counting, self._reading_scales = Lock(), Lock()
         self._scales: dict[str, Tensor] = {}
-        self._finite: set[str] = set()
+        self._finite: set[tuple[str, int, int]] = set()
 
     @classmethod
     def open(cls, files: Sequence[Path], component: str = "", drop_pages: bool = False) -> WeightFiles:
@@ -137,23 +140,36 @@ class WeightFiles:
 
         Raises `RequestError` for weights that are not finite; they are looked at when they are read for the first time.
         """
+        for start, stop in self.parts(name):
+            self.read_part(name, start, stop, out)
+
+    def parts(self, name: str) -> list[tuple[int, int]]:
+        """A tensor's elements in pieces of a few MiB, which threads may share."""
+        tensor = self.tensors[name]
+        step = max(1, PART_BYTES * tensor.count // max(1, tensor.nbytes))
+        return [(start, min(start + step, tensor.count)) for start in range(0, max(1, tensor.count), step)]
+
+    def read_part(self, name: str, start: int, stop: int, out: Tensor) -> None:
+        """Fill the elements `start:stop` of `out`, which is as `read` takes it. Raises as that does."""
         tensor = self.tensors[name]
         if out.device.type != "cpu" or not out.is_contiguous() or tuple(out.shape) != tensor.shape:
             raise ValueError(f"{name} needs a contiguous CPU tensor of shape {list(tensor.shape)}")
-        flat = out.detach().view(-1)
+        flat = out.detach().view(-1)[start:stop]
+        unseen = (name, start, stop) not in self._finite
         if out.dtype == tensor.dtype:
-            self._fill(tensor, 0, flat)
+            self._fill(tensor, start, flat, unseen)
         elif not (out.dtype.is_floating_point and tensor.dtype.is_floating_point):
             raise ValueError(f"{name} is stored as {tensor.dtype} and cannot be read as {out.dtype}")
         else:
             step = CONVERTED_BYTES // tensor.dtype.itemsize
-            for start in range(0, tensor.count, step):
-                stop = min(start + step, tensor.count)
-                self._convert(tensor, self.elements(name, start, stop), flat[start:stop])
-        if name not in self._finite:
+            for at in range(start, stop, step):
+                elements = torch.empty(min(step, stop - at), dtype=tensor.dtype)
+                self._fill(tensor, at, elements, unseen)
+                self._convert(tensor, elements, flat[at - start : at - start + step], unseen)
+        if unseen:
             if not is_finite(flat):
                 raise not_finite(tensor)
-            self._finite.add(name)
+            self._finite.add((name, start, stop))
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """`tensor[start:stop]` of the first dimension, in the tensor's dtype, in memory of its own."""
@@ -169,21 +185,49 @@ class WeightFiles:
         if not 0 <= start <= stop <= tensor.count:
             raise ValueError(f"{name} of shape {list(tensor.shape)} has no elements {start}:{stop}")
         out = torch.empty(stop - start, dtype=tensor.dtype)
-        self._fill(tensor, start, out)
+        self._fill(tensor, start, out, True)
         return out
 
-    def quantized_rows(self, name: str, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Rows of a weight in 8 bits as they are, [stop - start, in], and the scale of each, float32."""
+    def quantized_rows(self, name: str, start: int, stop: int, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Rows of a weight in 8 bits as they are, [stop - start, in], and the scale of each, float32.
+
+        `out`: contiguous memory for the rows.
+        """
         tensor = self.tensors[name]
         assert tensor.entry is not None and len(tensor.shape) == 2
         width = tensor.shape[1]
-        out = torch.empty((stop - start) * width, dtype=DTYPES[tensor.entry.stored.kind])
+        if out is None:
+            out = torch.empty((stop - start) * width, dtype=DTYPES[tensor.entry.stored.kind])
+        out = out.view(-1)
         for first, last, place in _stored_pieces(tensor.entry, start * width, stop * width):
             self._read_into(tensor.entry.stored, first, out[place : place + last - first].view(torch.uint8))
         if not is_finite(out):
             raise not_finite(tensor)
         scales = [self._row_scales(tensor.entry, first, last) for first, last in tensor.entry.pieces]
         return out.view(-1, width), torch.cat(scales)[start:stop]
+
+    def prefetch(self, name: str, start: int, stop: int) -> None:
+        """Tell the system that these elements are read next."""
+        for stored, offset, count in self._places(name, start, stop):
+            self._sources[stored.file].prefetch(offset, count)
+
+    def drop(self, name: str) -> None:
+        """Tell the system that this tensor need not stay in its cache."""
+        for stored, offset, count in self._places(name, 0, self.tensors[name].count):
+            self._sources[stored.file].drop_pages(offset, count)
+
+    def is_cached(self) -> bool:
+        """Whether most of these files is in the system's cache, as far as that can be known."""
+        return all(source.is_cached() for source in self._sources.values())
+
+    def _places(self, name: str, start: int, stop: int) -> Iterator[tuple[TensorInfo, int, int]]:
+        """Where the bytes of elements lie: the stored tensor, the offset in its file, how many."""
+        entry = self.tensors[name].entry
+        assert entry is not None
+        stored = entry.stored
+        for first, last, _ in _stored_pieces(entry, start, stop):
+            begin, end = (stored.nbytes * at // max(1, stored.count) for at in (first, last))
+            yield stored, stored.offset + begin, end - begin
 
     def close(self) -> None:
         """Close the files; nothing can be read afterwards."""
@@ -198,8 +242,11 @@ class WeightFiles:
     ) -> None:
         self.close()
 
-    def _fill(self, tensor: StoredTensor, start: int, out: Tensor) -> None:
-        """Read elements from `start` on into the 1-D `out`, which has the tensor's dtype."""
+    def _fill(self, tensor: StoredTensor, start: int, out: Tensor, unseen: bool) -> None:
+        """Read elements from `start` on into the 1-D `out`, which has the tensor's dtype.
+
+        `unseen`: what cannot be told from `out` any more is looked at, whether it is finite.
+        """
         entry = tensor.entry
         assert entry is not None
         for first, last, place in _stored_pieces(entry, start, start + len(out)):
@@ -207,20 +254,20 @@ class WeightFiles:
             if entry.stored.blocks:
                 self._dequantize_blocks(entry.stored, first, piece)
             elif entry.scale is not None:
-                self._dequantize(entry, first, piece)
+                self._dequantize(entry, first, piece, unseen)
             else:
                 self._read_into(entry.stored, first, piece.view(torch.uint8))
 
-    def _convert(self, tensor: StoredTensor, elements: Tensor, out: Tensor) -> None:
+    def _convert(self, tensor: StoredTensor, elements: Tensor, out: Tensor, unseen: bool) -> None:
         """Elements of a tensor into `out`, which has another float dtype."""
         if elements.dtype.itemsize > 1 or elements.dtype == torch.int8 or out.dtype == torch.float64:
             out.copy_(elements)
             return
-        if tensor.name not in self._finite and not is_finite(elements):
+        if unseen and not is_finite(elements):
             raise not_finite(tensor)
         widen(elements, out)
 
-    def _dequantize(self, entry: Entry, first: int, out: Tensor) -> None:
+    def _dequantize(self, entry: Entry, first: int, out: Tensor, unseen: bool) -> None:
         """8-bit elements from `first` on, times their scales, into `out` (float32)."""
         width = max(1, entry.stored.count // entry.stored.shape[0])
         step = max(1, CONVERTED_BYTES // width) * width
@@ -230,7 +277,7 @@ class WeightFiles:
             raw = torch.empty(stop - at, dtype=DTYPES[entry.stored.kind])
             self._read_into(entry.stored, at, raw.view(torch.uint8))
             piece = out[at - first : stop - first]
-            self._convert(_tensor(entry), raw, piece)
+            self._convert(_tensor(entry), raw, piece, unseen)
             before = at % width
             rows = self._row_scales(entry, at - before, -(-stop // width) * width)
             if len(piece) == len(rows) * width:
@@ -245,18 +292,22 @@ class WeightFiles:
         start, stop = first // width, last // width
         if entry.scale is None:
             return torch.ones(stop - start)
-        if entry.scale.name not in self._scales:
-            scale = torch.empty(entry.scale.count, dtype=DTYPES[entry.scale.kind])
-            self._read_into(entry.scale, 0, scale.view(torch.uint8))
-            if not bool(scale.float().isfinite().all()):
-                raise RequestError(
-                    "model",
-                    f"{quoted(entry.scale.name)} in {shown_path(entry.scale.file)} holds numbers that are not finite; "
-                    "download it again.",
-                )
-            self._scales[entry.scale.name] = scale.float()
+        with self._reading_scales:
+            if entry.scale.name not in self._scales:
+                self._scales[entry.scale.name] = self._whole_scale(entry.scale)
         scale = self._scales[entry.scale.name]
         return scale.expand(stop - start) if len(scale) == 1 else scale[start:stop]
+
+    def _whole_scale(self, stored: TensorInfo) -> Tensor:
+        scale = torch.empty(stored.count, dtype=DTYPES[stored.kind])
+        self._read_into(stored, 0, scale.view(torch.uint8))
+        if not bool(scale.float().isfinite().all()):
+            raise RequestError(
+                "model",
+                f"{quoted(stored.name)} in {shown_path(stored.file)} holds numbers that are not finite; "
+                "download it again.",
+            )
+        return scale.float()
 
     def _dequantize_blocks(self, stored: TensorInfo, first: int, out: Tensor) -> None:
         """Elements of ggml's blocks from `first` on into `out` (float32)."""
@@ -403,6 +454,22 @@ class _Source:
                     f"{shown_path(self.path)} has changed while it was in use; wait until it is complete, then retry.",
                 )
             filled += count
+
+    def prefetch(self, offset: int, count: int) -> None:
+        """Tell the system that these bytes are read next."""
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError):
+                os.posix_fadvise(self._stream.fileno(), offset, count, os.POSIX_FADV_WILLNEED)
+
+    def is_cached(self) -> bool:
+        """Whether the system's cache has most of the file; False where nobody can tell (Linux can)."""
+        if sys.platform != "linux":
+            return False
+        byte, found = bytearray(1), 0
+        for place in range(RESIDENCY_PROBES):
+            with suppress(OSError):  # it would have to be read from the disk
+                found += os.preadv(self._stream.fileno(), [byte], self.size * place // RESIDENCY_PROBES, os.RWF_NOWAIT)
+        return found > RESIDENCY_PROBES // 2
 
     def drop_pages(self, offset: int, count: int) -> None:
         """Tell the system that these bytes need not stay in its cache."""
