@@ -40,7 +40,7 @@ class CalibrationJob(Job):
         """The factors that follow from all prompts: one pass over the weights in their files."""
         from engine.quantization.salience import MODES, Calibration, balancing
 
-        with self._lend("transformer") as loan:
+        with self._lend(self._core) as loan:
             yield from self._progress(loan.read())
             factors: dict[str, dict[str, Any]] = {mode: {} for mode in MODES}
             for each in self.maxima.inputs:

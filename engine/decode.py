@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine import flow
 from engine.cancel import cancellable
+from engine.families.family import Size
+from engine.families.networks import Networks
 from engine.request import RequestError
 
 TILES = (1024, 768, 512, 384, 256, 192, 128, 96, 64)  # pixels a side, largest first
@@ -28,45 +29,43 @@ MAX_BANDS = 16  # more save nothing: what is computed whole, before the first up
 
 @torch.no_grad()
 def decode(
+    networks: Networks,
     vae: Any,
     tokens: Tensor,
-    width: int,
-    height: int,
+    size: Size,
     check: Callable[[], None],
     *,
     tile: int = 0,
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Finished image tokens [1, L, 4 C] to uint8 RGB [height, width, 3] on the CPU; a tensor on meta stays there.
+    """Finished image tokens [1, L, C] to uint8 RGB [height, width, 3] on the CPU; a tensor on meta stays there.
 
     `tile`: pixels a side of a square; bands of its area pass the decoder one by one. 0, or a square as large as the
     picture: whole. `device` and `dtype` are the VAE's, unless given. Raises ValueError where the pixels are not finite
     (a broken model must not pass for a picture).
     """
-    latents = flow.unpack(tokens, width, height)
-    latents = latents / vae.config.scaling_factor + vae.config.shift_factor
-    latents = latents.to(device or vae.device, dtype or vae.dtype)
-    rows = _latent_rows(width, height, tile)
+    latents = networks.to_decoder(tokens, vae, size).to(device or vae.device, dtype or vae.dtype)
+    rows = _latent_rows(size, tile)
     with cancellable(vae, check):
         if len(rows) == 1:
             return _pixels(vae.decode(latents, return_dict=False)[0])
         return _in_bands(vae, latents, rows, check)
 
 
-def smaller_tiles(tile: int, width: int, height: int) -> list[int]:
+def smaller_tiles(tile: int, size: Size) -> list[int]:
     """The sizes below `tile` (0: whole) that cut this picture into ever more bands, largest first."""
-    sizes, bands = [], len(_latent_rows(width, height, tile))
+    sizes, bands = [], len(_latent_rows(size, tile))
     for side in TILES:
-        if (tile == 0 or side < tile) and len(_latent_rows(width, height, side)) > bands:
+        if (tile == 0 or side < tile) and len(_latent_rows(size, side)) > bands:
             sizes.append(side)
-            bands = len(_latent_rows(width, height, side))
+            bands = len(_latent_rows(size, side))
     return sizes
 
 
-def parked_bytes(vae: Any, width: int, height: int, dtype: torch.dtype) -> int:
+def parked_bytes(vae: Any, size: Size, dtype: torch.dtype) -> int:
     """Memory of the host that decoding in tiles takes, whatever their size; on the CPU that is the device's own."""
-    area = (width // flow.VAE_SCALE) * (height // flow.VAE_SCALE)
+    area = (size.width // size.scale) * (size.height // size.scale)
     most = 0
     for index, block in enumerate(vae.decoder.up_blocks):
         for resnet in block.resnets if index else ():
@@ -77,10 +76,10 @@ def parked_bytes(vae: Any, width: int, height: int, dtype: torch.dtype) -> int:
     return most * dtype.itemsize
 
 
-def _latent_rows(width: int, height: int, tile: int) -> list[int]:
+def _latent_rows(size: Size, tile: int) -> list[int]:
     """The rows of latents in each band, as even as can be."""
-    rows = height // flow.VAE_SCALE
-    most = max(tile**2 // (width * flow.VAE_SCALE), -(-rows // MAX_BANDS)) if tile else rows
+    rows = size.height // size.scale
+    most = max(tile**2 // (size.width * size.scale), -(-rows // MAX_BANDS)) if tile else rows
     count = -(-rows // most)
     return [rows * (band + 1) // count - rows * band // count for band in range(count)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from engine import flow
 from engine.cancel import cancellable
+from engine.families.family import Size
+from engine.families.networks import Conditioning, Networks
 from engine.modulation import TableReader, Tables, enter
 from engine.quantization.watch import NotFiniteError, Watch
 from engine.true_cfg import TrueGuidance
@@ -35,55 +37,42 @@ class Prompt:
     """What the transformer is given of a prompt."""
 
     tables: Tables  # of its modulation
-    sequence: Tensor  # T5's, [1, S, joint_attention_dim]
+    conditioning: Conditioning
 
 
 @torch.no_grad()
 def denoise(
+    networks: Networks,
     transformer: Any,
     reader: TableReader,
-    prompt: Prompt,
+    prompts: Sequence[Prompt],
     latents: Tensor,
     sigmas: Tensor,
-    width: int,
-    height: int,
+    size: Size,
     check: Callable[[], None],
     device: torch.device,
     dtype: torch.dtype,
-    negative: Prompt | None = None,
     guidance: TrueGuidance | None = None,
     *,
     batched: bool = False,
 ) -> Generator[Step, None, None]:
     """Integrate the flow from noise `latents` [1, L, C] along `sigmas` [N + 1]; yields after each of the N steps.
 
-    Timestep, distilled guidance and pooled prompt are in the prompt's tables, which `reader` hands to the blocks. With
-    a `negative` prompt, true `guidance` says how both velocities become one; its passes come second, or in one batch
-    with the others (`batched`). `check` is called before every transformer block; an exception that it raises ends the
+    What follows from the step alone is in the prompts' tables, which `reader` hands to the blocks. With a second, the
+    negative prompt, true `guidance` says how both velocities become one; its passes come second, or in one batch with
+    the others (`batched`). `check` is called before every transformer block; an exception that it raises ends the
     loop. Raises `NotFiniteError` where a step gives numbers that are not finite, with the name of the first layers that
     were given such numbers, if they are in int8.
     """
     latents = latents.to(device, torch.float32)
-    prompts = [prompt] if negative is None else [prompt, negative]
-    sequences = torch.cat([each.sequence.to(device, dtype) for each in prompts])
-    image_ids = flow.image_position_ids(width, height).to(device, dtype)
-    text_ids = torch.zeros(sequences.shape[1], 3, device=device, dtype=dtype)
-    not_used = torch.zeros(1, device=device, dtype=dtype)
+    ready = networks.prepare([prompt.conditioning for prompt in prompts], size, device, dtype)
 
     def predicted(latents: Tensor, step: int, first: int, last: int) -> Tensor:
         """The velocities with some of the prompts, as one batch."""
-        enter(reader, [each.tables for each in prompts[first:last]], step, device)
-        velocities: Tensor = transformer(
-            hidden_states=latents.to(dtype).expand(last - first, -1, -1),
-            encoder_hidden_states=sequences[first:last],
-            timestep=not_used,
-            img_ids=image_ids,
-            txt_ids=text_ids,
-            return_dict=False,
-        )[0]
-        return velocities
+        enter(reader, [prompt.tables for prompt in prompts[first:last]], step, device)
+        return networks.velocity(transformer, latents, ready, slice(first, last))
 
-    with cancellable(transformer, check), _watched(transformer) as watch:
+    with cancellable(transformer, check), networks.running(transformer), _watched(transformer) as watch:
         for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
             check()
             start = time.perf_counter()
@@ -106,12 +95,10 @@ def denoise(
 
 @contextmanager
 def _watched(transformer: Any) -> Iterator[Watch | None]:
-    """Who watches the transformer's activations, if anybody does. What is the same in every step is kept meanwhile;
-    nothing is left on the device."""
-    watch: Watch | None = transformer.watch
+    """The check for numbers that are not finite, where there is one; nothing of it is left on the device."""
+    watch: Watch | None = getattr(transformer, "watch", None)
     try:
-        with transformer.pos_embed.kept():
-            yield watch
+        yield watch
     finally:
         if watch is not None:
             watch.forget()

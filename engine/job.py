@@ -24,7 +24,6 @@ from engine.events import (
     Planned,
     StepFinished,
 )
-from engine.families.flux1.parts import DISTILL_T5 as DISTILLED
 from engine.folders import shown_path
 from engine.models.catalog import prompt_hint
 from engine.request import Request, RequestError
@@ -34,8 +33,9 @@ from engine.text import size
 if TYPE_CHECKING:
     import torch
 
-    from engine.encode import Conditioning, Tokens
     from engine.engine import Engine
+    from engine.families.family import Part, Size
+    from engine.families.networks import Conditioning, Tokens
     from engine.guidance import Steering
     from engine.images.save import Destination
     from engine.latents import KeptLatents
@@ -89,7 +89,7 @@ class Job:
         if self.image == 0 and (note := self.engine.source.size_note(self.request)):
             yield Noticed(**self.stamp(), message=note)
         kept = self._kept_latents()
-        latents = kept.find(self._latents_shape)
+        latents = kept.find(self.size.shape)
         if latents is None:
             conditionings = yield from self._encode()
             latents = yield from self._denoise(conditionings)
@@ -108,19 +108,27 @@ class Job:
         self._learn_preview(latents, pixels)
         yield saved
 
+    @property
+    def size(self) -> Size:
+        """The geometry of this picture."""
+        return self.engine.source.size(self.request)
+
+    @property
+    def encoders(self) -> tuple[Part, ...]:
+        """The parts that read the prompt, in order."""
+        return self.engine.source.family.encoders(distill=self.request.distill)
+
     def _check_tokens(self, tokens: Tokens) -> None:
         """Raises `RequestError` for a token that a text encoder does not have: its tokenizer is another model's."""
-        configs = self.engine.source.configs
-        for part, ids, encoder in (
-            ("tokenizer", tokens.clip, "text_encoder"),
-            ("tokenizer_2", tokens.t5, self.prompt_reader),
-        ):
-            highest, rows = int(ids.max()), configs[encoder]["vocab_size"]
+        model = self.engine.source
+        for part in self.encoders:
+            tokenizer = model.family.tokenizer_of(part.name).name
+            highest, rows = int(tokens.ids[tokenizer].max()), model.configs[part.name]["vocab_size"]
             if highest >= rows:
                 raise RequestError(
                     "model",
-                    f"the tokenizer in {shown_path(self.engine.source.tokenizers[part])} gives the token {highest}, "
-                    f"{encoder} knows {rows}: they do not belong together; get the original model.",
+                    f"the tokenizer in {shown_path(model.tokenizers[tokenizer])} gives the token {highest}, "
+                    f"{part.name} knows {rows}: they do not belong together; get the original model.",
                 )
 
     def _kept_latents(self) -> KeptLatents:
@@ -144,57 +152,49 @@ class Job:
         """Of the balancing factors that decide this picture's bits; empty where nothing is painted."""
         if self.runtime.components.simulated:
             return ""
-        form = self.runtime.components.form("transformer", self.request.form)
+        form = self.runtime.components.form(self._core, self.request.form)
         return form.digest if form is not None else ""
 
     @property
-    def _latents_shape(self) -> tuple[int, int, int]:
-        from engine import flow
-
-        assert self.request.width and self.request.height
-        channels = int(self.engine.source.configs["vae"]["latent_channels"])
-        return flow.tokens_shape(channels, self.request.width, self.request.height)
+    def _core(self) -> str:
+        return self.engine.source.family.core.name
 
     def _encode(self) -> Generator[Event, None, list[Conditioning]]:
         """What the transformer reads of the prompt, and of the negative prompt where that is needed."""
-        from engine import encode
-        from engine.families.flux1 import tokenizers
+        from engine.cancel import cancellable
 
         model, runtime, request = self.engine.source, self.runtime, self.request
-        if runtime.tokenizers is None:
-            runtime.tokenizers = (
-                tokenizers.load("tokenizer", model.tokenizers["tokenizer"]),
-                tokenizers.load("tokenizer_2", model.tokenizers["tokenizer_2"]),
-            )
+        networks = model.family.networks
+        if not runtime.tokenizers:
+            runtime.tokenizers = {
+                name: networks.load_tokenizer(name, folder) for name, folder in model.tokenizers.items()
+            }
         prompts = self._prompts
-        tokens = {
-            text: encode.tokenize(text, *runtime.tokenizers, model.clip_limit, model.token_limit) for text in prompts
-        }
+        tokens = {text: networks.tokenize(text, runtime.tokenizers, model.limits) for text in prompts}
         for text in prompts:
             self._check_tokens(tokens[text])
-        reader, known = self.prompt_reader, runtime.conditionings
-        keys = {text: (text, self.precision.partition("+")[0], reader) for text in prompts}
+        known, parts = runtime.conditionings, self.encoders
+        keys = {text: (text, self.precision.partition("+")[0], parts[-1].name) for text in prompts}
         missing = [text for text in tokens if keys[text] not in known]
         for text in tokens.keys() - missing:
             known.move_to_end(keys[text])  # the last to be forgotten
         began = None
-        if missing:
-            with self._lend("text_encoder", passes=len(missing)) as loan:
+        told: dict[str, Conditioning] = {text: {} for text in missing}
+        for part in parts if missing else ():
+            device = "cpu" if part.beside_card and self.layout.reads_on_host else None
+            tokenizer = model.family.tokenizer_of(part.name).name
+            with self._lend(part.name, passes=len(missing), device=device) as loan:
                 yield from self._progress(loan.load())
-                began = yield from self._begin("encode")
-                pooled = {
-                    text: encode.pooled_embedding(loan.module, tokens[text].clip, self._check, loan.device)
-                    for text in missing
-                }
-            on_host = "cpu" if self.layout.reads_on_host else None
-            with self._lend(reader, passes=len(missing), device=on_host) as loan:
-                yield from self._progress(loan.load())
+                if began is None:
+                    began = yield from self._begin("encode")
                 for text in missing:
-                    embedded = loan.embedded(tokens[text].t5)
-                    sequence = encode.sequence_embedding(loan.module, embedded, self._check, loan.device)
-                    known[keys[text]] = encode.Conditioning(sequence, pooled[text])
-            while len(known) > max(CACHED_PROMPTS, len(keys)):
-                known.popitem(last=False)
+                    ids = tokens[text].ids[tokenizer]
+                    with cancellable(loan.module, self._check):
+                        found = networks.encode(part.name, loan.module, ids, loan.embedded, loan.device)
+                    told[text] = {**told[text], **found}
+        known.update({keys[text]: conditioning for text, conditioning in told.items()})
+        while len(known) > max(CACHED_PROMPTS, len(keys)):
+            known.popitem(last=False)
         if began is None:
             began = yield from self._begin("encode")
         main = tokens[request.prompt]
@@ -221,41 +221,37 @@ class Job:
         return [self.request.prompt, negative]
 
     def _denoise(self, conditionings: Sequence[Conditioning]) -> Generator[Event, None, torch.Tensor]:
-        from engine import flow
         from engine.denoise import Prompt, denoise
-        from engine.encode import on_host
+        from engine.flow import on_host
         from engine.true_cfg import TrueGuidance
 
         request, runtime, model, steering = self.request, self.runtime, self.engine.source, self.steering
-        assert request.seed is not None and request.steps and request.width and request.height
-        channels = int(model.configs["vae"]["latent_channels"])
-        latents = flow.noise(request.seed, channels, request.width, request.height)
+        assert request.seed is not None and request.steps
+        networks, size = model.family.networks, self.size
+        latents = networks.noise(request.seed, size)
         sigmas = runtime.sigmas(request)
         if steering.notice:
             yield Noticed(**self.stamp(), message=steering.notice)
         passes = request.steps + (steering.negative_passes if self.layout.batch == 1 else 0)
-        with self._lend("transformer", passes=passes) as loan:
+        with self._lend(self._core, passes=passes) as loan:
             tables = yield from self._modulate(loan, conditionings, sigmas)
-            prompt, *negative = [
-                Prompt(table, each.sequence) for table, each in zip(tables, conditionings, strict=True)
-            ]
+            prompts = [Prompt(table, each) for table, each in zip(tables, conditionings, strict=True)]
             yield from self._progress(loan.load())
             began = yield from self._begin("denoise")
             reader = loan.component.reader
             assert reader is not None
             steps = denoise(
+                networks,
                 loan.module,
                 reader,
-                prompt,
+                prompts,
                 latents,
                 sigmas,
-                request.width,
-                request.height,
+                size,
                 self._check,
                 loan.device,
                 loan.dtype,
-                negative[0] if negative else None,
-                TrueGuidance(steering.cfg, request.cfg_method) if negative and steering.cfg else None,
+                TrueGuidance(steering.cfg, request.cfg_method) if len(prompts) > 1 and steering.cfg else None,
                 batched=self.layout.batch > 1,
             )
             with closing(steps), self._observing(loan.module):  # hooks and tensors go before the component does
@@ -267,7 +263,7 @@ class Job:
                         steps=request.steps,
                         sigma=step.sigma,
                         seconds=step.seconds,
-                        preview=runtime.preview.frame(step.clean, request.width, request.height),
+                        preview=runtime.preview.frame(networks.unpacked(step.clean.float().cpu(), size)),
                     )
                     self.engine._cancel.check_between_steps()
             latents = on_host(latents)
@@ -291,8 +287,17 @@ class Job:
         missing = {key: each for key, each in zip(keys, conditionings, strict=True) if key not in known}
         if missing:
             yield from self._progress(loan.read())
-            pooled = [each.pooled for each in missing.values()]
-            made = modulation.compute(reader, loan.visit, pooled, sigmas, told, loan.device, loan.dtype, self._check)
+            made = modulation.compute(
+                reader,
+                loan.visit,
+                [*missing.values()],
+                sigmas,
+                told,
+                self.engine.source.family.networks,
+                loan.device,
+                loan.dtype,
+                self._check,
+            )
             known.update(zip(missing, map(loan.folded, made), strict=True))
         for key in keys:
             known.move_to_end(key)
@@ -305,22 +310,20 @@ class Job:
         from engine.decode import decode
         from engine.memory.enforce import card_is_full, empty_cache, host_is_full
 
-        request = self.request
-        assert request.width and request.height
-        rungs = self._rungs()
+        family, size, rungs = self.engine.source.family, self.size, self._rungs()
         began = None
         for number, (tile, device) in enumerate(rungs):
             try:
-                with self._lend("vae", device=device) as loan:
+                with self._lend(family.decoder.name, device=device) as loan:
                     yield from self._progress(loan.load())
                     if began is None:
                         began = yield from self._begin("decode")
                     self.phase = "decode"
                     pixels = decode(
+                        family.networks,
                         loan.module,
                         latents.to(loan.device),
-                        request.width,
-                        request.height,
+                        size,
                         self._check,
                         tile=tile,
                         device=loan.device,
@@ -343,11 +346,10 @@ class Job:
         """Tile sizes and devices to try, one after the other; None is the device that the plan is for."""
         from engine.decode import smaller_tiles
 
-        request, planned = self.request, self.layout.tile
-        assert request.width and request.height
+        planned = self.layout.tile
         if self.runtime.target.is_card and self.runtime.repeat.decoder == "cpu":
             return [(planned, "cpu")]
-        smaller = smaller_tiles(planned, request.width, request.height)
+        smaller = smaller_tiles(planned, self.size)
         rungs: list[tuple[int, str | None]] = [(planned, None), *((tile, None) for tile in smaller)]
         if self.runtime.target.is_card:
             rungs.append((smaller[0] if smaller else planned, "cpu"))
@@ -406,13 +408,10 @@ class Job:
 
     def _learn_preview(self, latents: torch.Tensor, pixels: torch.Tensor) -> None:
         """Add this picture to the preview's fit, unless the model brought its own."""
-        from engine import flow
-
-        runtime, request = self.runtime, self.request
-        assert request.width and request.height
-        if runtime.preview_file.parent != self.engine.source.path:
+        runtime, model = self.runtime, self.engine.source
+        if runtime.preview_file.parent != model.path:
             with suppress(Exception):  # a preview is worth no failure
-                runtime.preview.add(flow.unpack(latents, request.width, request.height), pixels)
+                runtime.preview.add(model.family.networks.unpacked(latents, self.size), pixels)
                 runtime.preview.save(runtime.preview_file, f"fitted on {runtime.preview.pictures} decoded pictures")
 
     def failed(self, error: Exception) -> Failed:
@@ -422,11 +421,6 @@ class Job:
             message = f"{message} (details in {log})"
         bad_input = isinstance(error, RequestError) and not error.machine
         return Failed(**self.stamp(), phase=self.phase, message=message, bad_input=bad_input)
-
-    @property
-    def prompt_reader(self) -> str:
-        """The text encoder that gives the transformer its sequence."""
-        return DISTILLED if self.request.distill else "text_encoder_2"
 
     @property
     def precision(self) -> str:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from engine.families.networks import Cut
+    from engine.families.networks import Conditioning, Cut, Networks
 
 
 class Lookup(nn.Module):
@@ -138,30 +137,30 @@ def enter(reader: TableReader, tables: Sequence[Tables], step: int, device: torc
 def compute(
     reader: TableReader,
     visit: Callable[[Iterable[str]], Iterator[str]],
-    pooled: Sequence[Tensor],
+    conditionings: Sequence[Conditioning],
     sigmas: Tensor,
     guidance: Sequence[float] | None,
+    networks: Networks,
     device: torch.device,
     dtype: torch.dtype,
     check: Callable[[], None],
 ) -> list[Tables]:
     """The tables of all steps for each prompt, in one pass over the weights; `check` is called before every linear.
 
-    `visit` brings the named parts to the device one after the other. Of each prompt `pooled` is
-    [1, pooled_projection_dim]; `sigmas` [N + 1] are the flow times, `guidance` is what the transformer is told in each
-    step.
+    `visit` brings the named parts to the device one after the other. `sigmas` [N + 1] are the
+    flow times, `guidance` is the distilled one of each step.
     """
     steps = len(sigmas) - 1
     told = guidance if guidance is not None else [None] * steps
     where = "meta" if device.type == "meta" else "cpu"
-    tables = [Tables(torch.empty(steps, reader.total, dtype=dtype, device=where)) for _ in pooled]
+    tables = [Tables(torch.empty(steps, reader.total, dtype=dtype, device=where)) for _ in conditionings]
     inputs: list[Tensor] = []
     for name in visit([reader.path, *reader.places]):
         check()
         if name == reader.path:
             inputs = [
-                F.silu(_embedding(reader, sigma, scale, each, device, dtype))
-                for each in pooled
+                networks.step_input(reader.embedder[0], sigma, scale, each, device, dtype)
+                for each in conditionings
                 for sigma, scale in zip(sigmas[:-1], told, strict=True)
             ]
         else:
@@ -171,22 +170,3 @@ def compute(
             for table, rows in zip(tables, outputs.split(steps), strict=True):
                 table.rows[:, start : start + width] = rows  # one copy to the host for all steps
     return tables
-
-
-def _embedding(
-    reader: TableReader,
-    sigma: Tensor,
-    guidance: float | None,
-    pooled: Tensor,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Tensor:
-    """What `FluxTransformer2DModel.forward` computes from timestep, guidance and pooled prompt: [1, D]."""
-    pooled = pooled.to(device, dtype)
-    timestep = sigma.to(device, dtype).expand(1) * 1000
-    if guidance is None:
-        embedding: Tensor = reader.embedder[0](timestep, pooled)
-    else:
-        scale = torch.full((1,), guidance, device=device, dtype=torch.float32)
-        embedding = reader.embedder[0](timestep, scale.to(dtype) * 1000, pooled)
-    return embedding

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine import flow
 from engine.events import Preview
 from engine.files import write_whole
 from engine.untrusted import parse_json, read_file
@@ -40,8 +39,9 @@ class PreviewMap:
         return cls(torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, 3, dtype=torch.float64))
 
     def add(self, latents: Tensor, pixels: Tensor) -> None:
-        """Learn from a decoding: latents [1, C, h, w] and uint8 pixels [8 h, 8 w, 3]."""
-        small = F.avg_pool2d(pixels.permute(2, 0, 1)[None].float() / 255, flow.VAE_SCALE).double()  # [1, 3, h, w]
+        """Learn from a decoding: latents [1, C, h, w] and uint8 pixels [k h, k w, 3]."""
+        scale = pixels.shape[0] // latents.shape[2]
+        small = F.avg_pool2d(pixels.permute(2, 0, 1)[None].float() / 255, scale).double()  # [1, 3, h, w]
         x = latents.double().cpu().flatten(2)[0].T  # [h * w, C]
         x = torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64)], dim=1)
         self.gram += x.T @ x / len(x)
@@ -56,11 +56,10 @@ class PreviewMap:
             self._solution = torch.linalg.solve(self.gram + ridge, self.moment).float()
         return self._solution
 
-    def frame(self, clean: Tensor, width: int, height: int) -> Preview | None:
-        """The preview of predicted clean tokens [1, L, 4 C]; None before the first picture was seen."""
+    def frame(self, latents: Tensor) -> Preview | None:
+        """The preview of predicted clean latents [1, C, h, w] on the CPU; None before the first picture was seen."""
         if self.pictures == 0:
             return None
-        latents = flow.unpack(clean.float().cpu(), width, height)
         rows, columns = latents.shape[-2:]
         if max(rows, columns) > MAX_SIDE:
             factor = MAX_SIDE / max(rows, columns)

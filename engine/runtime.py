@@ -21,7 +21,7 @@ from engine.request import Request, RequestError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from engine.encode import Conditioning
+    from engine.families.networks import Conditioning
     from engine.flow import Schedule
     from engine.memory.components import Components
     from engine.memory.enforce import CardMemory
@@ -81,7 +81,7 @@ class Runtime:
     preview_file: Any
     versions: dict[str, str]
     repeat: Repeat
-    tokenizers: tuple[Any, Any] | None = None
+    tokenizers: dict[str, Any] = field(default_factory=dict)  # once a prompt was read
     conditionings: OrderedDict[tuple[str, str, str], Conditioning] = field(default_factory=OrderedDict)
     tables: OrderedDict[tuple[Any, ...], Tables] = field(default_factory=OrderedDict)
     kernels: dict[str, str] = field(default_factory=dict)  # of 8-bit layers by kind, once they were probed
@@ -115,7 +115,8 @@ class Runtime:
             raise RequestError("model", f"the scheduler of {model.name!r} cannot be used: {error}.") from None
         if settings.repeat.threads is not None:
             torch.set_num_threads(settings.repeat.threads)
-        channels = int(model.configs["vae"]["latent_channels"])
+        defaults = model.defaults
+        size = model.family.size(model.configs, model.limits, defaults.width, defaults.height)
         shipped = model.path / "preview.json"
         preview_file = shipped if shipped.is_file() else cache_dir() / "previews" / f"{digest[:16]}.json"
         components = Components(model, torch.device(target.device), model_hash=digest, simulated=target.simulated)
@@ -128,7 +129,7 @@ class Runtime:
             schedule=schedule,
             components=components,
             planner=Planner(components, target),
-            preview=PreviewMap.read(preview_file, channels),
+            preview=PreviewMap.read(preview_file, size.latent_channels),
             preview_file=preview_file,
             versions=library_versions(),
             repeat=settings.repeat,
@@ -149,13 +150,8 @@ class Runtime:
 
     def sigmas(self, request: Request) -> Tensor:
         """The flow times of a complete request: [N + 1]."""
-        from engine import flow
-
-        assert request.steps and request.width and request.height
-        model = self.components.model
-        channels = int(model.configs["vae"]["latent_channels"])
-        _, tokens, _ = flow.tokens_shape(channels, request.width, request.height)
-        return self.schedule.sigmas(request.steps, tokens)
+        assert request.steps
+        return self.schedule.sigmas(request.steps, self.components.model.size(request).tokens)
 
     def steering(self, request: Request) -> Steering:
         """The guidance of every step of a complete request."""
@@ -207,8 +203,8 @@ class Runtime:
         device, asked = self.components.device.device, self.repeat.kernel
         if asked in candidates(device) and what_is_wrong(asked, device) is None:
             return asked
-        config = self.components.model.configs["transformer"]
-        choice = choose(str(device), config["num_attention_heads"] * config["attention_head_dim"])
+        model = self.components.model
+        choice = choose(str(device), model.family.width(model.configs[model.family.core.name]))
         self.heed(choice)
         return choice.kernel
 

@@ -49,16 +49,16 @@ class SimulatedJob(Job):
         from engine.memory.measure import run_encoder
 
         model = self.engine.source
-        yield from self._run("encode", "text_encoder", lambda loan: run_encoder(loan, model.clip_limit))
-        reader = self.prompt_reader
-        if not self.layout.reads_on_host:
-            yield from self._run("encode", reader, lambda loan: run_encoder(loan, model.token_limit))
+        for part in self.encoders:
+            if not part.beside_card:
+                yield from self._run("encode", part.name, lambda loan: run_encoder(loan, model))
+        limit = self.size.text_tokens
         yield PhaseStarted(**self.stamp(), phase="encode")
         words = len(self.request.prompt.split())  # there is no tokenizer where there are no weights
         yield Encoded(
             **self.stamp(),
-            tokens=min(model.token_limit, max(2, words * 4 // 3 + 1)),
-            token_limit=model.token_limit,
+            tokens=min(limit, max(2, words * 4 // 3 + 1)),
+            token_limit=limit,
             cached=False,
             hint=None,
         )
@@ -69,8 +69,8 @@ class SimulatedJob(Job):
         from engine.memory.measure import STEPS, run_loop
 
         request, runtime, model = self.request, self.runtime, self.engine.source
-        assert request.width and request.height and request.steps
-        width, height, steps = request.width, request.height, request.steps
+        assert request.steps
+        size, steps = self.size, request.steps
         sigmas, steering = runtime.sigmas(request), self.steering
         if steering.notice:
             yield Noticed(**self.stamp(), message=steering.notice)
@@ -78,20 +78,17 @@ class SimulatedJob(Job):
         run = min(steps, STEPS)  # the others would leave nothing more behind
 
         def modulate(loan: Loan) -> None:
-            import torch
-
-            reader = loan.component.reader
+            reader, networks = loan.component.reader, model.family.networks
             assert reader is not None
-            pooled = torch.empty(1, model.configs["transformer"]["pooled_projection_dim"])
             some = sigmas[: run + 1]
             told = steering.distilled[:run] if steering.distilled is not None else None
-            both = [pooled] * prompts
-            modulation.compute(reader, loan.visit, both, some, told, loan.device, loan.dtype, self._check)
+            unread = [networks.unread(model.configs, size, loan.dtype)] * prompts
+            modulation.compute(reader, loan.visit, unread, some, told, networks, loan.device, loan.dtype, self._check)
 
         yield from self._run(
             "denoise",
-            "transformer",
-            lambda loan: run_loop(loan, model, width, height, run, prompts=prompts, batch=batch),
+            model.family.core.name,
+            lambda loan: run_loop(loan, model, size, run, prompts=prompts, batch=batch),
             before=modulate,
             passes=prompts // batch * run,
         )
@@ -114,10 +111,9 @@ class SimulatedJob(Job):
     def _simulate_decode(self) -> Generator[Event, None, None]:
         from engine.memory.measure import run_decoder
 
-        request, model, tile = self.request, self.engine.source, self.layout.tile
-        assert request.width and request.height
-        width, height = request.width, request.height
-        yield from self._run("decode", "vae", lambda loan: run_decoder(loan, model, width, height, tile))
+        model, size, tile = self.engine.source, self.size, self.layout.tile
+        name = model.family.decoder.name
+        yield from self._run("decode", name, lambda loan: run_decoder(loan, model, size, tile))
         yield PhaseStarted(**self.stamp(), phase="decode")
         yield self._finished("decode")
 

@@ -16,13 +16,18 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine import Engine, ImageSaved, Request, flow
+from engine import Engine, ImageSaved, Request
 from engine.cancel import CancelledError
 from engine.decode import MAX_BANDS, TILES, _latent_rows, decode, parked_bytes, smaller_tiles
 from engine.demo.scenes import Scene, Thing, place, render
+from engine.families.family import Size
+from engine.families.flux1 import VAE_SCALE
+from engine.families.flux1.latents import noise, pack, unpack
+from engine.families.flux1.networks import NETWORKS
 from engine.images.save import plan_output
 from engine.memory.ledger import peak_of
 from engine.models.catalog import DEMO_FOLDER
+from tests.tiny import flux_size
 
 PROMPTS = (
     "a red circle above a blue square",
@@ -52,7 +57,7 @@ def nothing() -> None:
 
 
 def picture(vae: Any, tokens: Tensor, width: int, height: int, tile: int = 0, **options: Any) -> Pixels:
-    pixels: Pixels = decode(vae, tokens, width, height, nothing, tile=tile, **options).numpy()
+    pixels: Pixels = decode(NETWORKS, vae, tokens, flux_size(width, height), nothing, tile=tile, **options).numpy()
     return pixels
 
 
@@ -67,7 +72,7 @@ def steps_at(pixels: Pixels, lines: list[int]) -> float:
 
 def borders(width: int, height: int, tile: int) -> list[int]:
     """The rows of pixels at which bands begin, but for the first."""
-    return [int(row) * flow.VAE_SCALE for row in np.cumsum(_latent_rows(width, height, tile))[:-1]]
+    return [int(row) * VAE_SCALE for row in np.cumsum(_latent_rows(flux_size(width, height), tile))[:-1]]
 
 
 class Pair(NamedTuple):
@@ -99,10 +104,10 @@ def painted() -> list[tuple[Tensor, int, int]]:
     """Finished tokens of the demo model's own pictures, with their width and height."""
     found = []
 
-    def keep(vae: Any, tokens: Tensor, width: int, height: int, *_: Any, **options: Any) -> Tensor:
+    def keep(networks: Any, vae: Any, tokens: Tensor, size: Size, *_: Any, **options: Any) -> Tensor:
         if not tokens.is_meta:  # else it is the engine that plans
-            found.append((tokens.float().cpu().clone(), width, height))
-        return decode(vae, tokens, width, height, nothing, **options)
+            found.append((tokens.float().cpu().clone(), size.width, size.height))
+        return decode(networks, vae, tokens, size, nothing, **options)
 
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -117,8 +122,8 @@ def painted() -> list[tuple[Tensor, int, int]]:
     return found
 
 
-def noise(vae: Any, width: int, height: int) -> Tensor:
-    return flow.noise(1, int(vae.config.latent_channels), width, height)
+def random_tokens(vae: Any, width: int, height: int) -> Tensor:
+    return noise(1, int(vae.config.latent_channels), width, height)
 
 
 @pytest.fixture(scope="module", params=[128, 96, 64], ids="tile {}".format)
@@ -156,14 +161,14 @@ def test_a_drawn_scene_is_decoded_alike(demo_vae: Any) -> None:
     with torch.no_grad():
         latents = demo_vae.encode(torch.from_numpy(drawn).permute(2, 0, 1)[None] * 2 - 1).latent_dist.mode()
     config = demo_vae.config
-    tokens = flow.pack((latents - config.shift_factor) * config.scaling_factor)
+    tokens = pack((latents - config.shift_factor) * config.scaling_factor)
     whole, tiled = (picture(demo_vae, tokens, 256, 256, side) for side in (0, 64))
     assert differences(whole, np.round(drawn * 255).astype(np.uint8)).mean() < 8
     assert differences(tiled, whole).max() <= 1
 
 
 def test_attention_sees_the_whole_picture(flux_vae: Any) -> None:
-    whole, tiled = (picture(flux_vae, noise(flux_vae, 256, 128), 256, 128, side) for side in (0, 64))
+    whole, tiled = (picture(flux_vae, random_tokens(flux_vae, 256, 128), 256, 128, side) for side in (0, 64))
     assert whole.std() > 20
     assert differences(tiled, whole).max() <= 1
 
@@ -173,9 +178,9 @@ def test_bf16_tiles_are_as_near_to_fp32_as_the_bf16_whole(
     name: str, request: pytest.FixtureRequest, painted: list[tuple[Tensor, int, int]]
 ) -> None:
     vae = request.getfixturevalue(name)
-    tokens = noise(vae, 96, 96)
+    tokens = random_tokens(vae, 96, 96)
     if name == "demo_vae":
-        tokens = flow.pack(flow.unpack(*painted[0])[:, :, 10:22, 10:22])
+        tokens = pack(unpack(*painted[0])[:, :, 10:22, 10:22])
     rounded = copy.deepcopy(vae).bfloat16()
     exact = picture(vae, tokens, 96, 96)
     whole, tiled = (picture(rounded, tokens, 96, 96, side) for side in (0, 64))
@@ -187,35 +192,38 @@ def test_bf16_tiles_are_as_near_to_fp32_as_the_bf16_whole(
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (80, 112), (208, 64), (64, 272), (144, 176)])
 def test_any_size_is_decoded_in_tiles(width: int, height: int, flux_vae: Any) -> None:
-    tokens = noise(flux_vae, width, height)
+    tokens = random_tokens(flux_vae, width, height)
     whole, tiled = (picture(flux_vae, tokens, width, height, side) for side in (0, 48))
     assert tiled.shape == (height, width, 3)
-    assert len(_latent_rows(width, height, 48)) > 1
+    assert len(_latent_rows(flux_size(width, height), 48)) > 1
     assert differences(tiled, whole).max() <= 1
 
 
 @pytest.mark.parametrize("tile", [112, 1024])
 def test_a_tile_as_large_as_the_picture_is_the_whole_picture_bit_for_bit(tile: int, flux_vae: Any) -> None:
-    tokens = noise(flux_vae, 80, 112)
+    tokens = random_tokens(flux_vae, 80, 112)
     assert np.array_equal(picture(flux_vae, tokens, 80, 112, tile), picture(flux_vae, tokens, 80, 112))
 
 
 def test_bands_are_even_and_not_too_many() -> None:
     for width, height in ((64, 64), (1024, 1024), (2048, 768), (1008, 2048), (2048, 64)):
         for tile in (0, *TILES):
-            rows = _latent_rows(width, height, tile)
-            assert sum(rows) == height // flow.VAE_SCALE
+            rows = _latent_rows(flux_size(width, height), tile)
+            assert sum(rows) == height // VAE_SCALE
             assert max(rows) - min(rows) <= 1
             assert min(rows) >= 1
             assert len(rows) <= MAX_BANDS
 
 
 def test_smaller_tiles_are_ever_more_bands() -> None:
-    assert smaller_tiles(0, 1024, 1024) == [768, 512, 384, 256]
-    assert smaller_tiles(512, 1024, 1024) == [384, 256]
-    assert smaller_tiles(256, 1024, 1024) == []
+    assert smaller_tiles(0, flux_size(1024, 1024)) == [768, 512, 384, 256]
+    assert smaller_tiles(512, flux_size(1024, 1024)) == [384, 256]
+    assert smaller_tiles(256, flux_size(1024, 1024)) == []
     for width, height in ((64, 64), (256, 192), (2048, 768), (2048, 2048)):
-        counts = [len(_latent_rows(width, height, tile)) for tile in (0, *smaller_tiles(0, width, height))]
+        counts = [
+            len(_latent_rows(flux_size(width, height), tile))
+            for tile in (0, *smaller_tiles(0, flux_size(width, height)))
+        ]
         assert counts == sorted(set(counts))
         assert len(counts) > 1 or width == 64
 
@@ -227,7 +235,7 @@ def test_pixels_that_are_not_finite_are_no_picture(tile: int, flux_vae: Any) -> 
     bias.data[0] = float("nan")
     try:
         with pytest.raises(ValueError, match="not finite"):
-            picture(flux_vae, noise(flux_vae, 128, 128), 128, 128, tile)
+            picture(flux_vae, random_tokens(flux_vae, 128, 128), 128, 128, tile)
     finally:
         bias.data.copy_(before)
 
@@ -244,22 +252,22 @@ def stop_at(call: int) -> Callable[[], None]:
 
 
 def test_cancelling_stops_before_the_next_tile_and_leaves_the_decoder_as_it_was(flux_vae: Any) -> None:
-    tokens = noise(flux_vae, 128, 128)
+    tokens = random_tokens(flux_vae, 128, 128)
     before = picture(flux_vae, tokens, 128, 128)
-    tiles, calls = len(_latent_rows(128, 128, 64)), 0
+    tiles, calls = len(_latent_rows(flux_size(128, 128), 64)), 0
     convolved: list[int] = []
 
     def count() -> None:
         nonlocal calls
         calls += 1
 
-    decode(flux_vae, tokens, 128, 128, count, tile=64)
+    decode(NETWORKS, flux_vae, tokens, flux_size(128, 128), count, tile=64)
     convolutions = sum(1 + 6 for _ in range(3)) + 1  # of each level an upsampler and three blocks of two, and the last
     assert calls >= tiles * convolutions
     hook = flux_vae.decoder.conv_out.register_forward_hook(lambda *_: convolved.append(1))
     try:
         with pytest.raises(CancelledError):
-            decode(flux_vae, tokens, 128, 128, stop_at(calls), tile=64)
+            decode(NETWORKS, flux_vae, tokens, flux_size(128, 128), stop_at(calls), tile=64)
     finally:
         hook.remove()
     assert len(convolved) == tiles - 1, "the last tile must not have been decoded"
@@ -268,22 +276,24 @@ def test_cancelling_stops_before_the_next_tile_and_leaves_the_decoder_as_it_was(
 
 
 def test_on_the_meta_device_only_shapes_are_computed() -> None:
+    size, meta = flux_size(128, 192), torch.device("meta")
     with torch.device("meta"):
         vae = AutoencoderKL(**FLUX_1).eval()
-        tokens = torch.empty(flow.tokens_shape(16, 128, 192))
+        tokens = torch.empty(size.shape)
     for tile in (0, 64):
-        pixels = decode(vae, tokens, 128, 192, nothing, tile=tile, device=torch.device("meta"), dtype=torch.float32)
+        pixels = decode(NETWORKS, vae, tokens, size, nothing, tile=tile, device=meta, dtype=torch.float32)
         assert pixels.is_meta
         assert pixels.dtype == torch.uint8
         assert pixels.shape == (192, 128, 3)
 
 
 def test_tiles_of_flux_1_fit_small_cards() -> None:
+    size = flux_size(2048, 2048)
     with torch.device("meta"):
         vae = AutoencoderKL(**FLUX_1).bfloat16().eval()
-        tokens = torch.empty(flow.tokens_shape(16, 2048, 2048))
+        tokens = torch.empty(size.shape)
     peaks = [
-        peak_of("meta", vae.parameters(), partial(decode, vae, tokens, 2048, 2048, nothing, tile=tile))
+        peak_of("meta", vae.parameters(), partial(decode, NETWORKS, vae, tokens, size, nothing, tile=tile))
         for tile in (0, 1024, 512)
     ]
     assert peaks[0] > 6.4e9
@@ -292,11 +302,11 @@ def test_tiles_of_flux_1_fit_small_cards() -> None:
 
 
 def test_on_the_cpu_tiles_take_what_is_parked_and_one_tile(flux_vae: Any) -> None:
-    tokens = noise(flux_vae, 256, 256)
+    tokens, size = random_tokens(flux_vae, 256, 256), flux_size(256, 256)
     whole, tiled = (
-        peak_of("cpu", flux_vae.parameters(), partial(decode, flux_vae, tokens, 256, 256, nothing, tile=tile))
+        peak_of("cpu", flux_vae.parameters(), partial(decode, NETWORKS, flux_vae, tokens, size, nothing, tile=tile))
         for tile in (0, 64)
     )
-    parked = parked_bytes(flux_vae, 256, 256, torch.float32)
+    parked = parked_bytes(flux_vae, size, torch.float32)
     assert parked < tiled < 0.75 * whole
     assert tiled < 1.5 * parked

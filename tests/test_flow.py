@@ -12,6 +12,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.utils.torch_utils import randn_tensor
 
 from engine import flow
+from engine.families.flux1.latents import image_position_ids, noise, pack, unpack
 
 SCHNELL = {"shift": 1.0, "use_dynamic_shifting": False}
 DEV = {"shift": 3.0, "use_dynamic_shifting": True}
@@ -47,16 +48,16 @@ def test_a_schedule_that_flux_does_not_use_is_refused_by_name() -> None:
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (192, 96), (80, 112)])
 def test_packing_and_ids_are_those_of_diffusers(width: int, height: int) -> None:
     latents = torch.randn(2, 4, height // 8, width // 8)
-    packed = flow.pack(latents)
+    packed = pack(latents)
     assert torch.equal(packed, FluxPipeline._pack_latents(latents, 2, 4, height // 8, width // 8))
-    assert torch.equal(flow.unpack(packed, width, height), latents)
+    assert torch.equal(unpack(packed, width, height), latents)
     ids = FluxPipeline._prepare_latent_image_ids(2, height // 16, width // 16, "cpu", torch.float32)
-    assert torch.equal(flow.image_position_ids(width, height), ids)
+    assert torch.equal(image_position_ids(width, height), ids)
 
 
 def test_a_seed_gives_the_noise_that_diffusers_draws() -> None:
     expected = randn_tensor((1, 16, 8, 12), generator=torch.Generator("cpu").manual_seed(7))
-    assert torch.equal(flow.unpack(flow.noise(7, 16, 96, 64), 96, 64), expected)
+    assert torch.equal(unpack(noise(7, 16, 96, 64), 96, 64), expected)
 
 
 def test_euler_steps_in_float32_reach_the_data_of_a_straight_flow() -> None:

@@ -15,6 +15,7 @@ import torch
 
 from engine import Engine, Request, RequestError
 from engine.events import Plan
+from engine.families.flux1 import FLUX1
 from engine.families.flux1 import published as flux1
 from engine.families.flux1.parts import DISTILL_T5 as DISTILLED
 from engine.memory.cards import CARDS, H100, RTX_3060
@@ -24,7 +25,7 @@ from engine.memory.planner import Planner
 from engine.memory.target import Target, resolve
 from engine.memory.units import Unit
 from engine.models.catalog import published
-from tests.tiny import save_tiny
+from tests.tiny import flux_size, save_tiny
 
 GIB = 2**30
 PARAMETERS = {"transformer": 11_901_408_320, "text_encoder": 123_060_480, "vae": 83_819_683}
@@ -172,27 +173,29 @@ def test_weights_from_disk_are_waited_for_in_every_step(card: Card) -> None:
 
 @pytest.mark.parametrize("name", ["rtx-3060", "rtx-3090", "rtx-4090", "h100"])
 def test_fp32_takes_twice_the_time_of_bf16_or_more(name: str) -> None:
-    profile, config = CARDS[name], dict(flux1.transformer(True))
-    seconds = {kind: profile.step_seconds(config, 4608, 0, kind) for kind in ("fp32", "bf16")}
+    profile, size = CARDS[name], flux_size(1024, 1024)
+    step = FLUX1.cost("transformer", flux1.transformer(True), size)
+    picture = FLUX1.cost("vae", flux1.VAE, size)
+    seconds = {kind: profile.step_seconds(step, 0, kind) for kind in ("fp32", "bf16")}
     assert seconds["fp32"] > 1.9 * seconds["bf16"]
-    decoding = [profile.decode_seconds(flux1.VAE, 2**20, kind) for kind in ("fp32", "bf16")]
+    decoding = [profile.decode_seconds(picture, kind) for kind in ("fp32", "bf16")]
     assert decoding[0] > 1.9 * decoding[1]
 
 
 def test_a_step_on_an_rtx_3060_takes_what_was_published(card: Card) -> None:
-    config = flux1.transformer(True)
-    assert RTX_3060.step_seconds(config, 4608, 0, "bf16") == pytest.approx(4.0, rel=0.1)
+    step = FLUX1.cost("transformer", flux1.transformer(True), flux_size(1024, 1024))
+    assert RTX_3060.step_seconds(step, 0, "bf16") == pytest.approx(4.0, rel=0.1)
 
 
 def test_8_bit_products_are_as_fast_as_the_h100_had_them(card: Card) -> None:
     """Linear layers alone, in milliseconds, activations rounded first."""
-    config, blocks = flux1.transformer(True), 8 * 2**30
-    bf16 = H100.step_seconds(config, 4608, blocks, "bf16")
-    fp8 = H100.step_seconds(config, 4608, blocks, "fp8", "scaled_mm")
-    int8 = H100.step_seconds(config, 4608, blocks, "int8", "triton")
+    step, blocks = FLUX1.cost("transformer", flux1.transformer(True), flux_size(1024, 1024)), 8 * 2**30
+    bf16 = H100.step_seconds(step, blocks, "bf16")
+    fp8 = H100.step_seconds(step, blocks, "fp8", "scaled_mm")
+    int8 = H100.step_seconds(step, blocks, "int8", "triton")
     assert 1000 * (int8 - bf16) == pytest.approx(76 + 13.5 - 81, abs=10)
     assert 1000 * (fp8 - bf16) == pytest.approx(52 + 13.5 - 81, abs=10)
-    measured = replace(H100, int8_ratio=1.28).step_seconds(config, 4608, blocks, "int8", "triton")
+    measured = replace(H100, int8_ratio=1.28).step_seconds(step, blocks, "int8", "triton")
     assert measured > int8, "what a probe measured on the card wins over the data sheet"
 
 

@@ -20,6 +20,8 @@ from engine import Engine, Request, RequestError, flow
 from engine.cli import main
 from engine.denoise import Prompt, denoise
 from engine.events import Cancelled, Encoded, Event, Failed, ImageSaved, LoadProgress, Noticed, Planned, StepFinished
+from engine.families.flux1.latents import image_position_ids, noise
+from engine.families.flux1.networks import NETWORKS
 from engine.images.metadata import read_record
 from engine.images.save import plan_output
 from engine.memory.components import Components, Device, Placement
@@ -29,7 +31,7 @@ from engine.memory.planner import CPU_PROCESS_BYTES
 from engine.modulation import Tables, compute
 from engine.runtime import Repeat
 from tests.painting import painted
-from tests.tiny import save_tiny
+from tests.tiny import flux_size, save_tiny
 
 PROMPT = "a large red circle above a small blue square"
 REQUEST = Request(PROMPT, seed=3, steps=3)
@@ -94,12 +96,15 @@ def latents_of(folder: Path, streamed: bool, kept: bool, precision: str, guidanc
         reader = component.reader
         assert reader is not None
         told = None if guidance is None else [guidance] * 3
-        (tables,) = compute(reader, loan.visit, [pooled], sigmas, told, loan.device, loan.dtype, lambda: None)
-        prompt = Prompt(loan.folded(tables), sequence)
+        told_all = {"pooled": pooled, "sequence": sequence}
+        where = NETWORKS, loan.device, loan.dtype, lambda: None
+        (tables,) = compute(reader, loan.visit, [told_all], sigmas, told, *where)
+        prompt = Prompt(loan.folded(tables), told_all)
         for _ in loan.load():
             pass
-        noise = flow.noise(1, 4, 64, 64)
-        for step in denoise(loan.module, reader, prompt, noise, sigmas, 64, 64, lambda: None, loan.device, loan.dtype):
+        start, size = noise(1, 4, 64, 64), flux_size(64, 64, 4, 24)
+        given = (NETWORKS, loan.module, reader, [prompt], start, sigmas, size)
+        for step in denoise(*given, lambda: None, loan.device, loan.dtype):
             latents = step.latents
     assert components.device.placed_bytes == 0
     assert all(unit.pieces[0].owner._parameters[unit.pieces[0].leaf].numel() == 0 for unit in component.units)  # type: ignore[union-attr]
@@ -121,12 +126,12 @@ def test_t5_streamed_gives_what_t5_whole_gives() -> None:
         component = components.component("text_encoder_2", "fp32")
         blocks = frozenset(unit.name for unit in component.of_role("block")) if streamed else frozenset()
         with components.lend("text_encoder_2", "fp32", Placement(blocks, 2), lambda: None) as loan:
-            from engine.encode import sequence_embedding
+            from engine.families.flux1.encode import sequence_embedding
 
             for _ in loan.load():
                 pass
             embedded = loan.embedded(torch.arange(32)[None])
-            results.append(sequence_embedding(loan.module, embedded, lambda: None, loan.device))
+            results.append(sequence_embedding(loan.module, embedded, loan.device))
     assert torch.equal(*results)
     assert results[0].std() > 0.01
 
@@ -139,7 +144,7 @@ def test_modulation_tables_are_what_the_loop_would_compute(guided: bool, dtype: 
     transformer = pipeline.transformer.to(dtype)
     generator = torch.Generator().manual_seed(0)
     pooled, sequence = (torch.randn(*shape, generator=generator) for shape in ((1, 32), (1, 24, 48)))
-    sigmas, latents = torch.linspace(1, 0, 4), flow.noise(1, 4, 64, 64)
+    sigmas, latents = torch.linspace(1, 0, 4), noise(1, 4, 64, 64)
     with torch.no_grad():
         for sigma, following in pairwise(sigmas):
             velocity = transformer(
@@ -148,7 +153,7 @@ def test_modulation_tables_are_what_the_loop_would_compute(guided: bool, dtype: 
                 pooled_projections=pooled.to(dtype),
                 timestep=sigma.to(dtype).expand(1),
                 guidance=torch.full((1,), 2.0) if guided else None,
-                img_ids=flow.image_position_ids(64, 64).to(dtype),
+                img_ids=image_position_ids(64, 64).to(dtype),
                 txt_ids=torch.zeros(24, 3, dtype=dtype),
                 return_dict=False,
             )[0]
@@ -287,15 +292,14 @@ def test_activations_are_predicted_within_one_per_cent(model: Path) -> None:
         components = Components(folder, torch.device("cpu"))
         activations = Activations(Components(folder, META, simulated=True))
         for name in ("text_encoder", "text_encoder_2"):
-            limit = folder.token_limit if name == "text_encoder_2" else folder.clip_limit
             with components.lend(name, precision, Placement(), lambda: None) as loan:
                 for _ in loan.load():
                     pass
                 weights = [loan._arena] if loan._arena is not None else []
-                run_encoder(loan, limit)
+                run_encoder(loan, folder)
                 with counted("cpu") as ledger:
                     ledger.ignore(weights)
-                    run_encoder(loan, limit)
+                    run_encoder(loan, folder)
             predicted = activations.encode(name, precision)
             assert predicted == pytest.approx(ledger.peak_bytes, rel=0.01), (name_of_model, name)
         with components.lend(
@@ -308,14 +312,15 @@ def test_activations_are_predicted_within_one_per_cent(model: Path) -> None:
                 assert loan._arena is not None
                 ledger.ignore([loan._arena, *inputs])
                 loop()
-        predicted = activations.denoise(precision, 128, 128, kernel)
+        predicted = activations.denoise(precision, folder.size(Request("any", width=128, height=128)), kernel)
         assert predicted == pytest.approx(ledger.peak_bytes, rel=0.01), (name_of_model, precision, kernel)
 
 
 def real_loop(loan: Any, folder: Any, width: int, height: int) -> tuple[Callable[[], None], list[torch.Tensor]]:
     """Two steps with real tensors, to be run, and what on a card would lie on the host."""
-    latents = flow.noise(0, int(folder.configs["vae"]["latent_channels"]), width, height)
-    text = torch.zeros(1, folder.token_limit, folder.configs["transformer"]["joint_attention_dim"], dtype=loan.dtype)
+    size = folder.size(Request("any", width=width, height=height))
+    latents = NETWORKS.noise(0, size)
+    text = {"sequence": NETWORKS.unread(folder.configs, size, loan.dtype)["sequence"].zero_()}
     tables = Tables(torch.zeros(2, loan.component.reader.total, dtype=loan.component.reader.dtype))
     sigmas = torch.linspace(1, 0, 3)
     where = loan.device, loan.dtype
@@ -323,7 +328,7 @@ def real_loop(loan: Any, folder: Any, width: int, height: int) -> tuple[Callable
     def run() -> None:
         reader = loan.component.reader
         for _ in denoise(
-            loan.module, reader, Prompt(tables, text), latents, sigmas, width, height, lambda: None, *where
+            NETWORKS, loan.module, reader, [Prompt(tables, text)], latents, sigmas, size, lambda: None, *where
         ):
             pass
 

@@ -9,6 +9,8 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from engine.demo.vocabulary import clip_tokenizer, t5_tokenizer
+from engine.families.family import Size
+from engine.families.flux1 import FLUX1
 
 
 def tiny_pipeline(guided: bool, seed: int = 0) -> FluxPipeline:
@@ -86,3 +88,8 @@ def save_tiny(folder: Path, guided: bool, seed: int = 0) -> FluxPipeline:
     pipeline.save_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def flux_size(width: int, height: int, channels: int = 16, text_tokens: int = 512) -> Size:
+    """The geometry of a picture of FLUX.1's, with so many latent channels."""
+    return FLUX1.size({"vae": {"latent_channels": channels}}, {"tokenizer_2": text_tokens}, width, height)

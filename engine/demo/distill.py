@@ -39,6 +39,8 @@ from engine.demo.optim import Average, Clock, run_stage
 from engine.demo.train_text import TEXT_WIDTH, worded
 from engine.demo.train_vae import LATENT_CHANNELS, SAMPLE_SIZE
 from engine.demo.vocabulary import TOKEN_LIMIT, clip_tokenizer, t5_tokenizer
+from engine.families.flux1 import VAE_SCALE
+from engine.families.flux1.latents import image_position_ids, pack
 
 WIDTH, LAYERS, HEADS, HEAD_SIZE, FEED_FORWARD = 64, 2, 4, 16, 128
 STAGES: dict[str, dict[str, Any]] = {
@@ -102,7 +104,7 @@ class Teacher:
         transformer = FluxTransformer2DModel.from_pretrained(weights / "transformer")
         self.transformer = transformer.float().eval().requires_grad_(False)
         self.tokenizer, self.clip_tokenizer = t5_tokenizer(), clip_tokenizer()
-        self.img_ids = flow.image_position_ids(SAMPLE_SIZE, SAMPLE_SIZE)
+        self.img_ids = image_position_ids(SAMPLE_SIZE, SAMPLE_SIZE)
         self.txt_ids = torch.zeros(TOKEN_LIMIT, 3)
 
     def ids(self, prompts: list[str]) -> Tensor:
@@ -148,8 +150,8 @@ def random_prompts(rng: np.random.Generator, count: int) -> list[str]:
 
 def random_noise(count: int, generator: torch.Generator | None = None) -> Tensor:
     """Packed starting noise [B, L, C]."""
-    side = SAMPLE_SIZE // flow.VAE_SCALE
-    return flow.pack(torch.randn(count, LATENT_CHANNELS, side, side, generator=generator))
+    side = SAMPLE_SIZE // VAE_SCALE
+    return pack(torch.randn(count, LATENT_CHANNELS, side, side, generator=generator))
 
 
 class Examination:

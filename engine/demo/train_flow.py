@@ -19,12 +19,12 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, T5EncoderModel
 
-from engine import flow
 from engine.demo import scenes
 from engine.demo.optim import Average, Clock, Muon, mean_gradients, rank, run_stage, world_size
 from engine.demo.train_text import TEXT_WIDTH, worded
 from engine.demo.train_vae import LATENT_CHANNELS, SAMPLE_SIZE
 from engine.demo.vocabulary import TOKEN_LIMIT, clip_tokenizer, t5_tokenizer
+from engine.families.flux1.latents import pack
 
 PATCH = 16  # pixels a side of an image token: 8x autoencoder, 2x2 packing
 FOUR_STEPS = (1.0, 0.9, 0.75, 0.5)  # the sigmas of four steps at shift 3
@@ -112,7 +112,7 @@ class Pool:
         images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).mul(2).sub(1).contiguous()
         with torch.autocast("cpu", torch.bfloat16):
             latents = self.vae.encode(images).latent_dist.mode().float()
-        latents = flow.pack((latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor)
+        latents = pack((latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor)
         at = torch.arange(self.written, self.written + count) % self.limit
         self.latents[at] = latents.bfloat16()
         self.ids[at] = self._ids(self.t5, prompts, self.tokens)

@@ -33,10 +33,12 @@ class Part:
 
     name: str
     title: str  # for people: "CLIP-L"
+    short: str  # of whatever size: "CLIP"
     phase: Phase  # in which it runs
     keys: Keys  # of its configuration
     network: str = ""  # its class in diffusers or transformers, as configurations name it
     forms: frozenset[str] = frozenset()  # in 8 bits, that its linear layers may have
+    beside_card: bool = False  # it is quick enough on the CPU, where there is a card, and takes nothing of that
     fixed: str = ""  # the precision that it has whatever is asked
     takes_place_of: str = ""  # another part, where a request asks for that; such a part need not be there
     alone: str = "text encoder"  # what it is called where it lies by itself
@@ -94,6 +96,39 @@ class Traits:
 
 
 @dataclass(frozen=True, slots=True)
+class Size:
+    """The geometry of one picture in a model: all of it that is known outside the family."""
+
+    width: int  # pixels
+    height: int
+    rows: int  # of image tokens
+    columns: int
+    channels: int  # of a token
+    scale: int  # pixels a side of one of the decoder's latents
+    latent_channels: int  # of these
+    text_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """Of the image."""
+        return self.rows * self.columns
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the sampler's state: [1, L, C]."""
+        return 1, self.tokens, self.channels
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one run of a part computes, for times that are estimates."""
+
+    operations: float  # of matrix products and convolutions, a multiplication and an addition each
+    attention: float = 0.0  # operations of it
+    elements: float = 0.0  # numbers that are read or written beside the products
+
+
+@dataclass(frozen=True, slots=True)
 class Published:
     """A published model, known without its weights: its configurations, and the bytes of its parts."""
 
@@ -124,6 +159,25 @@ class Family(ABC):
     def needed(self) -> tuple[Part, ...]:
         """Parts that every model has."""
         return tuple(part for part in self.parts if not part.takes_place_of)
+
+    @property
+    def decoder(self) -> Part:
+        """The part that makes pixels."""
+        return next(part for part in self.parts if part.phase == "decode")
+
+    def encoders(self, *, distill: bool) -> tuple[Part, ...]:
+        """The parts that read a prompt, in order; with `distill` smaller ones take the place of others."""
+        replaced = {part.takes_place_of for part in self.parts if part.takes_place_of} if distill else set()
+        return tuple(
+            part
+            for part in self.parts
+            if part.phase == "encode" and part.name not in replaced and (distill or not part.takes_place_of)
+        )
+
+    def tokenizer_of(self, part: str) -> Tokenizer:
+        """The tokenizer whose tokens a text encoder reads."""
+        encoder = self.part(part).takes_place_of or part
+        return next(tokenizer for tokenizer in self.tokenizers if tokenizer.encoder == encoder)
 
     def part(self, name: str) -> Part:
         """The part of this name. Raises `KeyError`."""
@@ -181,6 +235,18 @@ class Family(ABC):
     def foreign(self, part: str, config: Config) -> str:
         """Why a part that fits is another family's, in words; "" where nothing tells."""
         return ""
+
+    @abstractmethod
+    def size(self, configs: Configs, limits: Mapping[str, int], width: int, height: int) -> Size:
+        """The geometry of a picture of so many pixels; `limits` are tokens of text by tokenizer."""
+
+    @abstractmethod
+    def cost(self, part: str, config: Config, size: Size) -> Cost:
+        """Of one run: a step of the core, a prompt of an encoder, a picture of the decoder."""
+
+    @abstractmethod
+    def width(self, config: Config) -> int:
+        """Of what goes through a core of this configuration: kernels are tried at it."""
 
     @abstractmethod
     def variant(self, config: Config) -> Variant:

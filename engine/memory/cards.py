@@ -7,18 +7,16 @@ and those of the 8-bit products to what `tests.bench.gpu` measured on an H100. N
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+
+from engine.families.family import Cost
 
 GIB = 2**30
 LINEAR_SHARE, ATTENTION_SHARE, BUS_SHARE = 0.80, 0.66, 0.80  # of the peaks
 FP8_SHARE = 0.50  # of the peak, tokens rounded first
 # The same of int8: as on a sister card (RTX 3090), and where a card has FP8 units, as on an H100.
 INTEGER_SHARE, INTEGER_SHARE_BESIDE_FP8 = 0.60, 0.33
-ELEMENTWISE_PASSES = 34  # over a block's tokens x width, beside the matrix products
-DECODER_SECONDS_PER_PIXEL = 2.2e-6  # of FLUX.1's on an RTX 3060
-FLUX_FIRST_CHANNELS, RTX_3060_FLOPS = 128, 25.6e12
+RTX_3060_FLOPS = 25.6e12
 DISK_BYTES_PER_SECOND = 2.5e9  # an NVMe disk
 HOST_FLOPS = 3e11  # of a desktop's CPU in fp32
 HOST_BYTES_PER_SECOND = 8e9  # a copy inside RAM by one thread, which what is not pinned goes through
@@ -39,49 +37,33 @@ class CardProfile:
     tf32_flops: float | None = None  # of convolutions in fp32; None: as other fp32 products
     int8_ratio: float | None = None  # times of int8 layers to bf16's, where a kernel was measured
 
-    def step_seconds(
-        self, config: Mapping[str, Any], tokens: int, weight_bytes: int, precision: str, kernel: str | None = None
-    ) -> float:
-        """One denoise step over `tokens` image and text tokens, nothing streamed. `config` is the transformer's, whose
-        8-bit layers multiply by `kernel` (None: weights are dequantized)."""
-        width = config["num_attention_heads"] * config["attention_head_dim"]
-        blocks = config["num_layers"] + config["num_single_layers"]
-        operations = 2 * tokens * blocks * 12 * width**2
-        linear = operations / (self._flops(precision) * LINEAR_SHARE)
+    def step_seconds(self, cost: Cost, weight_bytes: int, precision: str, kernel: str | None = None) -> float:
+        """One denoise step, nothing streamed. 8-bit layers multiply by `kernel` (None: weights are dequantized)."""
+        linear = cost.operations / (self._flops(precision) * LINEAR_SHARE)
         if precision == "int8" and self.int8_ratio is not None:
             linear *= self.int8_ratio
         elif precision in ("fp8", "int8") and kernel in (None, "dequantize"):
             linear += 7 * weight_bytes / self.memory_bandwidth  # read, written as bf16, scaled in place, read again
         elif precision == "fp8":
-            linear = operations / ((self.fp8_flops or 2 * self.flops) * FP8_SHARE)
+            linear = cost.operations / ((self.fp8_flops or 2 * self.flops) * FP8_SHARE)
         elif precision == "int8":
             share = INTEGER_SHARE_BESIDE_FP8 if self.fp8_flops else INTEGER_SHARE
-            linear = operations / (self.integer_flops * share)
-        attention = 4 * tokens**2 * width * blocks / (self._flops(precision) * ATTENTION_SHARE)
-        traffic = ELEMENTWISE_PASSES * blocks * tokens * width * (4 if precision == "fp32" else 2)
+            linear = cost.operations / (self.integer_flops * share)
+        attention = cost.attention / (self._flops(precision) * ATTENTION_SHARE)
+        traffic = cost.elements * (4 if precision == "fp32" else 2)
         return float(linear + attention + traffic / self.memory_bandwidth)
 
     def encode_seconds(
-        self,
-        config: Mapping[str, Any],
-        tokens: int,
-        moved_bytes: int,
-        disk_bytes: int,
-        precision: str,
-        *,
-        on_host: bool = False,
+        self, cost: Cost, moved_bytes: int, disk_bytes: int, precision: str, *, on_host: bool = False
     ) -> float:
-        """T5 over `tokens`, its weights streamed, or on the CPU beside the card. `config` is T5's."""
-        layer = 4 * config["d_model"] * config["num_heads"] * config["d_kv"] + 3 * config["d_model"] * config["d_ff"]
+        """A text encoder over one prompt, its weights streamed, or on the CPU beside the card."""
         rate = HOST_FLOPS if on_host else self._flops(precision) * LINEAR_SHARE
-        compute = 2 * tokens * layer * config["num_layers"] / rate
-        return float(max(compute, self.move_seconds(moved_bytes, disk_bytes)))
+        return float(max(cost.operations / rate, self.move_seconds(moved_bytes, disk_bytes)))
 
-    def decode_seconds(self, config: Mapping[str, Any], pixels: int, precision: str) -> float:
-        """The decoder. `config` is the autoencoder's."""
+    def decode_seconds(self, cost: Cost, precision: str) -> float:
+        """The decoder."""
         rate = self.tf32_flops if precision == "fp32" and self.tf32_flops else self._flops(precision)
-        share = (config["block_out_channels"][0] / FLUX_FIRST_CHANNELS) ** 2 * RTX_3060_FLOPS / rate
-        return float(DECODER_SECONDS_PER_PIXEL * pixels * share)
+        return float(cost.operations / rate)
 
     def move_seconds(self, moved_bytes: int, disk_bytes: int = 0, *, pinned: bool = False) -> float:
         """To the card; what comes from disk is read while the rest moves."""

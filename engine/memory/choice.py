@@ -49,7 +49,7 @@ def levels(model: Model, *, on_card: bool) -> tuple[tuple[str, ...], ...]:
     preferred = model.defaults.precision
     if not on_card:
         return ((preferred,),)
-    if model.precision("transformer").startswith("fp8"):
+    if model.precision(model.family.core.name).startswith("fp8"):
         return ("fp8",), ("int8",)
     return LEVELS[next(place for place, level in enumerate(LEVELS) if preferred in level) :]
 

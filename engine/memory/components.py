@@ -257,7 +257,7 @@ class Components:
         self, opened: _Opened, placement: Placement, check: Callable[[], None], later: Collection[str] = ()
     ) -> Iterator[Progress]:
         yield from self._read(opened, placement, check, later)
-        if self.device.device.type == "cuda" and opened.component.name == "transformer":
+        if self.device.device.type == "cuda" and opened.component.name == self.model.family.core.name:
             self._pin(opened, placement)
 
     def _read(

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 import engine
-from engine import encode, flow, modulation
+from engine import modulation
 from engine.decode import decode
 from engine.denoise import Prompt, denoise
+from engine.families.family import Size
 from engine.files import write_whole
 from engine.folders import cache_dir
 from engine.memory.components import Components, Loan, Placement
@@ -47,30 +48,27 @@ class Activations:
         self._components = components
 
     def encode(self, name: str, precision: str, kernel: str | None = None) -> int:
-        """Of CLIP (text_encoder), T5 (text_encoder_2) or DistillT5, for a prompt's full length.
-
-        `kernel`: of 8-bit layers.
-        """
-        limit = self.model.clip_limit if name == "text_encoder" else self.model.token_limit
-        return self._get(name, precision, [limit], lambda loan: run_encoder(loan, limit), kernel)
+        """Of a text encoder, for a prompt's full length. `kernel`: of 8-bit layers."""
+        sizes = [self.model.limit_of(name)]
+        return self._get(name, precision, sizes, lambda loan: run_encoder(loan, self.model), kernel)
 
     def denoise(
-        self, precision: str, width: int, height: int, kernel: str | None = None, *, prompts: int = 1, batch: int = 1
+        self, precision: str, size: Size, kernel: str | None = None, *, prompts: int = 1, batch: int = 1
     ) -> int:
         """Of the step loop; with a negative prompt there are two `prompts`, which may be one `batch`."""
-        sizes = [self.model.token_limit, width, height, prompts, batch]
+        sizes = [size.text_tokens, size.width, size.height, prompts, batch]
         return self._get(
-            "transformer",
+            self.model.family.core.name,
             precision,
             sizes,
-            lambda loan: run_loop(loan, self.model, width, height, prompts=prompts, batch=batch),
+            lambda loan: run_loop(loan, self.model, size, prompts=prompts, batch=batch),
             kernel,
         )
 
-    def decode(self, precision: str, width: int, height: int, tile: int) -> int:
+    def decode(self, precision: str, size: Size, tile: int) -> int:
         """Of the decoder: whole (tile 0), or in tiles of this many pixels a side."""
-        sizes = [width, height, tile]
-        return self._get("vae", precision, sizes, lambda loan: run_decoder(loan, self.model, width, height, tile))
+        sizes, name = [size.width, size.height, tile], self.model.family.decoder.name
+        return self._get(name, precision, sizes, lambda loan: run_decoder(loan, self.model, size, tile))
 
     def _get(
         self, name: str, precision: str, sizes: list[int], run: Callable[[Loan], object], kernel: str | None = None
@@ -121,49 +119,40 @@ def _shortened(module: Any, repeats: Sequence[str]) -> Iterator[None]:
             module.set_submodule(path, blocks)
 
 
-def run_encoder(loan: Loan, tokens: int) -> torch.Tensor:
-    """A text encoder's pass over `tokens` ids on the meta device."""
-    ids = torch.zeros(1, tokens, dtype=torch.int64)
-    if loan.name == "text_encoder":
-        return encode.pooled_embedding(loan.module, ids, lambda: None, loan.device)
-    return encode.sequence_embedding(loan.module, loan.embedded(ids), lambda: None, loan.device)
+def run_encoder(loan: Loan, model: Model) -> None:
+    """A text encoder's pass over a prompt's full length on the meta device."""
+    ids = torch.zeros(1, model.limit_of(loan.name), dtype=torch.int64)
+    model.family.networks.encode(loan.name, loan.module, ids, loan.embedded, loan.device)
 
 
-def run_loop(
-    loan: Loan, model: Model, width: int, height: int, steps: int = STEPS, *, prompts: int = 1, batch: int = 1
-) -> None:
+def run_loop(loan: Loan, model: Model, size: Size, steps: int = STEPS, *, prompts: int = 1, batch: int = 1) -> None:
     """The sampler loop on the meta device; with a negative prompt there are two `prompts`."""
-    reader = loan.component.reader
+    reader, networks = loan.component.reader, model.family.networks
     assert reader is not None
-    channels = int(model.configs["vae"]["latent_channels"])
-    width_of_text = int(model.configs["transformer"]["joint_attention_dim"])
-    latents = torch.empty(flow.tokens_shape(channels, width, height))
-    sequence = torch.empty(1, model.token_limit, width_of_text, dtype=loan.dtype)
-    prompt = Prompt(modulation.Tables(torch.empty(steps, reader.total, dtype=reader.dtype)), sequence)
-    sigmas = torch.linspace(1, 0, steps + 1)
+    tables = modulation.Tables(torch.empty(steps, reader.total, dtype=reader.dtype))
+    prompt = Prompt(tables, networks.unread(model.configs, size, loan.dtype))
     for _ in denoise(
+        networks,
         loan.module,
         reader,
-        prompt,
-        latents,
-        sigmas,
-        width,
-        height,
+        [prompt] * prompts,
+        torch.empty(size.shape),
+        torch.linspace(1, 0, steps + 1),
+        size,
         lambda: None,
         loan.device,
         loan.dtype,
-        prompt if prompts > 1 else None,
         TrueGuidance([2.0] * steps, "apg") if prompts > 1 else None,
         batched=batch > 1,
     ):
         pass
 
 
-def run_decoder(loan: Loan, model: Model, width: int, height: int, tile: int) -> None:
+def run_decoder(loan: Loan, model: Model, size: Size, tile: int) -> None:
     """The decoder on the meta device."""
-    channels = int(model.configs["vae"]["latent_channels"])
-    tokens = torch.empty(flow.tokens_shape(channels, width, height), device=loan.device)
-    decode(loan.module, tokens, width, height, lambda: None, tile=tile, device=loan.device, dtype=loan.dtype)
+    tokens = torch.empty(size.shape, device=loan.device)
+    networks = model.family.networks
+    decode(networks, loan.module, tokens, size, lambda: None, tile=tile, device=loan.device, dtype=loan.dtype)
 
 
 def _versions() -> list[str]:

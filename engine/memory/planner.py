@@ -15,7 +15,7 @@ import torch
 
 from engine.decode import parked_bytes, smaller_tiles
 from engine.events import Phase, PhasePlan, Plan, Turnaround
-from engine.families.flux1.parts import DISTILL_T5 as DISTILLED
+from engine.families.family import Cost, Part
 from engine.memory.components import Components, Placement
 from engine.memory.measure import META, Activations
 from engine.memory.target import Target
@@ -111,6 +111,7 @@ class Planner:
 
     def __init__(self, components: Components, target: Target) -> None:
         self.model, self.target = components.model, target
+        self._core = components.model.family.core.name
         self._open = components
         # Measuring, and planning another precision than the open one, is done with a double of the model.
         self._double = components if components.simulated else Components(self.model, META, simulated=True)
@@ -175,7 +176,7 @@ class Planner:
             name: Placement(fit.streamed, max(fit.slots, MIN_SLOTS), kept[name], in_place[name])
             for name, fit in fits.items()
         }
-        pace = self._pace(request, needs, placements["transformer"])
+        pace = self._pace(request, needs, placements[self._core])
         plan = self._told(request, tile, needs, fits, placements, pace)
         return Layout(plan, placements, tile, any(need.on_host for need in needs), self._batch, pace)
 
@@ -183,29 +184,25 @@ class Planner:
 
     def _needs(self, request: Request) -> list[_Need]:
         """Of the text encoders and the transformer."""
-        precision = request.form
-        assert request.width and request.height
-        readers = ("text_encoder", DISTILLED if request.distill else "text_encoder_2")
+        precision, family = request.form, self.model.family
         needs = [
-            self._need(name, "encode", precision, self.activations.encode(name, precision, self._kernel))
-            for name in readers
+            self._need(part, precision, self.activations.encode(part.name, precision, self._kernel))
+            for part in family.encoders(distill=request.distill)
         ]
         activation = self.activations.denoise(
             precision,
-            request.width,
-            request.height,
+            self.model.size(request),
             self._kernel,
             prompts=2 if self._negative_passes else 1,
             batch=self._batch,
         )
-        return [*needs, self._need("transformer", "denoise", precision, activation)]
+        return [*needs, self._need(family.core, precision, activation)]
 
-    def _need(self, name: str, phase: Phase, precision: str, activation: int) -> _Need:
-        component = self._component(name, precision)
-        allowance = self.allowance(phase, activation, component.dtype)
-        # DistillT5 in fp32 is quick enough on a CPU, and takes nothing of the card there.
-        on_host = name == DISTILLED and self.target.is_card
-        return _Need(name, phase, component, activation, allowance, on_host)
+    def _need(self, part: Part, precision: str, activation: int) -> _Need:
+        component = self._component(part.name, precision)
+        allowance = self.allowance(part.phase, activation, component.dtype)
+        on_host = part.beside_card and self.target.is_card
+        return _Need(part.name, part.phase, component, activation, allowance, on_host)
 
     def _component(self, name: str, precision: str) -> Component:
         owner = self._double if self._open.would_forget(name, precision) else self._open
@@ -224,8 +221,7 @@ class Planner:
 
     def _decoder(self, request: Request, tile: int | None, budget: int) -> tuple[int, _Need]:
         """The largest tile that fits the budget, or the smallest there is; whole where that fits."""
-        assert request.width and request.height
-        sizes = [0, *smaller_tiles(0, request.width, request.height)] if tile is None else [tile]
+        sizes = [0, *smaller_tiles(0, self.model.size(request))] if tile is None else [tile]
         for side in sizes:
             need = self._decoding(request, side)
             if need.floor_bytes <= budget:
@@ -233,9 +229,8 @@ class Planner:
         return side, need
 
     def _decoding(self, request: Request, tile: int) -> _Need:
-        assert request.precision and request.width and request.height
-        activation = self.activations.decode(request.form, request.width, request.height, tile)
-        return self._need("vae", "decode", request.form, activation)
+        activation = self.activations.decode(request.form, self.model.size(request), tile)
+        return self._need(self.model.family.decoder, request.form, activation)
 
     # Where weights lie.
 
@@ -275,13 +270,16 @@ class Planner:
     ) -> dict[str, frozenset[str]]:
         """What is used most often comes first: in every step, for every picture, for every prompt."""
         by_name = {need.name: need for need in needs}
-        transformer, streamed = by_name["transformer"], fits["transformer"].streamed
-        others = ("vae", *(need.name for need in needs if need.phase == "encode" and not need.on_host))
+        core, streamed = by_name[self._core], fits[self._core].streamed
+        others = (
+            self.model.family.decoder.name,
+            *(need.name for need in needs if need.phase == "encode" and not need.on_host),
+        )
         order: list[tuple[str, Iterable[Unit]]] = [
-            ("transformer", [unit for unit in transformer.units if unit.name in streamed]),
-            ("transformer", [unit for unit in transformer.units if unit.name not in streamed]),
+            (self._core, [unit for unit in core.units if unit.name in streamed]),
+            (self._core, [unit for unit in core.units if unit.name not in streamed]),
             *((name, by_name[name].units) for name in others),
-            ("transformer", transformer.component.of_role("modulation")),
+            (self._core, core.component.of_role("modulation")),
         ]
         room = self.target.ram_budget_bytes - self._fixed_ram(needs, request, tile)
         if room < 0:
@@ -300,7 +298,9 @@ class Planner:
     ) -> tuple[dict[str, _Fit], dict[str, frozenset[str]]]:
         """The device is host memory: what is kept there is computed with where it lies."""
         everything = [need.name for need in needs]
-        choices = [everything, ["transformer", "vae", "text_encoder"], ["vae", "text_encoder"], []]
+        largest = _reader(needs).name  # runs once a prompt
+        rest = [name for name in everything if name not in (self._core, largest)]
+        choices = [everything, [self._core, *rest], rest, []]
         for names in choices:
             held = sum(_bytes(need.component.units) for need in needs if need.name in names)
             room = self.target.ram_budget_bytes - self._fixed_ram(needs, request, tile) - held
@@ -343,12 +343,12 @@ class Planner:
         assert request.width and request.height
         process = CARD_PROCESS_BYTES if self.target.is_card else CPU_PROCESS_BYTES
         table = sum(_table_bytes(need.component) for need in needs)
-        (vae,) = (need.component for need in needs if need.name == "vae")
-        parked = parked_bytes(vae.module, request.width, request.height, vae.dtype) if tile else 0
-        (transformer,) = (need.component for need in needs if need.name == "transformer")
-        assert transformer.reader is not None and request.steps
+        (decoder,) = (need.component for need in needs if need.phase == "decode")
+        parked = parked_bytes(decoder.module, self.model.size(request), decoder.dtype) if tile else 0
+        (core,) = (need.component for need in needs if need.name == self._core)
+        assert request.steps
         prompts = 2 if self._negative_passes else 1
-        tables = prompts * request.steps * transformer.reader.total * transformer.reader.dtype.itemsize
+        tables = prompts * request.steps * core.reader.total * core.reader.dtype.itemsize if core.reader else 0
         on_host = sum(_bytes(need.units) + need.work_bytes for need in needs if need.on_host)
         return process + self._staging_bytes(needs) + table + parked + tables + on_host
 
@@ -388,9 +388,9 @@ class Planner:
         )
         host, pinned = self._fixed_ram(needs, request, tile) + held, 0
         if self.target.is_card:
-            transformer = by_name["transformer"]
-            crossing = placements["transformer"].streamed & placements["transformer"].kept
-            pinned = _bytes(_named(transformer.units, crossing)) + self._staging_bytes(needs)
+            core = by_name[self._core]
+            crossing = placements[self._core].streamed & placements[self._core].kept
+            pinned = _bytes(_named(core.units, crossing)) + self._staging_bytes(needs)
         else:
             host += max(
                 need.work_bytes
@@ -401,10 +401,10 @@ class Planner:
                 )
                 for need in needs
             )
-        reader = needs[1]
+        reader = _reader(needs)
         how = "streamed" if fits[reader.name].streamed else "whole"
         text_encoder = (
-            f"{'DistillT5' if request.distill else 'T5'}, {_parameters(reader.component)}, "
+            f"{self.model.family.part(reader.name).short}, {_parameters(reader.component)}, "
             f"{precision_of(reader.name, request.form)}, {'on the CPU' if reader.on_host else how}"
         )
         return Plan(
@@ -469,20 +469,19 @@ class Planner:
                 crossing = _bytes(_named(need.units, placement.streamed))
                 waited = _bytes(_named(missing, placement.streamed))
                 read[need.phase] -= waited
-        profile, configs, reader = self.target.profile, self.model.configs, needs[1]
+        profile, reader = self.target.profile, _reader(needs)
         precision = str(request.precision)
         seconds = {"load": profile.move_seconds(moved["denoise"] + moved["decode"], read["denoise"] + read["decode"])}
         if new_prompt:
             seconds["encode"] = profile.encode_seconds(
-                configs[reader.name],
-                self.model.token_limit,
+                self._cost(request, reader.name),
                 moved["encode"],
                 read["encode"],
                 precision,
                 on_host=reader.on_host,
             )
         seconds["denoise"] = self._loop_seconds(request, pace)
-        seconds["decode"] = profile.decode_seconds(configs["vae"], request.width * request.height, precision)
+        seconds["decode"] = profile.decode_seconds(self._cost(request, self.model.family.decoder.name), precision)
         passes = request.steps + (self._negative_passes if self._batch == 1 else 0)
         return Turnaround(sum(moved.values()) + passes * crossing, sum(read.values()) + passes * waited, seconds)
 
@@ -495,7 +494,7 @@ class Planner:
         pace: Pace,
     ) -> list[str]:
         notes = [note for note in (self.target.note, self.model.size_note(request)) if note]
-        transformer, placement = by_name["transformer"], placements["transformer"]
+        core, placement = by_name[self._core], placements[self._core]
         if self._negative_passes:
             how = "as one batch" if self._batch > 1 else "one after the other"
             notes.append(
@@ -511,7 +510,7 @@ class Planner:
                 "of compute."
             )
         unkept = _bytes(
-            [unit for unit in transformer.units if unit.name in placement.streamed and unit.name not in placement.kept]
+            [unit for unit in core.units if unit.name in placement.streamed and unit.name not in placement.kept]
         )
         if unkept:
             fp8 = "" if request.precision in ("fp8", "int8") else ", or take --precision fp8"
@@ -523,15 +522,13 @@ class Planner:
 
     def _pace(self, request: Request, needs: Sequence[_Need], placement: Placement) -> Pace:
         """What a step computes, and what of its weights crosses to the card or comes from disk meanwhile."""
-        assert request.width and request.height
-        transformer = next(need for need in needs if need.name == "transformer")
-        streamed = _named(transformer.units, placement.streamed)
+        core = next(need for need in needs if need.name == self._core)
+        streamed = _named(core.units, placement.streamed)
         unkept = [unit for unit in streamed if unit.name not in placement.kept]
         profile = self.target.profile
         compute = profile.step_seconds(
-            self.model.configs["transformer"],
-            request.width * request.height // 256 + self.model.token_limit,
-            _bytes(transformer.component.of_role("block")),
+            self._cost(request, self._core),
+            _bytes(core.component.of_role("block")),
             str(request.precision),
             self._kernel,
         )
@@ -539,6 +536,9 @@ class Planner:
             profile.move_seconds(_bytes(streamed), pinned=True), profile.move_seconds(_bytes(unkept), _bytes(unkept))
         )
         return Pace(compute, crossing, self._batch)
+
+    def _cost(self, request: Request, part: str) -> Cost:
+        return self.model.family.cost(part, self.model.configs[part], self.model.size(request))
 
     # What cannot work.
 
@@ -583,6 +583,11 @@ class Planner:
             for side in (request.width, request.height)
         ]
         return replace(request, width=sides[0], height=sides[1])
+
+
+def _reader(needs: Sequence[_Need]) -> _Need:
+    """The last of the text encoders: the one that takes long."""
+    return [need for need in needs if need.phase == "encode"][-1]
 
 
 def _bytes(units: Iterable[Unit]) -> int:

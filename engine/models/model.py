@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from engine.families.all import FAMILIES, family_of_pipeline, parts
-from engine.families.family import Family
+from engine.families.family import Family, Size
 from engine.families.others import PIPELINES
 from engine.folders import shown_path
 from engine.models.layouts import Found, recognise
@@ -87,15 +87,14 @@ class Model:
             f"{self.name} was made for {side}x{side} pixels; at {size[0]}x{size[1]} things may be repeated or cut off."
         )
 
-    @property
-    def clip_limit(self) -> int:
-        """CLIP tokens that it takes."""
-        return self.limits["tokenizer"]
+    def limit_of(self, encoder: str) -> int:
+        """Tokens that a text encoder takes."""
+        return self.limits[self.family.tokenizer_of(encoder).name]
 
-    @property
-    def token_limit(self) -> int:
-        """T5 tokens that it takes."""
-        return self.limits["tokenizer_2"]
+    def size(self, request: Request) -> Size:
+        """The geometry of a complete request's picture."""
+        assert request.width and request.height
+        return self.family.size(self.configs, self.limits, request.width, request.height)
 
     @property
     def distills(self) -> bool:

@@ -34,6 +34,7 @@ from engine.demo import scenes
 from engine.demo.checker import check
 from engine.demo.grammar import describe
 from engine.demo.scenes import Scene
+from engine.families.flux1.latents import image_position_ids, noise, unpack
 from engine.guidance import Steering
 from engine.models.catalog import DEMO_FOLDER
 from engine.true_cfg import TrueGuidance
@@ -76,11 +77,11 @@ class Painter:
         self.pipeline, self.prompts, self.seeds, self.seed = pipeline, prompts, seeds, seed
         pipeline.vae.to(memory_format=torch.channels_last)  # a third faster
         channels = pipeline.vae.config.latent_channels
-        self.noise = torch.cat([flow.noise(seed + k, channels, SIDE, SIDE) for k in range(len(prompts) * seeds)])
+        self.noise = torch.cat([noise(seed + k, channels, SIDE, SIDE) for k in range(len(prompts) * seeds)])
         with torch.no_grad():
             self._positive = pipeline.encode_prompt(list(prompts), None, max_sequence_length=TOKENS)[:2]
             self._negative = pipeline.encode_prompt("", None, max_sequence_length=TOKENS)[:2]
-        self._image_ids, self._text_ids = flow.image_position_ids(SIDE, SIDE), torch.zeros(TOKENS, 3)
+        self._image_ids, self._text_ids = image_position_ids(SIDE, SIDE), torch.zeros(TOKENS, 3)
         self._unguided: dict[tuple[int, int, int, bool], Tensor] = {}
 
     @torch.inference_mode()
@@ -135,7 +136,7 @@ class Painter:
         """Tokens [B, L, C] to pictures, uint8 [B, H, W, 3]."""
         config, pictures = self.pipeline.vae.config, []
         for few in tokens.split(DECODED):
-            latents = flow.unpack(few, SIDE, SIDE) / config.scaling_factor + config.shift_factor
+            latents = unpack(few, SIDE, SIDE) / config.scaling_factor + config.shift_factor
             latents = latents.contiguous(memory_format=torch.channels_last)
             pixels = self.pipeline.vae.decode(latents, return_dict=False)[0]  # [B, 3, H, W] in -1..1
             pictures.append((pixels / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1))

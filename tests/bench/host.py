@@ -26,12 +26,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine import Engine, flow, modulation
+from engine import Engine, modulation
 from engine.denoise import Prompt, denoise
+from engine.families.flux1.latents import image_position_ids
+from engine.families.flux1.networks import NETWORKS
 from engine.memory.components import Components, Placement
 from engine.models.loading import empty_component
 from engine.models.model import Model
 from tests.bench.models import Configs, flux_configs, small_configs, write_model
+from tests.tiny import flux_size
 
 CPU = torch.device("cpu")
 SIDE, WORDS = 64, 32  # pixels of the picture, tokens of the prompt
@@ -125,13 +128,14 @@ def engine_step(model: Model, precision: str, kernel: str | None, streamed: bool
         assert reader is not None
         prompt = Prompt(
             modulation.Tables(torch.zeros(steps, reader.total, dtype=reader.dtype)),
-            torch.zeros(1, WORDS, model.configs["transformer"]["joint_attention_dim"]),
+            {"sequence": torch.zeros(1, WORDS, model.configs["transformer"]["joint_attention_dim"])},
         )
-        latents, sigmas = flow.noise(1, 16, SIDE, SIDE), torch.linspace(1, 0, steps + 1)
+        size, sigmas = flux_size(SIDE, SIDE, 16, WORDS), torch.linspace(1, 0, steps + 1)
+        latents = NETWORKS.noise(1, size)
 
         def loop(count: int) -> None:
-            given = (latents, sigmas[: count + 1], SIDE, SIDE, nothing, CPU, loan.dtype)
-            for _ in denoise(loan.module, reader, prompt, *given):
+            given = ([prompt], latents, sigmas[: count + 1], size, nothing, CPU, loan.dtype)
+            for _ in denoise(NETWORKS, loan.module, reader, *given):
                 pass
 
         # There are no numbers that could be finite.
@@ -150,7 +154,7 @@ def diffusers_step(model: Model, steps: int) -> dict[str, Any]:
         "pooled_projections": torch.zeros(1, config["pooled_projection_dim"]),
         "timestep": torch.zeros(1),
         "guidance": torch.zeros(1),
-        "img_ids": flow.image_position_ids(SIDE, SIDE),
+        "img_ids": image_position_ids(SIDE, SIDE),
         "txt_ids": torch.zeros(WORDS, 3),
     }
     given = {name: value.bfloat16() for name, value in given.items()}

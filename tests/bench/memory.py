@@ -33,11 +33,13 @@ import transformers
 from diffusers import FluxTransformer2DModel
 from torch.profiler import ProfilerActivity, profile
 
-from engine import Engine, PhaseFinished, Request, RequestError, encode, flow, modulation
+from engine import Engine, PhaseFinished, Request, RequestError, modulation
 from engine.decode import decode, parked_bytes
 from engine.denoise import Prompt, denoise
 from engine.events import Plan, Simulated
 from engine.families.flux1 import published as flux1
+from engine.families.flux1.latents import image_position_ids
+from engine.families.flux1.networks import NETWORKS
 from engine.images.save import plan_output
 from engine.memory.components import Components, Loan
 from engine.memory.ledger import counted
@@ -194,36 +196,33 @@ def loaded(loan: Loan) -> Any:
     return loan.module
 
 
-def held_by_encoder(loan: Loan, tokens: int) -> int:
-    """What the real pass of a text encoder over so many tokens held beside weights, by the ledger."""
-    ids = torch.zeros(1, tokens, dtype=torch.int64)
+def held_by_encoder(loan: Loan, model: Model) -> int:
+    """What the real pass of a text encoder over its full length held beside weights, by the ledger."""
+    ids = torch.zeros(1, model.limit_of(loan.name), dtype=torch.int64)
     module = loaded(loan)
     table = [] if loan._opened is None or loan._opened.table is None else [loan._opened.table]
     with counted("cpu") as ledger:
         ledger.ignore([*module.parameters(), *table])
-        if loan.name == "text_encoder":
-            encode.pooled_embedding(module, ids, nothing, loan.device)
-        else:
-            encode.sequence_embedding(module, loan.embedded(ids), nothing, loan.device)
+        NETWORKS.encode(loan.name, module, ids, loan.embedded, loan.device)
         return ledger.peak_bytes
 
 
 def held_by_loop(loan: Loan, model: Model, side: int, sigmas: torch.Tensor) -> int:
     """What the real step loop held beside weights and the tables, which stay on the host, by the ledger."""
-    config, reader = model.configs["transformer"], loan.component.reader
+    reader, size = loan.component.reader, model.size(Request("any", width=side, height=side))
     assert reader is not None
-    latents = flow.noise(1, int(model.configs["vae"]["latent_channels"]), side, side)
-    sequence = torch.randn(1, model.token_limit, config["joint_attention_dim"]).to(loan.dtype)
-    pooled = torch.randn(1, config["pooled_projection_dim"])
+    latents = NETWORKS.noise(1, size)
+    told = {name: torch.randn_like(each) for name, each in NETWORKS.unread(model.configs, size, loan.dtype).items()}
     for _ in loan.read():
         pass
-    told = None if model.defaults.guidance is None else [model.defaults.guidance] * (len(sigmas) - 1)
-    (tables,) = modulation.compute(reader, loan.visit, [pooled], sigmas, told, loan.device, loan.dtype, nothing)
+    scale = None if model.defaults.guidance is None else [model.defaults.guidance] * (len(sigmas) - 1)
+    where = NETWORKS, loan.device, loan.dtype, nothing
+    (tables,) = modulation.compute(reader, loan.visit, [told], sigmas, scale, *where)
     module = loaded(loan)
     with counted("cpu") as ledger:
         ledger.ignore([*module.parameters(), tables.rows])
         for step in denoise(
-            module, reader, Prompt(tables, sequence), latents, sigmas, side, side, nothing, loan.device, loan.dtype
+            NETWORKS, module, reader, [Prompt(tables, told)], latents, sigmas, size, nothing, loan.device, loan.dtype
         ):
             assert bool(step.latents.isfinite().all())
         return ledger.peak_bytes
@@ -231,11 +230,10 @@ def held_by_loop(loan: Loan, model: Model, side: int, sigmas: torch.Tensor) -> i
 
 def allocated_by_decoder(loan: Loan, model: Model, side: int, tile: int) -> int:
     """What the real decoder held beside weights by torch's own allocator, scratch of convolutions included."""
-    channels = int(model.configs["vae"]["latent_channels"])
-    module = loaded(loan)
-    tokens = torch.randn(flow.tokens_shape(channels, side, side))
+    size, module = model.size(Request("any", width=side, height=side)), loaded(loan)
+    tokens = torch.randn(size.shape)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        decode(module, tokens, side, side, nothing, tile=tile, device=loan.device, dtype=loan.dtype)
+        decode(NETWORKS, module, tokens, size, nothing, tile=tile, device=loan.device, dtype=loan.dtype)
     now = highest = 0
     assert profiler.profiler is not None
     memory = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -275,13 +273,13 @@ def activations(model: Model, precision: str, side: int) -> Iterator[tuple[str, 
     defaults = model.defaults
     request = Request("any", width=side, height=side, precision=precision, steps=2, seed=1).resolved(defaults)
     try:
-        for name, tokens in (("text_encoder", model.clip_limit), ("text_encoder_2", model.token_limit)):
+        for name in ("text_encoder", "text_encoder_2"):
             with lent(components, planner, name, request) as loan:
-                yield name, known.encode(name, precision), held_by_encoder(loan, tokens)
+                yield name, known.encode(name, precision), held_by_encoder(loan, model)
         sigmas = torch.linspace(1, 0, 3)
         with lent(components, planner, "transformer", request, passes=2) as loan:
             measured = held_by_loop(loan, model, side, sigmas)
-        yield f"denoise {side}x{side}", known.denoise(precision, side, side), measured
+        yield f"denoise {side}x{side}", known.denoise(precision, model.size(request)), measured
     finally:
         components.clear()
 
@@ -304,8 +302,8 @@ def decode_part(options: argparse.Namespace) -> None:
             request = Request("any", width=side, height=side, precision=precision, seed=1).resolved(model.defaults)
             with lent(components, planner, "vae", request) as loan:
                 measured = allocated_by_decoder(loan, model, side, tile)
-                parked = parked_bytes(loan.module, side, side, loan.dtype) if tile else 0
-            predicted = planner.activations.decode(precision, side, side, tile)
+                parked = parked_bytes(loan.module, model.size(request), loan.dtype) if tile else 0
+            predicted = planner.activations.decode(precision, model.size(request), tile)
             allowed = predicted + planner.allowance("decode", predicted, loan.dtype) + parked
             row(
                 f"decoder {name}, {precision}, {side}x{side}{f', tile {tile}' if tile else ''}: allocated, predicted",
@@ -484,7 +482,8 @@ def difference_of_latents(precision: str, steps: int = 4) -> float:
     components, planner = prepared(model)
     request = Request(PROMPTS[0], steps=steps, seed=1, precision=precision).resolved(model.defaults)
     sigmas = torch.linspace(1, 0, steps + 1)
-    latents = flow.noise(1, int(model.configs["vae"]["latent_channels"]), width, height)
+    size = model.size(request)
+    latents = NETWORKS.noise(1, size)
     embeds, pooled, _ = open_pipeline(DEMO_FOLDER).encode_prompt(PROMPTS[0], None, max_sequence_length=TOKENS)
     with lent(components, planner, "transformer", request, passes=steps) as loan:
         reader, dtype = loan.component.reader, loan.dtype
@@ -492,10 +491,11 @@ def difference_of_latents(precision: str, steps: int = 4) -> float:
         for _ in loan.read():
             pass
         told = None if guidance is None else [guidance] * steps
-        (tables,) = modulation.compute(reader, loan.visit, [pooled], sigmas, told, CPU, dtype, nothing)
-        prompt = Prompt(tables, embeds.to(dtype))
+        read = {"pooled": pooled, "sequence": embeds.to(dtype)}
+        (tables,) = modulation.compute(reader, loan.visit, [read], sigmas, told, NETWORKS, CPU, dtype, nothing)
+        prompt = Prompt(tables, read)
         module = loaded(loan)
-        for step in denoise(module, reader, prompt, latents, sigmas, width, height, nothing, CPU, dtype):
+        for step in denoise(NETWORKS, module, reader, [prompt], latents, sigmas, size, nothing, CPU, dtype):
             ours = step.latents
     components.clear()
     transformer = FluxTransformer2DModel.from_pretrained(DEMO_FOLDER / "transformer").to(dtype).eval()
@@ -508,7 +508,7 @@ def difference_of_latents(precision: str, steps: int = 4) -> float:
                 pooled_projections=pooled.to(dtype),
                 timestep=sigma.expand(1).to(dtype),
                 guidance=None if guidance is None else torch.full((1,), guidance).to(dtype),
-                img_ids=flow.image_position_ids(width, height).to(dtype),
+                img_ids=image_position_ids(width, height).to(dtype),
                 txt_ids=torch.zeros(embeds.shape[1], 3, dtype=dtype),
                 return_dict=False,
             )[0]

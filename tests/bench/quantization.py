@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from engine import Engine, Request, flow, modulation
+from engine import Engine, Request, modulation
 from engine.decode import decode
 from engine.demo import scenes
 from engine.demo.checker import check
@@ -50,6 +50,8 @@ from engine.events import Event, StepFinished
 from engine.families.flux1 import blocks
 from engine.families.flux1 import published as flux1
 from engine.families.flux1.cuts import cut, inputs
+from engine.families.flux1.latents import image_position_ids
+from engine.families.flux1.networks import NETWORKS
 from engine.images.save import Destination
 from engine.job import Job
 from engine.models import calibrations
@@ -64,6 +66,7 @@ from engine.quantization.salience import MODES, Input
 from engine.runtime import NOTHING_TO_REPEAT, Repeat
 from tests.bench.accuracy import Picture, draw_scenes, summary
 from tests.bench.models import Configs, flux_configs, write_model
+from tests.tiny import flux_size
 
 TRANSFORMER = Path("transformer") / "diffusion_pytorch_model.safetensors"  # in a model's folder
 STEPS, SIDE = 4, 128
@@ -157,7 +160,7 @@ class Decoder:
         self.vae = AutoencoderKL.from_pretrained(DEMO_FOLDER / "vae", torch_dtype=torch.float32).eval()
 
     def __call__(self, latents: Tensor) -> NDArray[np.uint8]:
-        pixels: NDArray[np.uint8] = decode(self.vae, latents, SIDE, SIDE, lambda: None).numpy()
+        pixels: NDArray[np.uint8] = decode(NETWORKS, self.vae, latents, flux_size(SIDE, SIDE), lambda: None).numpy()
         return pixels
 
 
@@ -379,7 +382,7 @@ def velocity(config: Mapping[str, Any], state: State, seed: int = 0) -> Tensor:
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    places = flow.image_position_ids(SIDE, SIDE)
+    places = image_position_ids(SIDE, SIDE)
     output: Tensor = transformer(
         hidden_states=normal(1, len(places), config["in_channels"]),
         encoder_hidden_states=normal(1, text, config["joint_attention_dim"]),
@@ -646,7 +649,7 @@ def step(transformer: Any, config: Mapping[str, Any], side: int, text: int, kern
     """One step for a square picture of `side` pixels."""
     if kernel is not None:
         set_kernel(transformer, kernel)
-    places = flow.image_position_ids(side, side)
+    places = image_position_ids(side, side)
     device = next(transformer.parameters()).device
     options = {"device": device, "dtype": torch.bfloat16}
     output: Tensor = transformer(

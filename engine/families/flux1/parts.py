@@ -133,6 +133,7 @@ PARTS = (
     Part(
         TRANSFORMER,
         "FLUX.1 transformer",
+        "transformer",
         "denoise",
         TRANSFORMER_KEYS,
         network="FluxTransformer2DModel",
@@ -141,6 +142,7 @@ PARTS = (
     ),
     Part(
         VAE,
+        "autoencoder",
         "autoencoder",
         "decode",
         VAE_KEYS,
@@ -156,6 +158,7 @@ PARTS = (
     Part(
         CLIP,
         "CLIP-L",
+        "CLIP",
         "encode",
         CLIP_KEYS,
         network="CLIPTextModel",
@@ -169,6 +172,7 @@ PARTS = (
     Part(
         T5,
         "T5-XXL",
+        "T5",
         "encode",
         T5_KEYS,
         network="T5EncoderModel",
@@ -182,8 +186,10 @@ PARTS = (
     Part(
         DISTILL_T5,
         "DistillT5",
+        "DistillT5",
         "encode",
         Keys({}),
+        beside_card=True,
         fixed="fp32",  # it is too small for less
         takes_place_of=T5,
         flag="--distill",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from engine import flow
+from engine import Request
 from engine.decode import decode, smaller_tiles
 from engine.memory.components import Placement
 from engine.memory.driver import process_bytes
@@ -34,16 +34,17 @@ def decode_peaks(spec: dict[str, Any]) -> dict[str, Any]:
         for _ in loan.load():
             pass
         resident = sum(unit.nbytes for unit in units)
-        channels = int(engine.source.configs["vae"]["latent_channels"])
+        model = engine.source
         card = stack.enter_context(Sampler(gauge))
         for side in spec["sides"]:
-            tiles = smaller_tiles(0, side, side)
+            size = model.size(Request("any", width=side, height=side))
+            tiles = smaller_tiles(0, size)
             for tile in [0, *tiles[:1]]:
-                predicted = planner.activations.decode("bf16", side, side, tile)
+                predicted = planner.activations.decode("bf16", size, tile)
                 allowance = planner.allowance("decode", predicted, loan.dtype)
                 row: dict[str, Any] = {"side": side, "tile": tile, "activation_bytes": predicted}
                 row["predicted"] = resident + predicted + allowance
-                tokens = torch.randn(flow.tokens_shape(channels, side, side)).to(device)
+                tokens = torch.randn(size.shape).to(device)
                 gc.collect()
                 if target.is_card:
                     torch.cuda.empty_cache()
@@ -51,7 +52,8 @@ def decode_peaks(spec: dict[str, Any]) -> dict[str, Any]:
                 card.restart()
                 start = time.perf_counter()
                 try:
-                    decode(loan.module, tokens, side, side, nothing, tile=tile, device=loan.device, dtype=loan.dtype)
+                    given = (model.family.networks, loan.module, tokens, size, nothing)
+                    decode(*given, tile=tile, device=loan.device, dtype=loan.dtype)
                 except Exception as error:
                     if not card_is_full(error):
                         raise

@@ -12,6 +12,7 @@ from diffusers import FluxTransformer2DModel
 from diffusers.hooks import apply_group_offloading
 
 from engine import flow
+from engine.families.flux1.latents import image_position_ids, noise
 from engine.memory.budget import read_size
 from engine.memory.driver import process_bytes
 from engine.memory.enforce import CardMemory
@@ -43,12 +44,12 @@ def diffusers_steps(spec: dict[str, Any]) -> dict[str, Any]:
             **(options if device.type == "cuda" else {}),
         )
     config, side, dtype = transformer.config, spec["side"], torch.bfloat16
-    latents = flow.noise(1, config.in_channels // 4, side, side).to(device)
+    latents = noise(1, config.in_channels // 4, side, side).to(device)
     given = {
         "encoder_hidden_states": torch.randn(1, 512, config.joint_attention_dim).to(device, dtype),
         "pooled_projections": torch.randn(1, config.pooled_projection_dim).to(device, dtype),
         "guidance": torch.full((1,), 3.5, device=device, dtype=dtype) if config.guidance_embeds else None,
-        "img_ids": flow.image_position_ids(side, side).to(device, dtype),
+        "img_ids": image_position_ids(side, side).to(device, dtype),
         "txt_ids": torch.zeros(512, 3, device=device, dtype=dtype),
     }
     restart_peaks(spec["device"])
