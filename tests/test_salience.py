@@ -25,8 +25,8 @@ from engine.images.save import plan_output
 from engine.models import calibrations
 from engine.models.catalog import DEMO_FOLDER
 from engine.models.converted import converted_files
+from engine.models.forms import Form
 from engine.models.weights import WeightFiles
-from engine.quantization.forms import Form
 from engine.quantization.int8 import KERNELS
 from engine.quantization.salience import (
     MODES,

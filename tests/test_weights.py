@@ -25,8 +25,8 @@ from engine.files import Temporary, clean_up
 from engine.folders import cache_dir
 from engine.models import converting, weights
 from engine.models.converted import converted_files, quantize_into, rounding_errors
+from engine.models.forms import Form
 from engine.models.weights import WeightFiles
-from engine.quantization.forms import Form
 from engine.quantization.fp8 import FP8, dequantize, quantize_rows
 from engine.quantization.salience import Folds
 from engine.request import RequestError

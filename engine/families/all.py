@@ -19,6 +19,11 @@ def tokenizers() -> dict[str, Tokenizer]:
     return {each.name: each for family in reversed(FAMILIES) for each in reversed(family.tokenizers)}
 
 
+def is_eight_bit(part: str, name: str) -> bool:
+    """Whether a part's parameter is a linear layer's weight that has 8 bits where any have."""
+    return any(family.eight_bit(part, name) for family in FAMILIES)
+
+
 def family_of_pipeline(name: str) -> Family | None:
     """The family that a class in a folder's model_index.json belongs to."""
     return next((family for family in FAMILIES if name in family.pipelines), None)

@@ -202,6 +202,10 @@ class Family(ABC):
     def layout(self, part: str, shapes: Shapes) -> Layout:
         """Whose names the tensors of a part have."""
 
+    def eight_bit(self, part: str, name: str) -> bool:
+        """Whether the parameter `name` of a part is a linear layer's weight that has 8 bits where any have."""
+        return False
+
     def beside(self, name: str) -> bool:
         """Whether a tensor outside all parts' prefixes may lie in a file that holds everything."""
         return False

@@ -22,12 +22,12 @@ from engine.memory.ring import Ring, copying, host_memory, pin
 from engine.memory.units import Component, Unit, Weights, build, precision_of
 from engine.models import calibrations
 from engine.models.converted import column_maxima, converted_files, is_converted_already
+from engine.models.forms import Form
 from engine.models.loading import check_tensors
 from engine.models.model import Model
 from engine.models.weights import WeightFiles
 from engine.modulation import Tables
-from engine.quantization import forms, kernels
-from engine.quantization.forms import Form
+from engine.quantization import kernels
 from engine.quantization.fp8 import Fp8Linear
 from engine.quantization.salience import Folds
 from engine.workers import give_up, start_workers, wait
@@ -112,7 +112,7 @@ class Components:
         Raises `RequestError` where it needs balancing factors and there are none, or another model's.
         """
         precision = precision_of(name, precision)
-        if name not in forms.COMPONENTS.get(precision.partition("+")[0], ()):
+        if precision.partition("+")[0] not in self.model.family.part(name).forms:
             return None
         if precision not in self._forms:
             self._forms[precision] = self._made(precision)

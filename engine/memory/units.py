@@ -20,11 +20,11 @@ from engine import modulation
 from engine.families.all import parts
 from engine.families.networks import Cut
 from engine.models.converted import quantize_into
+from engine.models.forms import Form
 from engine.models.loading import empty_component
 from engine.models.model import Model
 from engine.models.weights import PART_BYTES, WeightFiles
 from engine.quantization import fp8, int8
-from engine.quantization.forms import Form
 from engine.quantization.fp8 import SCALE_SUFFIX
 from engine.quantization.salience import balanced_at_run_time
 
@@ -126,10 +126,11 @@ def build(model: Model, name: str, precision: str) -> Component:
     cut = networks.cut(name, module)
     wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     if precision == "fp8":
-        fp8.replace_linears(module, name, dtype)
+        fp8.replace_linears(module, partial(model.family.eight_bit, name), dtype)
     elif precision.startswith("int8"):
         inputs = networks.inputs(model.configs[name])
-        int8.replace_linears(module, dtype, balanced_at_run_time(inputs) if precision != "int8" else set())
+        balanced = balanced_at_run_time(inputs) if precision != "int8" else set()
+        int8.replace_linears(module, partial(model.family.eight_bit, name), dtype, balanced)
     if name == model.family.core.name:
         networks.install_blocks(module, dtype, folded=precision.startswith("int8"))
     paths: dict[str, Role] = dict.fromkeys(cut.step_only, "modulation")

@@ -31,8 +31,8 @@ from engine.models.conversions import (
     write_index,
 )
 from engine.models.converting import Layout, becomes_8_bits, convert, layout_of, row_pieces, rows_in
+from engine.models.forms import Form, dequantize
 from engine.models.weights import DTYPES, WeightFiles
-from engine.quantization.forms import Form, dequantize
 from engine.quantization.fp8 import SCALE_SUFFIX
 from engine.request import RequestError
 from engine.untrusted import open_file

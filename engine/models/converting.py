@@ -21,8 +21,8 @@ from torch import Tensor
 from engine.direct import Output, page_aligned
 from engine.files import LEFTOVER, Temporary
 from engine.models.conversions import FORMAT
+from engine.models.forms import Form
 from engine.models.weights import DTYPES, StoredTensor, WeightFiles, is_finite, not_finite
-from engine.quantization.forms import Form
 from engine.quantization.fp8 import SCALE_SUFFIX
 from engine.workers import in_turn, workers
 

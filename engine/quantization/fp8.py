@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 
 import torch
@@ -30,20 +31,6 @@ MAX_SCALED_MM_ERROR = 0.05  # rounding the activations to 8 bits alone costs 0.0
 WIDENED_ELEMENTS = 2**18  # at a time, so that they stay in the processor's cache
 SCALE_SUFFIX = "_scale"  # "X.weight" is stored with "X.weight_scale"
 _scratch = threading.local()
-TRANSFORMER_BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
-
-
-def is_fp8(component: str, name: str) -> bool:
-    """Whether the parameter `name` (it ends in ".weight") of a component is the weight of an FP8 linear layer."""
-    path, _, parameter = name.rpartition(".")
-    layer = path.rpartition(".")[2]
-    if parameter != "weight":
-        return False
-    if component == "transformer":
-        return path.startswith(TRANSFORMER_BLOCKS) and not layer.startswith("norm")  # norm_q, norm_added_k: no linears
-    if component == "text_encoder_2":
-        return path.startswith("encoder.block.") and layer not in ("layer_norm", "relative_attention_bias")
-    return False
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,18 +135,18 @@ class Fp8Linear(nn.Module):
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, dtype={self.dtype}"
 
 
-def replace_linears(module: nn.Module, component: str, dtype: torch.dtype) -> None:
-    """Put an empty `Fp8Linear` in the place of every linear layer whose weight `is_fp8`."""
-    for name, layer in linears(module, component):
+def replace_linears(module: nn.Module, is_eight_bit: Callable[[str], bool], dtype: torch.dtype) -> None:
+    """Put an empty `Fp8Linear` in the place of every linear layer whose weight, by its name, is to have 8 bits."""
+    for name, layer in linears(module, is_eight_bit):
         module.set_submodule(name, Fp8Linear(layer.in_features, layer.out_features, layer.bias is not None, dtype))
 
 
-def linears(module: nn.Module, component: str) -> list[tuple[str, nn.Linear]]:
-    """The linear layers of a component that have 8 bits where any have, by name."""
+def linears(module: nn.Module, is_eight_bit: Callable[[str], bool]) -> list[tuple[str, nn.Linear]]:
+    """The linear layers whose weights, by their names, are to have 8 bits."""
     return [
         (name, layer)
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and is_fp8(component, f"{name}.weight")
+        if isinstance(layer, nn.Linear) and is_eight_bit(f"{name}.weight")
     ]
 
 

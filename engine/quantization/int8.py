@@ -100,12 +100,14 @@ class Int8Linear(nn.Module):
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, dtype={self.dtype}"
 
 
-def replace_linears(transformer: nn.Module, dtype: torch.dtype, balanced: Collection[str]) -> None:
+def replace_linears(
+    transformer: nn.Module, is_eight_bit: Callable[[str], bool], dtype: torch.dtype, balanced: Collection[str]
+) -> None:
     """Put an empty `Int8Linear` in the place of every linear layer of a transformer's blocks.
 
     `balanced` names those whose input is balanced while it is quantized.
     """
-    for name, layer in linears(transformer, "transformer"):
+    for name, layer in linears(transformer, is_eight_bit):
         bias = layer.bias is not None
         ours = Int8Linear(layer.in_features, layer.out_features, bias, dtype, balanced=name in balanced)
         transformer.set_submodule(name, ours)

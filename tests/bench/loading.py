@@ -43,9 +43,9 @@ from engine.files import clean_up
 from engine.memory.components import Components, Placement, _FromFiles
 from engine.models.catalog import published
 from engine.models.converted import converted_files
+from engine.models.forms import Form
 from engine.models.model import Model, described
 from engine.models.weights import WeightFiles
-from engine.quantization.forms import Form
 from engine.quantization.salience import Folds
 from tests.bench.memory import own_cache, row
 from tests.bench.models import flux_configs, forget_pages, write_component

@@ -17,9 +17,9 @@ from engine.demo.vocabulary import clip_tokenizer, t5_tokenizer
 from engine.families.flux1 import FLUX1
 from engine.families.flux1 import published as flux1
 from engine.models.catalog import published
+from engine.models.forms import Form
 from engine.models.loading import empty_component
 from engine.models.model import described
-from engine.quantization.forms import Form
 from engine.quantization.fp8 import SCALE_SUFFIX
 
 MIB, GIB = 2**20, 2**30

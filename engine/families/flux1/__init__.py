@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from engine.families.family import Config, Configs, Cost, Family, Layout, Size, Traits, Variant
 from engine.families.flux1 import distill_names, files
 from engine.families.flux1 import published as facts
-from engine.families.flux1.parts import CLIP, CLIP_TOKENIZER, PARTS, T5_TOKENIZER, TOKENIZERS, TRANSFORMER, VAE
+from engine.families.flux1.parts import CLIP, CLIP_TOKENIZER, PARTS, T5, T5_TOKENIZER, TOKENIZERS, TRANSFORMER, VAE
 from engine.families.rules import Shapes
 from engine.untrusted.headers import Header
 
@@ -47,6 +47,17 @@ class Flux1(Family):
 
     def layout(self, part: str, shapes: Shapes) -> Layout:
         return files.layout(part, shapes)
+
+    def eight_bit(self, part: str, name: str) -> bool:
+        path, _, parameter = name.rpartition(".")
+        layer = path.rpartition(".")[2]
+        if parameter != "weight":
+            return False
+        if part == TRANSFORMER:  # norm_q, norm_added_k are no linears
+            return path.startswith(("transformer_blocks.", "single_transformer_blocks.")) and layer[:4] != "norm"
+        if part == T5:
+            return path.startswith("encoder.block.") and layer not in ("layer_norm", "relative_attention_bias")
+        return False
 
     def beside(self, name: str) -> bool:
         return files.BESIDE.fullmatch(name) is not None

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.families.all import is_eight_bit, parts
 from engine.quantization import fp8, int8
 from engine.quantization.salience import Folds
-
-COMPONENTS = {"fp8": ("transformer", "text_encoder_2"), "int8": ("transformer",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ class Form:
 
     def covers(self, component: str, name: str) -> bool:
         """Whether the parameter `name` of a component is stored in 8 bits."""
-        return component in COMPONENTS[self.kind] and fp8.is_fp8(component, name)
+        return self.kind in parts()[component].forms and is_eight_bit(component, name)
 
     def quantize(self, name: str, rows: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Rows of a weight from `start` on as (8 bits [n, in], scale float32 [n]). Raises `ValueError` where they are
