@@ -97,7 +97,7 @@ def _check(model: Model, component: str) -> dict[str, _Kind]:
 
     wanted = {name: tuple(tensor.shape) for name, tensor in empty_component(model, component).state_dict().items()}
     kinds: dict[str, _Kind] = defaultdict(_Kind)
-    with WeightFiles.open(model.files[component], component, drop_pages=True) as files:
+    with WeightFiles.open(model.files[component], component, True, [model.family]) as files:
         check_tensors(wanted, files, model.place(component), model.family.networks, component)
         layers = set()
         for name, relative, largest in rounding_errors(files, component):

@@ -101,7 +101,7 @@ def add_model(
     clip: Annotated[str | None, typer.Option(metavar="PATH", help="Its CLIP-L.")] = None,
     t5: Annotated[str | None, typer.Option(metavar="PATH", help="Its T5-XXL.")] = None,
     tokenizers: Annotated[
-        str | None, typer.Option(metavar="DIR", help="A folder with tokenizer and tokenizer_2, or a ComfyUI.")
+        str | None, typer.Option(metavar="DIR", help="A folder that holds its tokenizers, or a ComfyUI.")
     ] = None,
     as_json: JsonOption = False,
 ) -> Work:
@@ -109,7 +109,10 @@ def add_model(
 
     Parts that are not named are looked for beside it and among those that are known. Nothing is copied.
     """
-    given = {"vae": vae, "text_encoder": clip, "text_encoder_2": t5, "tokenizers": tokenizers}
+    from engine.families.all import parts as known_parts
+
+    named = {part.flag: part.name for part in known_parts().values()}
+    given = {named["--vae"]: vae, named["--clip"]: clip, named["--t5"]: t5, "tokenizers": tokenizers}
     parts = {part: Path(place) for part, place in given.items() if place is not None}
 
     def work() -> int:

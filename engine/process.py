@@ -92,6 +92,7 @@ class ModelOpened:
     defaults: Defaults
     options: tuple[Option, ...]
     times: FlowTimes = DEFAULT_TIMES  # where its steps lie
+    pixels_per_token: int = 256
     guidance_limits: tuple[float, float] = (1.0, MAX_GUIDANCE)  # of the distilled guidance that it was trained with
 
 
@@ -284,9 +285,11 @@ class _Server:
             times = DEFAULT_TIMES
             with suppress(ValueError, TypeError):  # refused when it is loaded
                 times = FlowTimes.from_config(engine.source.configs["scheduler"])
-            self._send(
-                ModelOpened(engine.model, engine.defaults, engine.options, times, guidance_limits(engine.source))
-            )
+            source, defaults = engine.source, engine.defaults
+            side = source.family.size(source.configs, source.limits, defaults.width, defaults.height)
+            area = defaults.width * defaults.height // side.tokens
+            limits = guidance_limits(source)
+            self._send(ModelOpened(engine.model, defaults, engine.options, times, area, limits))
             with closing(engine.load()) as events:
                 for event in events:
                     self._send(LoadEvent(event))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 MAX_SHIFT = 20.0  # in the exponent; FLUX.1 has 1.15
-PIXELS_PER_TOKEN = 16 * 16  # of FLUX.1
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import shutil
@@ -78,6 +79,48 @@ def test_engine_exports_every_event_and_every_name_resolves() -> None:
     assert all(getattr(engine, name) for name in engine.__all__)
     with pytest.raises(AttributeError, match="nonsense"):
         getattr(engine, "nonsense")  # noqa: B009
+
+
+# Names that only FLUX.1's own room may use, and places where one is something else: a node of another program's graph.
+OF_FLUX = re.compile(
+    r"(single_)?transformer_blocks|(double|single)_blocks|time_text_embed|norm_out|x_embedder|context_embedder"
+    r"|(img|txt|time|vector|guidance)_in|text_encoder(_2)?|distill_t5|tokenizer_2|guidance_embeds|lm_head|enc\\.blk"
+)
+CLASSES_OF_FLUX = re.compile(r"(Flux|CLIP|T5|Distill|AutoencoderKL)[A-Z]?\w*")
+ROOMS_OF_FLUX = ("engine/families/", "engine/demo/", "engine/images/comfyui.py")
+NO_TENSOR = {"text_encoder"}  # a field of the plan: how the prompt is read
+
+
+def strings_and_imports(tree: ast.AST) -> tuple[set[str], set[str]]:
+    """String literals that are no docstrings, and imported names."""
+    documented = {
+        node.body[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    texts = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in documented
+    }
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    return texts, names
+
+
+def test_only_families_know_the_networks_and_their_tensors() -> None:
+    found = []
+    for room in ("engine", "tui"):
+        for path in sorted((ROOT / room).rglob("*.py")):
+            place = path.relative_to(ROOT).as_posix()
+            if place.startswith(ROOMS_OF_FLUX):
+                continue
+            texts, names = strings_and_imports(ast.parse(path.read_text("utf-8")))
+            words = {word for text in texts for word in re.split(r"[^\w]+", text)} - NO_TENSOR
+            found += [f"{place}: {word}" for word in sorted(words) if OF_FLUX.fullmatch(word)]
+            found += [f"{place}: import {name}" for name in sorted(names) if CLASSES_OF_FLUX.fullmatch(name)]
+    assert found == []
 
 
 def test_the_top_level_holds_only_what_belongs_there() -> None:

@@ -23,7 +23,7 @@ from engine.request import (
     RequestError,
     read_schedule,
 )
-from engine.times import DEFAULT_TIMES, PIXELS_PER_TOKEN, FlowTimes
+from engine.times import DEFAULT_TIMES, FlowTimes
 
 RATIOS = ((1, 1), (5, 4), (4, 3), (3, 2), (16, 9), (2, 1), (4, 5), (3, 4), (2, 3), (9, 16), (1, 2))
 # Fields of a request that a model may offer.
@@ -45,6 +45,7 @@ class Parameters:
     seed: int | None = None
     count: int = 1
     times: FlowTimes = DEFAULT_TIMES  # of the model's steps
+    pixels_per_token: int = 256
     limits: tuple[float, float] = (1.0, MAX_GUIDANCE)  # of its distilled guidance
     auto: Plan | None = field(default=None, compare=False)  # the last whose precision auto chose
 
@@ -92,7 +93,7 @@ class Parameters:
         known = {name: offered[name] for name in CHOICES if name in offered and name not in ("precision", "salience")}
         try:
             request = Request("a plot", seed=0, **known).resolved(Defaults(1, 64, 64, None, "fp32"))
-            tokens = (request.width or 0) * (request.height or 0) // PIXELS_PER_TOKEN
+            tokens = (request.width or 0) * (request.height or 0) // self.pixels_per_token
             found = steering(request, self.times.numbers(request.steps or 1, tokens), self.limits)
         except (RequestError, ValueError, ArithmeticError):
             return None

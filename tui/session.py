@@ -275,6 +275,7 @@ class Session:
                     self.opening = self.model = model  # by its full name
                     self.parameters.announce(options)
                     self.parameters.times, self.parameters.limits = opened.times, opened.guidance_limits
+                    self.parameters.pixels_per_token = opened.pixels_per_token
                     if not self.simulate:  # which needs no files of the model
                         self.history.save("model", model)
                 if self.running is None:

@@ -224,7 +224,7 @@ class Components:
         opened = self._open[name]
         if opened.weights is None and not self.simulated:
             files, place = self.model.files[name], self.model.place(name)
-            source = WeightFiles.open(files, name)
+            source = WeightFiles.open(files, name, families=[self.model.family])
             try:
                 names = check_tensors(component.wanted, source, place, self.model.family.networks, name)
                 form, is_converted = self.form(name, precision), False

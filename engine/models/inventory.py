@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from engine.families.all import FAMILIES
+from engine.families.all import FAMILIES, tokenizers
 from engine.folders import shown_path
 from engine.models import catalog, conversions, hub, pairing, registry
 from engine.models.finding import Scanned, scan
@@ -166,7 +166,8 @@ def _given(parts: Mapping[str, Path]) -> dict[str, Path]:
         if part == "tokenizers":
             below = pairing.tokenizers_below(place)
             if not below:
-                raise RequestError(part, f"{shown_path(place)} holds no tokenizer (tokenizer and tokenizer_2).")
+                names = " and ".join(tokenizers())
+                raise RequestError(part, f"{shown_path(place)} holds no tokenizer ({names}).")
             given |= below
         elif part in registry.PLACES and not any(part == family.core.name for family in FAMILIES):
             given[part] = place

@@ -107,9 +107,11 @@ class _Group:
         return self.family.layout(self.part.name, self.shapes)
 
 
-def recognise(headers: Sequence[Header]) -> list[Found]:
-    """The parts in these files, which belong together. Raises `RequestError` for what is recognised and cannot be used,
-    and for what is not recognised."""
+def recognise(headers: Sequence[Header], families: Sequence[Family] = FAMILIES) -> list[Found]:
+    """The parts in these files, which belong together, of one of the `families`.
+
+    Raises `RequestError` for what is recognised and cannot be used, and for what is not recognised.
+    """
     for header in headers:
         if header.metadata.get("t2i_format") and header.metadata.get("form", "").startswith("int8"):
             raise RequestError(
@@ -117,16 +119,16 @@ def recognise(headers: Sequence[Header]) -> list[Found]:
                 f"{shown_path(header.path)} holds int8 weights from this program's own cache, which are no model: "
                 "open the model that they were made of, with --precision int8.",
             )
-    return [_found(group) for group in _groups(headers)]
+    return [_found(group) for group in _groups(headers, families)]
 
 
-def entries(headers: Sequence[Header], component: str) -> dict[str, Entry]:
+def entries(headers: Sequence[Header], component: str, families: Sequence[Family] = FAMILIES) -> dict[str, Entry]:
     """Where each tensor of a part lies, by diffusers' and transformers' names.
 
     Raises `RequestError` that names the file and the tensor where one is missing, spare or misshapen, as far as that
     follows from the layout.
     """
-    for group in _groups(headers):
+    for group in _groups(headers, families):
         if group.part.name == component:
             return _entries(group)
     raise RequestError("model", f"{_place(headers)} holds no {parts()[component].title}.")
@@ -135,20 +137,20 @@ def entries(headers: Sequence[Header], component: str) -> dict[str, Entry]:
 # Which part is which.
 
 
-def _groups(headers: Sequence[Header]) -> list[_Group]:
+def _groups(headers: Sequence[Header], families: Sequence[Family]) -> list[_Group]:
     names = {name: header for header in headers for name in header.tensors}
     _refuse_others(names, headers)
     groups = [
         _Group(family, part, prefix, headers)
-        for family in FAMILIES
+        for family in families
         for part in family.parts
         for prefix in part.prefixes
         if any(name.startswith(prefix) for name in names)
     ]
     if not groups:
-        wrapper = _wrapper([*names])
+        wrapper = _wrapper([*names], families)
         inside = {name.removeprefix(wrapper): header for name, header in names.items()}
-        groups = [_Group(*_part_of(inside, headers), wrapper, headers)]
+        groups = [_Group(*_part_of(inside, headers, families), wrapper, headers)]
     spare = [] if groups[0].prefix == "" else [group.prefix for group in groups]
     for header in headers:
         for name, info in header.tensors.items():
@@ -169,10 +171,10 @@ def _groups(headers: Sequence[Header]) -> list[_Group]:
     return groups
 
 
-def _wrapper(names: Sequence[str]) -> str:
+def _wrapper(names: Sequence[str], families: Sequence[Family]) -> str:
     """What stands before all names, as torch.compile ("_orig_mod.") and trainers ("module.", "model.") leave it."""
     wrapper = ""
-    while names and _known_part(names) is None:
+    while names and _known_part(names, families) is None:
         first, dot, _ = names[0].partition(".")
         if not dot or not all(name.startswith(first + dot) for name in names):
             return ""
@@ -181,20 +183,20 @@ def _wrapper(names: Sequence[str]) -> str:
     return wrapper
 
 
-def _part_of(names: Mapping[str, Header], headers: Sequence[Header]) -> tuple[Family, Part]:
+def _part_of(names: Mapping[str, Header], headers: Sequence[Header], families: Sequence[Family]) -> tuple[Family, Part]:
     """Of a file that holds one part. Raises `RequestError`."""
-    if known := _known_part([*names]):
+    if known := _known_part([*names], families):
         return known
     first = next(iter(names), None)
-    what = f"nothing of FLUX.1 (its first tensor is {quoted(first)})" if first else "no tensors"
-    raise UnknownError(
-        "model", f"{_place(headers)} holds {what}; give a FLUX.1 transformer, an autoencoder, CLIP-L or T5."
-    )
+    known_titles = " or ".join(family.title for family in families)
+    what = f"nothing of {known_titles} (its first tensor is {quoted(first)})" if first else "no tensors"
+    titles = list(dict.fromkeys(part.title for family in families for part in family.needed))
+    raise UnknownError("model", f"{_place(headers)} holds {what}; give one of {', '.join(titles)}.")
 
 
-def _known_part(names: Sequence[str]) -> tuple[Family, Part] | None:
+def _known_part(names: Sequence[str], families: Sequence[Family]) -> tuple[Family, Part] | None:
     """Which part has tensors of these names; None where none has."""
-    for family in FAMILIES:
+    for family in families:
         if part := family.part_of(names):
             return family, family.part(part)
     return None

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from engine.families import family as families
 from engine.families.all import FAMILIES, tokenizers
 from engine.families.all import parts as known_parts
 from engine.families.family import Variant
@@ -25,7 +26,6 @@ DEMO_KIND = Variant(
     "demo",
     "The demo model is part of this program: Apache License 2.0 or MIT, as you prefer.",
 )
-IN_PLACE_OF = "takes T5's place with --distill"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +128,19 @@ def _model_of(model: Model, entry: Registered | None, name: str) -> Listing:
 def _parts_of(model: Model, given: Mapping[str, Path]) -> Iterator[Part]:
     for part in model.family.parts:
         if part.name in model.found:
-            note = IN_PLACE_OF if part.takes_place_of else "as you said" if part.name in given else ""
+            note = _in_place_of(part) or ("as you said" if part.name in given else "")
             yield part_of_found(model.found[part.name], note)
         elif not part.takes_place_of:
             yield Part(part.name, part.title, "", "diffusers", "bf16", model.bytes[part.name])
     for name, folder in model.tokenizers.items():
         yield tokenizer_part(name, folder, "as you said" if name in given else "")
+
+
+def _in_place_of(part: families.Part) -> str:
+    """Whose place a part takes, in words; "" where it has one of its own."""
+    if not part.takes_place_of:
+        return ""
+    return f"takes {known_parts()[part.takes_place_of].short}'s place with --distill"
 
 
 def part_of_found(found: Found, note: str = "") -> Part:
@@ -231,7 +238,7 @@ def part_alone(name: str, entry: Registered | None) -> Listing:
         nbytes=found.nbytes if found else source.approximate_bytes,
         precision=found.precision if found else "fp32",
         layout=found.layout if found else part.title,
-        parts=(part_of_found(found, IN_PLACE_OF),) if found else (),
+        parts=(part_of_found(found, _in_place_of(part)),) if found else (),
         missing=() if found or warning else ("the rest of its weights" if pulled else "its weights",),
         warning=warning,
         pulled=pulled,

@@ -28,7 +28,7 @@ def load(path: str | Path, part: str, dtype: torch.dtype = torch.float32) -> Any
     networks = found.family.networks
     module = _empty(networks, part, config_of(found), found.place).eval()
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    with WeightFiles.open(found.files, part, drop_pages=True) as files:
+    with WeightFiles.open(found.files, part, True, [found.family]) as files:
         names = check_tensors(wanted, files, found.place, networks, part)
         for name in wanted.keys() - networks.tied(part).keys():
             memory = torch.empty(wanted[name], dtype=dtype)

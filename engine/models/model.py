@@ -135,7 +135,7 @@ def open_folder(path: Path, name: str) -> Model:
         if part.network:
             read_object(folder / "config.json")  # what is missing is said of the smallest file first
         files[part.name] = weight_files(folder)
-        found[part.name] = part_of(files[part.name], part.name)
+        found[part.name] = part_of(files[part.name], part.name, [family])
         configs[part.name] = config_beside(found[part.name], folder / "config.json")
     configs["scheduler"] = read_config(path / "scheduler" / "scheduler_config.json", SCHEDULER)
     for tokenizer in family.tokenizers:
@@ -168,8 +168,8 @@ def _family_of(path: Path) -> Family:
     if pipeline.isidentifier() and pipeline not in PIPELINES:  # other programs and trainers have classes of their own
         for family in FAMILIES:
             with suppress(RequestError):
-                if part_of(weight_files(path / family.core.name), family.core.name).family is family:
-                    return family
+                part_of(weight_files(path / family.core.name), family.core.name, [family])
+                return family
     what = f"{PIPELINES[pipeline]} (a {quoted(pipeline)})" if pipeline in PIPELINES else f"a {quoted(pipeline)}"
     known = ", ".join(variant.title for family in FAMILIES for variant in family.variants)
     raise RequestError("model", f"{shown_path(path)} holds {what}; only {known} can be run.")
@@ -180,9 +180,9 @@ def pipeline_of(folder: Path) -> str:
     return str(read_object(folder / "model_index.json").get("_class_name"))
 
 
-def part_of(files: Sequence[Path], component: str) -> Found:
+def part_of(files: Sequence[Path], component: str, families: Sequence[Family] = FAMILIES) -> Found:
     """What the files of a component are. Raises `RequestError` where they are something else."""
-    found = recognise([read_header(file) for file in files])
+    found = recognise([read_header(file) for file in files], families)
     for each in found:
         if each.component == component:
             return each

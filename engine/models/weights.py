@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.families.all import FAMILIES
+from engine.families.family import Family
 from engine.folders import shown_path
 from engine.models import layouts
 from engine.models.layouts import Entry
@@ -114,14 +116,20 @@ class WeightFiles:
         self._finite: set[tuple[str, int, int]] = set()
 
     @classmethod
-    def open(cls, files: Sequence[Path], component: str = "", drop_pages: bool = False) -> WeightFiles:
+    def open(
+        cls,
+        files: Sequence[Path],
+        component: str = "",
+        drop_pages: bool = False,
+        families: Sequence[Family] = FAMILIES,
+    ) -> WeightFiles:
         """Read and check the headers. With a `component` its tensors are there, by diffusers' and transformers' names;
         without one all tensors, by the files' own.
 
         Raises `RequestError` that names the file, and the tensor where it is one, and what is wrong with it.
         """
         headers = [read_header(file) for file in files]
-        entries = layouts.entries(headers, component) if component else dict(_as_they_are(headers))
+        entries = layouts.entries(headers, component, families) if component else dict(_as_they_are(headers))
         sources: dict[Path, _Source] = {}
         try:
             for file in files:

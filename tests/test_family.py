@@ -1,0 +1,116 @@
+"""The engine knows no family: a toy with other parts and another geometry is painted, streamed, rounded and planned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from engine import Engine, ImageSaved, Request, RequestError
+from engine.events import Planned, Simulated
+from engine.families.all import FAMILIES
+from engine.images.save import plan_output
+from engine.models.weights import WeightFiles
+from tests.tiny import save_tiny
+from tests.toy import Toy, save_toy
+
+Pixels = NDArray[np.uint8]
+
+
+@pytest.fixture(params=["toy", "flux1"])
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A small random model of each family."""
+    toy = Toy()
+    FAMILIES.append(toy)
+    if request.param == "toy":
+        save_toy(tmp_path / "model")
+    else:
+        save_tiny(tmp_path / "model", guided=True)
+    try:
+        yield tmp_path / "model"
+    finally:
+        FAMILIES.remove(toy)
+
+
+def painted(engine: Engine, request: Request, folder: Path) -> Pixels:
+    folder.mkdir(exist_ok=True)
+    *_, last = engine.generate(request, plan_output(folder, 1))
+    assert isinstance(last, ImageSaved), last
+    return np.asarray(Image.open(last.path))
+
+
+def wanted(precision: str, **others: object) -> Request:
+    return Request("a red circle", width=64, height=128, steps=3, seed=5, precision=precision, **others)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8"])
+def test_a_streamed_model_paints_what_a_resident_one_does(model: Path, precision: str, tmp_path: Path) -> None:
+    request = wanted(precision)
+    with Engine.open(model, device="cpu") as engine:
+        whole, plan = painted(engine, request, tmp_path / "out"), engine.plan(request)
+    assert whole.std() > 1
+    assert plan.phases[1].streamed_bytes_per_step == 0
+    for share in (0.3, 0.5, 0.7, 0.9):
+        budget = (
+            plan.phases[1].activation_bytes + plan.phases[1].allowance_bytes + share * plan.phases[1].resident_bytes
+        )
+        with Engine.open(model, device="cpu", vram=f"{max(budget, 2**20) / 2**20:.4f}MiB") as engine:
+            try:
+                streamed = engine.plan(request).phases[1].streamed_bytes_per_step
+            except RequestError:
+                continue
+            if engine.plan(request).tile == 0 and streamed:
+                assert np.array_equal(painted(engine, request, tmp_path / "out"), whole)
+                return
+    if model.name == "toy":
+        pytest.fail("no budget streams it")
+
+
+def test_true_guidance_and_seeds_change_the_picture(model: Path, tmp_path: Path) -> None:
+    with Engine.open(model, device="cpu") as engine:
+        plain, guided, other = (
+            painted(engine, request, tmp_path / "out")
+            for request in (
+                wanted("fp32"),
+                wanted("fp32", cfg=3.0, negative_prompt="a"),
+                replace(wanted("fp32"), seed=6),
+            )
+        )
+    assert not np.array_equal(plain, guided)
+    assert not np.array_equal(plain, other)
+
+
+def test_bands_decode_what_the_whole_decoder_does(model: Path, tmp_path: Path) -> None:
+    from engine.runtime import Repeat
+
+    with Engine.open(model, device="cpu") as engine:
+        whole = painted(engine, wanted("fp32"), tmp_path / "out")
+    with Engine.open(model, device="cpu", repeat=Repeat(tile=64)) as engine:
+        assert engine.plan(wanted("fp32")).tile == 64
+        banded = painted(engine, wanted("fp32"), tmp_path / "out")
+    assert np.abs(whole.astype(int) - banded.astype(int)).max() <= 1
+
+
+def test_what_is_simulated_is_what_is_planned(model: Path) -> None:
+    with Engine.open(model, simulate=True, vram="2GiB") as engine:
+        events = list(engine.generate(wanted("fp8")))
+    (plan,) = (event.plan for event in events if isinstance(event, Planned))
+    assert isinstance(events[-1], Simulated)
+    assert events[-1].peak_bytes <= plan.peak_bytes
+    assert plan.peak_bytes - events[-1].peak_bytes < 0.01 * plan.peak_bytes
+    assert all(seconds > 0 for seconds in events[-1].seconds_by_phase.values())
+
+
+def test_a_file_is_told_by_its_tensors_whatever_families_there_are(model: Path) -> None:
+    part = model / "transformer"
+    with Engine.open(model) as engine:
+        family = engine.source.family
+    file = next(part.glob("*.safetensors"))
+    with WeightFiles.open([file], "transformer") as files:
+        assert files.tensors
+    assert engine.source.found["transformer"].family is family
