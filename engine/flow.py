@@ -34,8 +34,3 @@ def euler_step(latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Ten
 def predicted_clean(latents: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
     """The picture that the network expects at the end, seen from flow time sigma. Shapes [B, L, C]."""
     return latents - sigma.to(latents.device) * velocity.float()
-
-
-def on_host(tensor: Tensor) -> Tensor:
-    """On the CPU; a simulated tensor stays what it is."""
-    return tensor if tensor.is_meta else tensor.cpu()

@@ -222,7 +222,6 @@ class Job:
 
     def _denoise(self, conditionings: Sequence[Conditioning]) -> Generator[Event, None, torch.Tensor]:
         from engine.denoise import Prompt, denoise
-        from engine.flow import on_host
         from engine.true_cfg import TrueGuidance
 
         request, runtime, model, steering = self.request, self.runtime, self.engine.source, self.steering
@@ -266,7 +265,7 @@ class Job:
                         preview=runtime.preview.frame(networks.unpacked(step.clean.float().cpu(), size)),
                     )
                     self.engine._cancel.check_between_steps()
-            latents = on_host(latents)
+            latents = latents.cpu()
         yield self._end("denoise", began)
         return latents
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from engine.families.flux1.parts import CLIP_TOKENIZER, T5_TOKENIZER
 from engine.families.networks import Tokens
-from engine.flow import on_host
 
 
 def tokenize(prompt: str, tokenizers: Mapping[str, Any], limits: Mapping[str, int]) -> Tokens:
@@ -46,3 +45,8 @@ def sequence_embedding(text_encoder_2: Any, embedded: Tensor, device: torch.devi
     output = text_encoder_2(inputs_embeds=embedded.to(device))
     sequence: Tensor = output if isinstance(output, Tensor) else output.last_hidden_state
     return on_host(sequence)
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """On the CPU; a simulated tensor stays what it is."""
+    return tensor if tensor.is_meta else tensor.cpu()
