@@ -24,6 +24,7 @@ from engine.families.flux1.cuts import inputs
 from engine.files import Temporary, clean_up
 from engine.folders import cache_dir
 from engine.models import converting, weights
+from engine.models.caches import what_could_go
 from engine.models.converted import converted_files, quantize_into, rounding_errors
 from engine.models.forms import Form
 from engine.models.weights import WeightFiles
@@ -276,7 +277,7 @@ class Model:
 
     def convert(self) -> WeightFiles | None:
         self.notices, self.progress = [], []
-        conversion = converted_files("transformer", [self.file], torch.bfloat16, self.notices, self.form)
+        conversion = converted_files("transformer", [self.file], torch.bfloat16, self.notices, self.form, what_could_go)
         while True:
             try:
                 self.progress.append(next(conversion))

@@ -21,6 +21,7 @@ from torch import Tensor
 from engine.memory.ring import Ring, copying, host_memory, pin
 from engine.memory.units import Component, Unit, Weights, build, precision_of
 from engine.models import calibrations
+from engine.models.caches import what_could_go
 from engine.models.converted import column_maxima, converted_files, is_converted_already
 from engine.models.forms import Form
 from engine.models.loading import check_tensors
@@ -230,7 +231,7 @@ class Components:
                 form, is_converted = self.form(name, precision), False
                 if form is not None and not is_converted_already(source, name, form):
                     notices: list[str] = []
-                    conversion = converted_files(name, files, component.dtype, notices, form)
+                    conversion = converted_files(name, files, component.dtype, notices, form, what_could_go)
                     converted = None
                     try:
                         while True:

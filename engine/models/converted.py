@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from engine.files import Temporary, make_folder, remove_leftovers
 from engine.folders import shown_path
-from engine.models import caches
 from engine.models.conversions import (
     being_filled,
     cache_file,
@@ -44,14 +43,19 @@ FP8_FORM = Form("fp8")
 
 
 def converted_files(
-    component: str, files: Sequence[Path], dtype: torch.dtype, notices: list[str], form: Form = FP8_FORM
+    component: str,
+    files: Sequence[Path],
+    dtype: torch.dtype,
+    notices: list[str],
+    form: Form = FP8_FORM,
+    what_could_go: Callable[[], str] = str,
 ) -> Generator[tuple[int, int], None, WeightFiles | None]:
     """A component's weights with its linear layers in 8 bits: from the cache, or converted into it now.
 
     What has more bits is stored in `dtype`. Yields (bytes read, bytes to read) while it converts, or while another
     process converts the same, and returns the opened cache file; or None where the cache cannot be written, with a
     sentence for the person added to `notices`. Raises `RequestError` where the model's own files cannot be used.
-    Closing the generator leaves no trace.
+    `what_could_go` is asked for a sentence where there is no room. Closing the generator leaves no trace.
     """
     folder = weights_folder()
     with WeightFiles.open(files, component) as source:
@@ -81,7 +85,7 @@ def converted_files(
                     notices.append(
                         f"there is no room for {form.kind.upper()} weights in {shown_path(folder)}: "
                         f"{needed / 2**30:.1f} GiB are needed, {max(0, free) / 2**30:.1f} GiB are free. They are "
-                        f"converted anew each time.{caches.what_could_go()}"
+                        f"converted anew each time.{what_could_go()}"
                     )
                     return None
                 if outdated:
