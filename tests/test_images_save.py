@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 import engine.folders
+from engine.files import Temporary
 from engine.folders import cache_dir, config_dir, default_output_dir, shown_path, state_dir
 from engine.images.metadata import Record, read_record
 from engine.images.save import Destination, file_name, plan_output, save_image
@@ -550,15 +551,14 @@ def test_a_picture_that_cannot_be_encoded_touches_no_file(folder: Path) -> None:
     assert (folder / "out.png").read_bytes() == b"old"
 
 
-def test_what_a_kill_left_behind_is_removed_after_an_hour(tmp_path: Path) -> None:
+def test_what_a_kill_left_behind_is_removed_and_what_somebody_writes_is_not(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
-    old, young, other = folder / ".t2i-000007.tmp", folder / ".t2i-0123456789abcdef.tmp", folder / "notes.txt"
-    an_hour_ago = time.time() - 3700
-    for path in (old, young, other):
+    left, older, other = folder / ".t2i-0123456789abcdef.tmp", folder / ".t2i-000007.tmp", folder / "notes.txt"
+    for path in (left, older, other):
         path.write_bytes(b"half a picture")
-        if path != young:
-            os.utime(path, (an_hour_ago, an_hour_ago))
-    plan_output(folder, 1)
-    assert set(folder.iterdir()) == {young, other}
-    young.unlink()
+    an_hour_ago = time.time() - 3700
+    os.utime(older, (an_hour_ago, an_hour_ago))  # of a version that had no locks
+    with Temporary(folder) as written:
+        plan_output(folder, 1)
+        assert set(folder.iterdir()) == {written.path, other}
