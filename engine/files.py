@@ -198,17 +198,21 @@ def remove_leftovers(folder: Path) -> None:
         for entry in entries:
             with suppress(OSError):
                 if LEFTOVER.fullmatch(entry.name):
-                    _remove_abandoned(Path(entry.path))
+                    remove_abandoned(Path(entry.path))
                 elif OLD_LEFTOVER.fullmatch(entry.name) and is_stale(Path(entry.path)):
                     os.unlink(entry.path)
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Remove a temporary file that nobody holds open any more. Raises `OSError`."""
+def remove_abandoned(path: Path) -> None:
+    """Remove a temporary file that nobody holds open any more; one that somebody does stays.
+
+    Raises `OSError` where it cannot be removed: it is another person's, no file, or on a disk that is read-only.
+    """
     if not _is_mine(path.lstat()):
-        return
+        raise PermissionError(errno.EPERM, "a temporary file there is not yours", str(path))
     if sys.platform == "win32":
-        path.unlink()  # which fails as long as somebody has it open
+        with suppress(PermissionError):  # as long as somebody has it open
+            path.unlink()
         return
     descriptor = os.open(path, os.O_RDWR | _FLAGS)
     try:

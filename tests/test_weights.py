@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -701,6 +702,28 @@ class TestOthers:
         first.close()
         assert finished(second).exists()
         assert [*(cache_dir() / "weights").glob(".t2i-*")] == []
+
+    @pytest.mark.skipif(os.name != "posix", reason="on Windows there is no telling")
+    @pytest.mark.parametrize("kind", ["a folder", "a file on a disk that is read-only"])
+    def test_what_cannot_be_removed_is_not_waited_for(self, model, kind, monkeypatch):
+        path = model.path()
+        left = path.with_name(f".t2i-{path.name[:32]}.tmp")
+        path.unlink()
+        if kind == "a folder":
+            left.mkdir()
+        else:
+            left.write_bytes(b"half")
+            opened = os.open
+
+            def read_only(name: str, flags: int, *rest: int) -> int:
+                if flags & (os.O_RDWR | os.O_WRONLY) and not (flags & os.O_EXCL and os.path.lexists(name)):
+                    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+                return opened(name, flags, *rest)
+
+            monkeypatch.setattr(os, "open", read_only)
+        conversion = converted_files("transformer", [model.file], torch.bfloat16, model.notices)
+        assert len([*islice(conversion, 3)]) < 3, "it is waited for"
+        assert "FP8 weights cannot be kept in" in model.notices[0]
 
     @pytest.mark.skipif(os.name != "posix", reason="sends SIGKILL")
     def test_a_killed_conversion_leaves_nothing_for_the_next_start(self, tmp_path, own_folders):

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.files import Temporary, make_folder, remove_leftovers
+from engine.files import Temporary, make_folder, remove_abandoned, remove_leftovers
 from engine.folders import shown_path
 from engine.models import caches
 from engine.models.conversions import (
@@ -165,7 +165,10 @@ def _known(
 
 
 def _taken(folder: Path, name: str, source: WeightFiles) -> Generator[tuple[int, int], None, Temporary]:
-    """The temporary file of a conversion, once no other process has it. Yields how far the other one is."""
+    """The temporary file of a conversion, once no other process has it. Yields how far the other one is.
+
+    Raises `OSError` where one lies there that nobody writes and that cannot be removed: it would be waited for forever.
+    """
     total = sum(tensor.nbytes for tensor in source.tensors.values())
     while True:
         try:
@@ -177,7 +180,8 @@ def _taken(folder: Path, name: str, source: WeightFiles) -> Generator[tuple[int,
                 done = total * getattr(about, "st_blocks", 0) * 512 // max(1, about.st_size)
             yield min(done, total), total
             time.sleep(LOOK_SECONDS)
-            remove_leftovers(folder)  # should it have been killed
+            with suppress(FileNotFoundError):  # it is done
+                remove_abandoned(Path(error.filename))  # should it have been killed
 
 
 def _same(layout: Layout, made: Temporary) -> Generator[tuple[int, int], None, str | None]:
