@@ -448,7 +448,9 @@ class TestCache:
         copy = Model(tmp_path / "copy")
         os.utime(copy.file, ns=(0, 0))
         assert copy.path() == path
-        assert copy.progress
+        total = sum(tensor.nbytes for tensor in some_weights().values())
+        assert copy.progress[-1] == (total, total)
+        assert copy.progress == sorted(copy.progress)
         assert path.stat().st_ino == before.st_ino
         assert len(left_in_cache()) == 3  # one cache file, two index entries
         assert copy.path() == path

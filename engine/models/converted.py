@@ -88,7 +88,7 @@ def converted_files(
                     with suppress(OSError):
                         cache_file(content, form.kind).unlink()
                 yield from convert(source, layout, temporary, name)
-                content = (yield from _same(layout, temporary)) or name
+                content = (yield from _same(layout, temporary, source)) or name
                 if content == name:
                     temporary.finish()
                     temporary.replace(cache_file(name, form.kind))
@@ -169,7 +169,7 @@ def _taken(folder: Path, name: str, source: WeightFiles) -> Generator[tuple[int,
 
     Raises `OSError` where one lies there that nobody writes and that cannot be removed: it would be waited for forever.
     """
-    total = sum(tensor.nbytes for tensor in source.tensors.values())
+    total = source.nbytes
     while True:
         try:
             return Temporary(folder, name=name)
@@ -184,12 +184,12 @@ def _taken(folder: Path, name: str, source: WeightFiles) -> Generator[tuple[int,
                 remove_abandoned(Path(error.filename))  # should it have been killed
 
 
-def _same(layout: Layout, made: Temporary) -> Generator[tuple[int, int], None, str | None]:
+def _same(layout: Layout, made: Temporary, source: WeightFiles) -> Generator[tuple[int, int], None, str | None]:
     """The content of a cache file that holds what was made: a copy of this model was converted before.
 
     What differs does so in the first block in most cases, so that little is read.
     """
-    start = len(layout.header())
+    start, total = len(layout.header()), source.nbytes
     for path in cache_files(layout.form.kind):
         content = path.name[:32]
         with suppress(RequestError, OSError), WeightFiles.open([path], layout.component) as files:
@@ -199,7 +199,7 @@ def _same(layout: Layout, made: Temporary) -> Generator[tuple[int, int], None, s
                 other.seek(start)
                 mine.seek(start)
                 while (piece := mine.read(COMPARED_BYTES)) and piece == other.read(COMPARED_BYTES):
-                    yield 0, 0
+                    yield total, total
                 if not piece:
                     return content
     return None
