@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -669,6 +670,20 @@ class TestCache:
             assert model.convert() is None
             assert "are needed, 0.0 GiB are free" in model.notices[0]
         assert model.convert() is not None
+
+    def test_weights_of_another_calibration_make_room_for_the_new_ones(self, model, monkeypatch):
+        model.form = replace(form_of("int8"), digest="the first")
+        old = model.path()
+        nbytes = old.stat().st_size
+
+        def nearly_full(path: object) -> object:
+            free = 256 * 2**20 if old.exists() else 256 * 2**20 + nbytes + 4096
+            return shutil._ntuple_diskusage(0, 0, free)
+
+        monkeypatch.setattr(shutil, "disk_usage", nearly_full)
+        model.form = replace(form_of("int8"), digest="the second")
+        assert model.path() != old
+        assert model.notices == []
 
     def test_what_could_go_is_said_where_there_is_no_room(self, model, monkeypatch):
         model.convert()

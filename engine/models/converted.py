@@ -75,6 +75,9 @@ def converted_files(
                     and (known := _known(layout, index, content, name, files[0], notices)) is not None
                 ):
                     return known
+                if outdated:  # its room is for what takes its place
+                    with suppress(OSError):
+                        cache_file(content, form.kind).unlink()
                 needed = layout.file_bytes + SPARE_BYTES
                 free = shutil.disk_usage(folder).free - being_filled()
                 if needed > free:
@@ -84,9 +87,6 @@ def converted_files(
                         f"converted anew each time.{caches.what_could_go()}"
                     )
                     return None
-                if outdated:
-                    with suppress(OSError):
-                        cache_file(content, form.kind).unlink()
                 yield from convert(source, layout, temporary, name)
                 content = (yield from _same(layout, temporary, source)) or name
                 if content == name:
