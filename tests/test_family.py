@@ -11,10 +11,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from engine import Engine, ImageSaved, Request
+from engine import Engine, ImageSaved, Request, RequestError
 from engine.events import Planned, Simulated
 from engine.families.all import FAMILIES
 from engine.images.save import plan_output
+from engine.memory import choice
 from engine.models.weights import WeightFiles
 from tests.tiny import save_tiny
 from tests.toy import Toy, save_toy
@@ -78,6 +79,18 @@ def test_true_guidance_and_seeds_change_the_picture(model: Path, tmp_path: Path)
         )
     assert not np.array_equal(plain, guided)
     assert not np.array_equal(plain, other)
+
+
+@pytest.mark.parametrize("model", ["toy"], indirect=True)
+def test_a_family_without_int8_is_not_asked_for_it(model: Path) -> None:
+    with Engine.open(model, device="cpu") as engine:
+        with pytest.raises(RequestError, match="cannot be painted in int8: take auto, fp32, bf16 or fp8"):
+            engine.resolve(wanted("int8"))
+        (precision,) = (option for option in engine.options if option.name == "precision")
+        assert precision.choices == ("auto", "fp32", "bf16", "fp8")
+    with Engine.open(model, simulate=True, vram="1GiB") as engine:
+        assert engine.plan(replace(wanted("fp8"), precision=None)).precision == "fp32"
+        assert choice.levels(engine.source, on_card=True)[-1] == ("fp8",)
 
 
 def test_bands_decode_what_the_whole_decoder_does(model: Path, tmp_path: Path) -> None:
