@@ -25,7 +25,7 @@ from torch import Tensor
 from engine.families.flux1.cuts import inputs
 from engine.files import Temporary, clean_up
 from engine.folders import cache_dir
-from engine.models import converting, weights
+from engine.models import caches, converting, weights
 from engine.models.converted import converted_files, quantize_into, rounding_errors
 from engine.models.forms import Form
 from engine.models.weights import WeightFiles
@@ -442,6 +442,8 @@ class TestCache:
         model.file = moved / model.file.name
         assert model.path() == path
         assert model.progress == []
+        (cached,) = caches.listed()
+        assert (cached.reason, cached.source) == ("", str(model.file))
 
     def test_a_copied_model_is_known_by_its_content(self, model, tmp_path):
         path = model.path()

@@ -27,6 +27,7 @@ from engine.models.conversions import (
     content_name,
     index_file,
     indexed_content,
+    indexed_source,
     weights_folder,
     write_index,
 )
@@ -156,6 +157,9 @@ def _known(
 ) -> WeightFiles | None:
     """The cache file that the index names, or the one that files without an index would have."""
     if content and (known := _opened(layout, content, notices)) is not None:
+        if not os.path.exists(indexed_source(index)):  # the model was moved: it is not to pass for one that is gone
+            with suppress(OSError):
+                write_index(index, content, layout.form.digest, source)
         return known
     if content != name and (known := _opened(layout, name, notices)) is not None:
         with suppress(OSError):
