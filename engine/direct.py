@@ -15,8 +15,12 @@ DROP_EVERY_BYTES = 64 * 2**20  # written by way of the cache, until the system i
 
 
 def page_aligned(nbytes: int) -> mmap.mmap:
-    """New memory that begins with a page."""
-    return mmap.mmap(-1, max(1, nbytes))
+    """New memory of this process's own that begins with a page. Raises `MemoryError` where there is none."""
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    try:
+        return mmap.mmap(-1, max(1, nbytes), **private)
+    except OSError as error:  # which would pass for a fault of a disk
+        raise MemoryError(f"{nbytes} bytes: {error.strerror}") from None
 
 
 class Output:

@@ -26,7 +26,6 @@ from engine.request import (
     MAX_STEPS,
     MIN_CFG,
     MIN_SIDE,
-    PRECISION_CHOICES,
     SALIENCES,
     SCHEDULES,
     SIDE_MULTIPLE,
@@ -129,7 +128,7 @@ class Engine:
             Option("guidance_schedule", next(iter(SCHEDULES)), choices=tuple(SCHEDULES)),
             Option("cfg_zero", False, choices=(False, True)),
             Option("apg", False, choices=(False, True)),
-            Option("precision", AUTO, choices=PRECISION_CHOICES),
+            Option("precision", AUTO, choices=(AUTO, *self.source.precisions)),
         ]
         if self.is_calibrated:
             options.append(Option("salience", SALIENCES[-1], choices=SALIENCES))
@@ -186,6 +185,12 @@ class Engine:
                 "pull distillt5, or name its folder with t2i models add; or leave --distill out.",
             )
         request = replace(request, precision=request.precision or AUTO).resolved(self.defaults)
+        if request.precision not in (AUTO, *self.source.precisions):
+            raise RequestError(
+                "precision",
+                f"{self.model} cannot be painted in {request.precision}: take "
+                f"{', '.join((AUTO, *self.source.precisions[:-1]))} or {self.source.precisions[-1]}.",
+            )
         if request.precision != "int8":
             if request.salience not in (None, "off"):
                 raise RequestError("salience", "salience is about int8: add --precision int8, or leave --salience out.")

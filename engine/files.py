@@ -22,6 +22,7 @@ LOCK_TRIES = 20
 LEFTOVER = re.compile(r"\.t2i-[0-9a-f]{6,32}\.tmp")
 OLD_LEFTOVER = re.compile(r"tmp[0-9a-z_]{8}\.tmp")  # of older versions, which held no lock, and of other programs
 LEFTOVER_SECONDS = 3600  # where there are no locks: a living process needs seconds
+RENAMING_SECONDS = 5  # far more than Windows has a finished file closed before it gets its name
 _FLAGS = 0
 for _name in ("O_BINARY", "O_CLOEXEC", "O_NOCTTY", "O_NOFOLLOW", "O_NONBLOCK"):  # a pipe would wait for its reader
     _FLAGS |= getattr(os, _name, 0)
@@ -206,17 +207,23 @@ def remove_leftovers(folder: Path) -> None:
         for entry in entries:
             with suppress(OSError):
                 if LEFTOVER.fullmatch(entry.name):
-                    _remove_abandoned(Path(entry.path))
+                    remove_abandoned(Path(entry.path))
                 elif OLD_LEFTOVER.fullmatch(entry.name) and is_stale(Path(entry.path)):
                     os.unlink(entry.path)
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Remove a temporary file that nobody holds open any more. Raises `OSError`."""
-    if not _is_mine(path.lstat()):
-        return
+def remove_abandoned(path: Path) -> None:
+    """Remove a temporary file that nobody holds open any more; one that somebody does stays.
+
+    Raises `OSError` where it cannot be removed: it is another person's, no file, or on a disk that is read-only.
+    """
+    about = path.lstat()
+    if not _is_mine(about):
+        raise PermissionError(errno.EPERM, "a temporary file there is not yours", str(path))
     if sys.platform == "win32":
-        path.unlink()  # which fails as long as somebody has it open
+        if time.time() - about.st_mtime > RENAMING_SECONDS:
+            with suppress(PermissionError):  # as long as somebody has it open
+                path.unlink()
         return
     descriptor = os.open(path, os.O_RDWR | _FLAGS)
     try:

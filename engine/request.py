@@ -30,6 +30,7 @@ MIN_SIDE, MAX_SIDE, SIDE_MULTIPLE = 64, 2048, 16
 PRECISIONS = ("fp32", "bf16", "fp8", "int8")  # fp8: of the weights, computed in bf16; int8: of activations as well
 AUTO = "auto"  # the precision that suits machine and budget, chosen by `engine.memory.choice` when a picture begins
 PRECISION_CHOICES = (AUTO, *PRECISIONS)
+EIGHT_BITS = ("fp8", "int8")  # of them, which not every family has
 SALIENCES = ("off", "csb", "csb+ssc")  # how channels that are hard to round are balanced in int8
 
 

@@ -35,9 +35,15 @@ def start_workers(most: int = MOST) -> ThreadPoolExecutor:
             torch.set_num_threads(1)
             together.wait()
 
-        for begun in [pool.submit(alone) for _ in range(count)]:
-            begun.result()
-        torch.set_num_threads(usual)
+        try:
+            for begun in [pool.submit(alone) for _ in range(count)]:
+                begun.result()
+        except BaseException:  # the system has no more threads: those that there are would wait for the others forever
+            together.abort()
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            torch.set_num_threads(usual)
     # glibc gives pieces larger than any that was freed before back to the system at once; the threads would get all of
     # their memory anew for every MiB: a million page faults for 2 GB.
     torch.empty(KEPT_BYTES, dtype=torch.uint8)

@@ -24,8 +24,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # All that an engine's process has imported when it has painted; see `engines`.
 IMPORTED = [
-    *("engine.job", "engine.encode", "engine.denoise", "engine.decode", "engine.latents", "engine.preview"),
-    *("engine.memory.planner", "engine.memory.enforce", "engine.images.save", "tests.conftest"),
+    *("engine.job", "engine.denoise", "engine.decode", "engine.latents", "engine.preview"),
+    *("engine.families.flux1.networks", "engine.memory.planner", "engine.memory.enforce"),
+    *("engine.images.save", "tests.conftest"),
 ]
 
 

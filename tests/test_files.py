@@ -128,6 +128,18 @@ def test_a_trash_folder_that_is_a_link_takes_no_picture(tmp_path: Path) -> None:
     assert not any((tmp_path / "elsewhere").iterdir())
 
 
+def test_on_windows_a_file_that_is_about_to_get_its_name_is_no_leftover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished, left = tmp_path / f".t2i-{'0' * 16}.tmp", tmp_path / f".t2i-{'1' * 16}.tmp"
+    for path, age in ((finished, 0), (left, 60)):
+        path.write_bytes(b"whole")
+        os.utime(path, (time.time() - age,) * 2)
+    monkeypatch.setattr(sys, "platform", "win32")
+    remove_leftovers(tmp_path)
+    assert (finished.exists(), left.exists()) == (True, False)
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -159,6 +159,17 @@ def test_what_a_page_links_to_is_there(page: str) -> None:
             assert heading in anchors, f"{path}#{heading}"
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_the_modules_that_a_page_names_are_there(page: str) -> None:
+    """By a path from the root or from the page's folder, or by the name of one that lies somewhere below."""
+    named = set(re.findall(r"`([\w./]+\.py)`", PAGES[page]))
+    run = re.findall(r"python -m ((?:engine|tests)\.[.a-z_]+[a-z])", PAGES[page])
+    named |= {f"{name.replace('.', '/')}.py" for name in run}
+    room = (ROOT / page).parent
+    for name in named - {path.name for path in room.rglob("*.py")}:
+        assert any(place.exists() or place.with_suffix("").is_dir() for place in (ROOT / name, room / name)), name
+
+
 def test_readme_opens_with_the_two_commands() -> None:
     opening = README.partition("\n## ")[0].splitlines()
     assert "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/t2i" in opening

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from engine.cancel import CancelledError
+from engine.direct import page_aligned
+from engine.errors_log import memory_shortage
 from engine.memory import components as loading
 from engine.memory import units
 from engine.memory.components import Components, Placement, Progress
+from engine.memory.enforce import host_is_full
 from engine.memory.ring import host_memory
 from engine.models import weights
 from engine.models.catalog import DEMO_FOLDER, open_model
@@ -22,6 +25,14 @@ from engine.request import RequestError
 
 CPU = torch.device("cpu")
 PRECISIONS = ("fp32", "bf16", "fp8", "int8")
+
+
+def test_memory_that_there_is_not_is_no_fault_of_a_disk() -> None:
+    for take in (host_memory, page_aligned):
+        with pytest.raises(MemoryError) as refused:
+            take(2**60)
+        assert host_is_full(refused.value)
+        assert memory_shortage(refused.value)
 
 
 def go_on() -> None:

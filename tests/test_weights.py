@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ from torch import Tensor
 from engine.families.flux1.cuts import inputs
 from engine.files import Temporary, clean_up
 from engine.folders import cache_dir
-from engine.models import converting, weights
+from engine.models import caches, converting, weights
 from engine.models.caches import what_could_go
 from engine.models.converted import converted_files, quantize_into, rounding_errors
 from engine.models.forms import Form
@@ -441,6 +443,8 @@ class TestCache:
         model.file = moved / model.file.name
         assert model.path() == path
         assert model.progress == []
+        (cached,) = caches.listed()
+        assert (cached.reason, cached.source) == ("", str(model.file))
 
     def test_a_copied_model_is_known_by_its_content(self, model, tmp_path):
         path = model.path()
@@ -448,7 +452,9 @@ class TestCache:
         copy = Model(tmp_path / "copy")
         os.utime(copy.file, ns=(0, 0))
         assert copy.path() == path
-        assert copy.progress
+        total = sum(tensor.nbytes for tensor in some_weights().values())
+        assert copy.progress[-1] == (total, total)
+        assert copy.progress == sorted(copy.progress)
         assert path.stat().st_ino == before.st_ino
         assert len(left_in_cache()) == 3  # one cache file, two index entries
         assert copy.path() == path
@@ -668,6 +674,20 @@ class TestCache:
             assert "are needed, 0.0 GiB are free" in model.notices[0]
         assert model.convert() is not None
 
+    def test_weights_of_another_calibration_make_room_for_the_new_ones(self, model, monkeypatch):
+        model.form = replace(form_of("int8"), digest="the first")
+        old = model.path()
+        nbytes = old.stat().st_size
+
+        def nearly_full(path: object) -> object:
+            free = 256 * 2**20 if old.exists() else 256 * 2**20 + nbytes + 4096
+            return shutil._ntuple_diskusage(0, 0, free)
+
+        monkeypatch.setattr(shutil, "disk_usage", nearly_full)
+        model.form = replace(form_of("int8"), digest="the second")
+        assert model.path() != old
+        assert model.notices == []
+
     def test_what_could_go_is_said_where_there_is_no_room(self, model, monkeypatch):
         model.convert()
         model.file.write_bytes(b"gone")
@@ -702,6 +722,28 @@ class TestOthers:
         first.close()
         assert finished(second).exists()
         assert [*(cache_dir() / "weights").glob(".t2i-*")] == []
+
+    @pytest.mark.skipif(os.name != "posix", reason="on Windows there is no telling")
+    @pytest.mark.parametrize("kind", ["a folder", "a file on a disk that is read-only"])
+    def test_what_cannot_be_removed_is_not_waited_for(self, model, kind, monkeypatch):
+        path = model.path()
+        left = path.with_name(f".t2i-{path.name[:32]}.tmp")
+        path.unlink()
+        if kind == "a folder":
+            left.mkdir()
+        else:
+            left.write_bytes(b"half")
+            opened = os.open
+
+            def read_only(name: str, flags: int, *rest: int) -> int:
+                if flags & (os.O_RDWR | os.O_WRONLY) and not (flags & os.O_EXCL and os.path.lexists(name)):
+                    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+                return opened(name, flags, *rest)
+
+            monkeypatch.setattr(os, "open", read_only)
+        conversion = converted_files("transformer", [model.file], torch.bfloat16, model.notices)
+        assert len([*islice(conversion, 3)]) < 3, "it is waited for"
+        assert "FP8 weights cannot be kept in" in model.notices[0]
 
     @pytest.mark.skipif(os.name != "posix", reason="sends SIGKILL")
     def test_a_killed_conversion_leaves_nothing_for_the_next_start(self, tmp_path, own_folders):

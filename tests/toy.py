@@ -22,7 +22,7 @@ from engine.families.networks import Conditioning, Cut, Networks, Tokens
 from engine.families.rules import Shapes, count
 from engine.untrusted.configs import LAYERS, WIDTH, Keys
 
-WIDTHS, VOCABULARY, WORDS, SCALE = {"width": 64, "layers": 3}, 257, 16, 4
+VOCABULARY, WORDS, SCALE = 257, 16, 4
 TOY_KEYS = Keys({"width": WIDTH, "layers": LAYERS, "channels": WIDTH, "vocab_size": WIDTH})
 KIND = Variant("toy", "Toy", "toy", "The toy is part of the tests.")
 
@@ -210,7 +210,7 @@ class Toy(Family):
         return KIND
 
 
-def save_toy(folder: Path) -> None:
+def save_toy(folder: Path, width: int = 64, layers: int = 3) -> None:
     """Write a toy with random weights in diffusers' layout."""
     torch.manual_seed(0)
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3}
@@ -218,11 +218,11 @@ def save_toy(folder: Path) -> None:
     plain = {"mid_block_add_attention": False, "use_quant_conv": False, "use_post_quant_conv": False}
     vae = AutoencoderKL(**blocks, **sizes, **plain, sample_size=64, shift_factor=0.0)
     networks: tuple[tuple[str, Any, dict[str, int]], ...] = (
-        ("transformer", ToyTransformer, {**WIDTHS, "channels": 6, "vocab_size": 1}),
-        ("text_encoder", ToyEncoder, {**WIDTHS, "channels": 1, "vocab_size": VOCABULARY}),
+        ("transformer", ToyTransformer, {"width": width, "layers": layers, "channels": 6, "vocab_size": 1}),
+        ("text_encoder", ToyEncoder, {"width": width, "layers": layers, "channels": 1, "vocab_size": VOCABULARY}),
     )
     for name, network, config in networks:
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
         save_file(network(**config).state_dict(), folder / name / "model.safetensors")
         (folder / name / "config.json").write_text(json.dumps({"_class_name": network.__name__, **config}))
     vae.save_pretrained(folder / "vae")

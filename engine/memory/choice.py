@@ -46,12 +46,14 @@ class _Tried:
 
 def levels(model: Model, *, on_card: bool) -> tuple[tuple[str, ...], ...]:
     """The precisions that may be chosen for a model, the best first."""
-    preferred = model.defaults.precision
+    preferred, known = model.defaults.precision, model.precisions
     if not on_card:
         return ((preferred,),)
     if model.precision(model.family.core.name).startswith("fp8"):
-        return ("fp8",), ("int8",)
-    return LEVELS[next(place for place, level in enumerate(LEVELS) if preferred in level) :]
+        wanted: Sequence[tuple[str, ...]] = ("fp8",), ("int8",)
+    else:
+        wanted = LEVELS[next(place for place, level in enumerate(LEVELS) if preferred in level) :]
+    return tuple(tuple(precision for precision in level if precision in known) for level in wanted)
 
 
 def choose(candidates: Sequence[Sequence[Request]], plan: Callable[[Request], Layout]) -> tuple[Request, Layout]:

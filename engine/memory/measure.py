@@ -27,6 +27,7 @@ from engine.memory.components import Components, Loan, Placement
 from engine.memory.ledger import counted
 from engine.memory.units import precision_of
 from engine.models.model import Model
+from engine.request import EIGHT_BITS
 from engine.true_cfg import TrueGuidance
 from engine.untrusted import parse_json, read_file
 
@@ -34,7 +35,6 @@ META = torch.device("meta")
 STEPS = 2  # what a step leaves behind is there from the second on; more of them change nothing
 BLOCKS = 2  # of each kind that are measured
 MAX_FILES, MAX_FILE_BYTES = 500, 1024
-EIGHT_BITS = ("fp8", "int8")
 FORMAT = 3  # to be raised when the same phases would be measured differently
 
 
@@ -73,7 +73,7 @@ class Activations:
     def _get(
         self, name: str, precision: str, sizes: list[int], run: Callable[[Loan], object], kernel: str | None = None
     ) -> int:
-        precision = precision_of(name, precision)
+        precision = precision_of(self.model.family, name, precision)
         kernel = kernel if kernel is not None and precision.startswith(EIGHT_BITS) else "dequantize"
         config = self.model.configs[name]
         key = hashlib.sha256(

@@ -20,7 +20,7 @@ from engine.memory.components import Components, Placement
 from engine.memory.measure import META, Activations
 from engine.memory.target import Target
 from engine.memory.units import Component, Unit, precision_of
-from engine.request import MIN_SIDE, PRECISIONS, SIDE_MULTIPLE, Request, RequestError
+from engine.request import EIGHT_BITS, MIN_SIDE, PRECISIONS, SIDE_MULTIPLE, Request, RequestError
 from engine.text import duration, size
 
 MIB = 2**20
@@ -405,7 +405,7 @@ class Planner:
         how = "streamed" if fits[reader.name].streamed else "whole"
         text_encoder = (
             f"{self.model.family.part(reader.name).short}, {_parameters(reader.component)}, "
-            f"{precision_of(reader.name, request.form)}, {'on the CPU' if reader.on_host else how}"
+            f"{precision_of(self.model.family, reader.name, request.form)}, {'on the CPU' if reader.on_host else how}"
         )
         return Plan(
             model=self.model.name,
@@ -513,7 +513,8 @@ class Planner:
             [unit for unit in core.units if unit.name in placement.streamed and unit.name not in placement.kept]
         )
         if unkept:
-            fp8 = "" if request.precision in ("fp8", "int8") else ", or take --precision fp8"
+            smaller = request.precision not in EIGHT_BITS and "fp8" in self.model.precisions
+            fp8 = ", or take --precision fp8" if smaller else ""
             notes.append(
                 f"{size(unkept)} of weights are read from disk in every step, because RAM has no room for them; "
                 f"allow more with --ram{fp8}."
@@ -557,7 +558,7 @@ class Planner:
         assert request.width and request.height
         smaller = [self._smaller(request, share) for share in (0.75, 0.5)]
         candidates = []
-        if request.precision not in ("fp8", "int8"):
+        if request.precision not in EIGHT_BITS and "fp8" in self.model.precisions:
             candidates.append(("--precision fp8", replace(request, precision="fp8")))
         candidates += [(f"--size {other.width}x{other.height}", other) for other in smaller if other != request]
         found, least = [], self._floor(request, None)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.direct import page_aligned
 from engine.memory.units import Unit
 
 HUGE_PAGE_BYTES = 2 * 2**20
@@ -170,10 +171,11 @@ def host_memory(nbytes: int) -> Tensor:
     """New host memory (uint8) that is not initialized, in huge pages where the system has them.
 
     A large file is read into memory that was never touched at a third of the disk cache's speed in pages of 4 KiB.
+    Raises `MemoryError`, or as torch does, where there is none.
     """
     if nbytes < HUGE_PAGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(nbytes, dtype=torch.uint8)
-    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = page_aligned(nbytes)
     with suppress(OSError):  # a kernel without them
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)  # which keeps it

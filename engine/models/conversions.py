@@ -75,15 +75,19 @@ def write_index(index: Path, content: str, salience: str, source: Path) -> None:
     write_whole(index, data)
 
 
+def indexed_source(index: Path) -> str:
+    """Where the first of the files lay that an index file is about, "" where that is unknown."""
+    with suppress(OSError, ValueError, AttributeError):
+        return str(parse_json(read_file(index, MAX_INDEX_BYTES)).get("file", ""))
+    return ""
+
+
 def indexed() -> Iterator[tuple[Path, str, str]]:
     """Every entry of the index: its file, the content, the first of the files that have it, "" where it is unknown."""
     with suppress(OSError):
         for index in sorted((weights_folder() / "index").glob("*.json")):
             if (found := indexed_content(index)) is not None:
-                source = ""
-                with suppress(OSError, ValueError):
-                    source = str(parse_json(read_file(index, MAX_INDEX_BYTES)).get("file", ""))
-                yield index, found[0], source
+                yield index, found[0], indexed_source(index)
 
 
 def cache_file(content: str, kind: str = FORMS[0]) -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.files import Temporary, make_folder, remove_leftovers
+from engine.files import Temporary, make_folder, remove_abandoned, remove_leftovers
 from engine.folders import shown_path
 from engine.models.conversions import (
     being_filled,
@@ -26,6 +26,7 @@ from engine.models.conversions import (
     content_name,
     index_file,
     indexed_content,
+    indexed_source,
     weights_folder,
     write_index,
 )
@@ -79,6 +80,9 @@ def converted_files(
                     and (known := _known(layout, index, content, name, files[0], notices)) is not None
                 ):
                     return known
+                if outdated:  # its room is for what takes its place
+                    with suppress(OSError):
+                        cache_file(content, form.kind).unlink()
                 needed = layout.file_bytes + SPARE_BYTES
                 free = shutil.disk_usage(folder).free - being_filled()
                 if needed > free:
@@ -88,11 +92,8 @@ def converted_files(
                         f"converted anew each time.{what_could_go()}"
                     )
                     return None
-                if outdated:
-                    with suppress(OSError):
-                        cache_file(content, form.kind).unlink()
                 yield from convert(source, layout, temporary, name)
-                content = (yield from _same(layout, temporary)) or name
+                content = (yield from _same(layout, temporary, source)) or name
                 if content == name:
                     temporary.finish()
                     temporary.replace(cache_file(name, form.kind))
@@ -160,6 +161,9 @@ def _known(
 ) -> WeightFiles | None:
     """The cache file that the index names, or the one that files without an index would have."""
     if content and (known := _opened(layout, content, notices)) is not None:
+        if not os.path.exists(indexed_source(index)):  # the model was moved: it is not to pass for one that is gone
+            with suppress(OSError):
+                write_index(index, content, layout.form.digest, source)
         return known
     if content != name and (known := _opened(layout, name, notices)) is not None:
         with suppress(OSError):
@@ -169,8 +173,11 @@ def _known(
 
 
 def _taken(folder: Path, name: str, source: WeightFiles) -> Generator[tuple[int, int], None, Temporary]:
-    """The temporary file of a conversion, once no other process has it. Yields how far the other one is."""
-    total = sum(tensor.nbytes for tensor in source.tensors.values())
+    """The temporary file of a conversion, once no other process has it. Yields how far the other one is.
+
+    Raises `OSError` where one lies there that nobody writes and that cannot be removed: it would be waited for forever.
+    """
+    total = source.nbytes
     while True:
         try:
             return Temporary(folder, name=name)
@@ -181,15 +188,16 @@ def _taken(folder: Path, name: str, source: WeightFiles) -> Generator[tuple[int,
                 done = total * getattr(about, "st_blocks", 0) * 512 // max(1, about.st_size)
             yield min(done, total), total
             time.sleep(LOOK_SECONDS)
-            remove_leftovers(folder)  # should it have been killed
+            with suppress(FileNotFoundError):  # it is done
+                remove_abandoned(Path(error.filename))  # should it have been killed
 
 
-def _same(layout: Layout, made: Temporary) -> Generator[tuple[int, int], None, str | None]:
+def _same(layout: Layout, made: Temporary, source: WeightFiles) -> Generator[tuple[int, int], None, str | None]:
     """The content of a cache file that holds what was made: a copy of this model was converted before.
 
     What differs does so in the first block in most cases, so that little is read.
     """
-    start = len(layout.header())
+    start, total = len(layout.header()), source.nbytes
     for path in cache_files(layout.form.kind):
         content = path.name[:32]
         with suppress(RequestError, OSError), WeightFiles.open([path], layout.component) as files:
@@ -199,7 +207,7 @@ def _same(layout: Layout, made: Temporary) -> Generator[tuple[int, int], None, s
                 other.seek(start)
                 mine.seek(start)
                 while (piece := mine.read(COMPARED_BYTES)) and piece == other.read(COMPARED_BYTES):
-                    yield 0, 0
+                    yield total, total
                 if not piece:
                     return content
     return None

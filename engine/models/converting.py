@@ -117,7 +117,7 @@ def convert(
     """
     header = layout.header(content)
     scales = {name: torch.empty(tensor.shape[0]) for name, tensor in source.tensors.items() if layout.is_8_bits(name)}
-    total = sum(tensor.nbytes for tensor in source.tensors.values())
+    total = source.nbytes
     leftover = _Leftover(source, temporary.path)
     done = reported = 0
     with Output(temporary, len(header) + layout.data_bytes) as output, workers() as pool:

@@ -21,7 +21,16 @@ from engine.families.family import Family, Size
 from engine.families.others import PIPELINES
 from engine.folders import shown_path
 from engine.models.layouts import Found, recognise
-from engine.request import MAX_SIDE, MIN_SIDE, PRECISIONS, SIDE_MULTIPLE, Defaults, Request, RequestError
+from engine.request import (
+    EIGHT_BITS,
+    MAX_SIDE,
+    MIN_SIDE,
+    PRECISIONS,
+    SIDE_MULTIPLE,
+    Defaults,
+    Request,
+    RequestError,
+)
 from engine.text import quoted
 from engine.untrusted import MAX_INDEX_BYTES, is_plain_name, open_file, read_object
 from engine.untrusted.configs import SCHEDULER, TOKENIZER, checked, declared_class, read_config
@@ -72,6 +81,11 @@ class Model:
     def inputs(self) -> list[Input]:
         """What the 8-bit layers of its core are given, by what is balanced together. torch is imported."""
         return self.family.networks.inputs(self.configs[self.family.core.name])
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Those that pictures of it can be asked for in."""
+        return tuple(each for each in PRECISIONS if each not in EIGHT_BITS or each in self.family.core.forms)
 
     @property
     def max_side(self) -> int:

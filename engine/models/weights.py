@@ -143,6 +143,11 @@ class WeightFiles:
         metadata = {key: value for header in headers for key, value in header.metadata.items()}
         return cls(sources, entries, metadata, drop_pages)
 
+    @property
+    def nbytes(self) -> int:
+        """What all tensors take in the files."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
     def read(self, name: str, out: Tensor) -> None:
         """Fill `out` (on the CPU, contiguous, of the tensor's shape), converted where it is of another float dtype.
 
