@@ -13,17 +13,12 @@ from torch import Tensor
 from engine.times import FlowTimes
 
 
-class Schedule(FlowTimes):
-    """Flow times as the sampler takes them."""
-
-    __slots__ = ()
-
-    def sigmas(self, steps: int, image_tokens: int) -> Tensor:
-        """The flow times of `steps` steps, from 1 down to 0: float32 [steps + 1]."""
-        even = torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64).float()
-        factor = self.factor(image_tokens)
-        shifted = factor / (factor + (1 / even - 1))  # the same as factor * s / (1 + (factor - 1) * s)
-        return torch.cat([shifted, torch.zeros(1)])
+def sigmas(times: FlowTimes, steps: int, image_tokens: int) -> Tensor:
+    """The flow times of `steps` steps as the sampler takes them, from 1 down to 0: float32 [steps + 1]."""
+    even = torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64).float()
+    factor = times.factor(steps, image_tokens)
+    shifted = factor / (factor + (1 / even - 1))  # the same as factor * s / (1 + (factor - 1) * s)
+    return torch.cat([shifted, torch.zeros(1)])
 
 
 def euler_step(latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:

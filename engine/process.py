@@ -284,7 +284,7 @@ class _Server:
             )
             times = DEFAULT_TIMES
             with suppress(ValueError, TypeError):  # refused when it is loaded
-                times = FlowTimes.from_config(engine.source.configs["scheduler"])
+                times = engine.source.family.times(engine.source.configs["scheduler"])
             source, defaults = engine.source, engine.defaults
             side = source.family.size(source.configs, source.limits, defaults.width, defaults.height)
             area = defaults.width * defaults.height // side.tokens

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from engine.families.networks import Conditioning
-    from engine.flow import Schedule
     from engine.memory.components import Components
     from engine.memory.enforce import CardMemory
     from engine.memory.planner import Layout, Planner
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from engine.modulation import Tables
     from engine.preview import PreviewMap
     from engine.quantization.int8 import Choice
+    from engine.times import FlowTimes
 
 CARD_NAMES = ("rtx-3060", "rtx-3090", "rtx-4090", "h100")  # whose figures a simulated run can have
 DEFAULT_CARD = CARD_NAMES[0]
@@ -74,7 +74,7 @@ class Runtime:
 
     target: Target
     card: CardMemory
-    schedule: Schedule
+    times: FlowTimes
     components: Components
     planner: Planner
     preview: PreviewMap
@@ -96,7 +96,6 @@ class Runtime:
         """
         import torch
 
-        from engine.flow import Schedule
         from engine.memory.cards import CARDS
         from engine.memory.components import Components
         from engine.memory.enforce import CardMemory
@@ -110,7 +109,7 @@ class Runtime:
             settings.device, settings.vram_bytes, settings.ram_bytes, simulated=simulated, card=CARDS[settings.card]
         )
         try:
-            schedule = Schedule.from_config(model.configs["scheduler"])
+            times = model.family.times(model.configs["scheduler"])
         except (ValueError, TypeError) as error:
             raise RequestError("model", f"the scheduler of {model.name!r} cannot be used: {error}.") from None
         if settings.repeat.threads is not None:
@@ -126,7 +125,7 @@ class Runtime:
         return cls(
             target=target,
             card=card,
-            schedule=schedule,
+            times=times,
             components=components,
             planner=Planner(components, target),
             preview=PreviewMap.read(preview_file, size.latent_channels),
@@ -150,8 +149,10 @@ class Runtime:
 
     def sigmas(self, request: Request) -> Tensor:
         """The flow times of a complete request: [N + 1]."""
+        from engine import flow
+
         assert request.steps
-        return self.schedule.sigmas(request.steps, self.components.model.size(request).tokens)
+        return flow.sigmas(self.times, request.steps, self.components.model.size(request).tokens)
 
     def steering(self, request: Request) -> Steering:
         """The guidance of every step of a complete request."""

@@ -43,8 +43,8 @@ class FlowTimes:
             raise ValueError("its shifts cannot be used")
         return times
 
-    def factor(self, image_tokens: int) -> float:
-        """What even times are shifted by."""
+    def factor(self, steps: int, image_tokens: int) -> float:
+        """What even times are shifted by; by the tokens alone here, families may look at the number of steps."""
         if not self.dynamic:
             return self.shift
         slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
@@ -52,7 +52,7 @@ class FlowTimes:
 
     def numbers(self, steps: int, image_tokens: int) -> list[float]:
         """The flow times of `steps` steps, from 1 down to 0, to about seven digits."""
-        factor = self.factor(image_tokens)
+        factor = self.factor(steps, image_tokens)
         even = (1 - step / steps for step in range(steps))
         return [*(factor / (factor + (1 / time - 1)) for time in even), 0.0]
 

@@ -18,6 +18,7 @@ from engine.demo.optim import Clock
 from engine.families.flux1.distill_names import config_from_shapes
 from engine.models.catalog import DEMO_FOLDER
 from engine.models.loading import load
+from engine.times import FlowTimes
 from tests.bench.accuracy import summary
 from tests.bench.distill import DISTILLED_FOLDER, encoders, paint, weight_bytes
 from tests.painting import open_pipeline
@@ -98,13 +99,13 @@ def test_following_brings_the_velocities_nearer(teacher: distill.Teacher, tmp_pa
 
 def test_walks_are_those_of_the_sampler(teacher: distill.Teacher) -> None:
     walks = distill.Walks(teacher, np.random.default_rng(0), 4)
-    schedule = flow.Schedule(shift=3.0)
-    assert torch.equal(walks.sigmas[3, :5], schedule.sigmas(4, 64))
-    assert torch.equal(walks.sigmas[1, :3], schedule.sigmas(2, 64))
+    times = FlowTimes(shift=3.0)
+    assert torch.equal(walks.sigmas[3, :5], flow.sigmas(times, 4, 64))
+    assert torch.equal(walks.sigmas[1, :3], flow.sigmas(times, 2, 64))
     began = walks.x.clone()
     velocity = torch.ones_like(walks.x)
     walks.advance(velocity)
-    assert torch.allclose(walks.x[3], began[3] + (schedule.sigmas(4, 64)[1] - 1) * velocity[3])
+    assert torch.allclose(walks.x[3], began[3] + (flow.sigmas(times, 4, 64)[1] - 1) * velocity[3])
     assert walks.at.tolist() == [0, 1, 1, 1]  # the first has arrived, and another began in its place
     assert not torch.allclose(walks.x[0], began[0] - 1)
     assert torch.equal(walks.sequence, teacher.sequence(walks.ids))

@@ -13,19 +13,20 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from engine import flow
 from engine.families.flux1.latents import image_position_ids, noise, pack, unpack
+from engine.times import FlowTimes
 
 SCHNELL = {"shift": 1.0, "use_dynamic_shifting": False}
 DEV = {"shift": 3.0, "use_dynamic_shifting": True}
 
 
 def test_schnell_takes_even_steps() -> None:
-    assert flow.Schedule.from_config(SCHNELL).sigmas(4, 4096).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert flow.sigmas(FlowTimes.from_config(SCHNELL), 4, 4096).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
 
 
 def test_dev_at_1024_has_the_published_schedule() -> None:
     expected = [1, 0.9836, 0.9660, 0.9471, 0.9266, 0.9045, 0.8805, 0.8543, 0.8257, 0.7942, 0.7595]
     expected += [0.7210, 0.6780, 0.6297, 0.5751, 0.5128, 0.4412, 0.3579, 0.2598, 0.1425, 0]
-    sigmas = flow.Schedule.from_config(DEV).sigmas(20, 4096)
+    sigmas = flow.sigmas(FlowTimes.from_config(DEV), 20, 4096)
     assert sigmas.numpy() == pytest.approx(np.array(expected), abs=6e-5)
 
 
@@ -35,14 +36,14 @@ def test_dev_at_1024_has_the_published_schedule() -> None:
 def test_sigmas_are_those_of_diffusers(config: dict[str, float], tokens: int, steps: int) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(**config)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=calculate_shift(tokens))
-    ours = flow.Schedule.from_config(scheduler.config).sigmas(steps, tokens)
+    ours = flow.sigmas(FlowTimes.from_config(scheduler.config), steps, tokens)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, scheduler.sigmas, rtol=0, atol=2e-7)
 
 
 def test_a_schedule_that_flux_does_not_use_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="use_karras_sigmas"):
-        flow.Schedule.from_config({"use_karras_sigmas": True})
+        FlowTimes.from_config({"use_karras_sigmas": True})
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (192, 96), (80, 112)])
@@ -62,7 +63,7 @@ def test_a_seed_gives_the_noise_that_diffusers_draws() -> None:
 
 def test_euler_steps_in_float32_reach_the_data_of_a_straight_flow() -> None:
     data, noise = torch.randn(1, 8, 4), torch.randn(1, 8, 4)
-    sigmas = flow.Schedule(shift=3.0).sigmas(5, 64)
+    sigmas = flow.sigmas(FlowTimes(shift=3.0), 5, 64)
     x = noise
     for sigma, sigma_next in pairwise(sigmas):
         velocity = noise - data

@@ -8,8 +8,9 @@ import random
 
 import pytest
 
-from engine.flow import Schedule
+from engine import flow
 from engine.guidance import KINDS, mean, weights
+from engine.times import FlowTimes
 
 UNIFORM = [1, 0.75, 0.5, 0.25, 0]
 
@@ -18,7 +19,7 @@ def dev(steps: int) -> list[float]:
     """FLUX.1 [dev]'s flow times at 1024x1024."""
     config = {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
     config |= {"base_image_seq_len": 256, "max_image_seq_len": 4096}
-    sigmas: list[float] = Schedule.from_config(config).sigmas(steps, 4096).tolist()
+    sigmas: list[float] = flow.sigmas(FlowTimes.from_config(config), steps, 4096).tolist()
     return sigmas
 
 

@@ -11,7 +11,7 @@ import pytest
 from textual import events
 from textual.pilot import Pilot
 
-from engine.flow import Schedule
+from engine import flow
 from engine.guidance import weights
 from engine.request import MAX_COUNT, MAX_GUIDANCE, MAX_SEED, PRECISIONS, SCHEDULES, Option, Request, RequestError
 from engine.times import FlowTimes
@@ -783,5 +783,5 @@ def test_the_plot_has_the_weights_that_the_engine_will_use() -> None:
 def test_times_in_plain_numbers_are_the_samplers() -> None:
     for config in ({"shift": 3.0}, {"use_dynamic_shifting": True}):
         for steps in (1, 4, 28):
-            sampler = Schedule.from_config(config)
-            assert sampler.numbers(steps, 4096) == pytest.approx(sampler.sigmas(steps, 4096).tolist(), abs=1e-6)
+            times = FlowTimes.from_config(config)
+            assert times.numbers(steps, 4096) == pytest.approx(flow.sigmas(times, steps, 4096).tolist(), abs=1e-6)

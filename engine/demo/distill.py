@@ -41,6 +41,7 @@ from engine.demo.train_vae import LATENT_CHANNELS, SAMPLE_SIZE
 from engine.demo.vocabulary import TOKEN_LIMIT, clip_tokenizer, t5_tokenizer
 from engine.families.flux1 import VAE_SCALE
 from engine.families.flux1.latents import image_position_ids, pack
+from engine.times import FlowTimes
 
 WIDTH, LAYERS, HEADS, HEAD_SIZE, FEED_FORWARD = 64, 2, 4, 16, 128
 STAGES: dict[str, dict[str, Any]] = {
@@ -174,7 +175,7 @@ class Examination:
         sequence = teacher.sequence(self.ids)
         x = random_noise(count, torch.Generator().manual_seed(11))
         self.points: list[tuple[Tensor, Tensor, Tensor]] = []  # x, sigma, the teacher's velocity
-        sigmas = flow.Schedule(shift=SHIFT).sigmas(4, x.shape[1])
+        sigmas = flow.sigmas(FlowTimes(shift=SHIFT), 4, x.shape[1])
         for sigma, sigma_next in pairwise(sigmas):
             velocity = teacher.velocity(x, sigma, sequence, self.pooled, self.guidance)
             self.points.append((x, sigma, velocity))
@@ -248,7 +249,7 @@ class Walks:
         self.guidance[who] = torch.tensor(self.rng.choice(GUIDANCE, len(who)), dtype=torch.float32)
         self.x[who], self.at[who] = random_noise(len(who)), 0
         for one, count in zip(who, steps, strict=True):
-            self.sigmas[one, : count + 1] = flow.Schedule(shift=SHIFT).sigmas(int(count), self.x.shape[1])
+            self.sigmas[one, : count + 1] = flow.sigmas(FlowTimes(shift=SHIFT), int(count), self.x.shape[1])
 
 
 class Learner:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from engine.events import Phase
 from engine.families.rules import Rule, Shapes
 from engine.families.sources import Source
+from engine.times import FlowTimes
 from engine.untrusted.configs import Keys
 from engine.untrusted.headers import Header
 
@@ -239,6 +240,13 @@ class Family(ABC):
     def foreign(self, part: str, config: Config) -> str:
         """Why a part that fits is another family's, in words; "" where nothing tells."""
         return ""
+
+    def times(self, scheduler: Config) -> FlowTimes:
+        """Where a model's steps lie; it can be pickled, and says it without torch.
+
+        Raises ValueError for a scheduler that is not the family's.
+        """
+        return FlowTimes.from_config(scheduler)
 
     @abstractmethod
     def size(self, configs: Configs, limits: Mapping[str, int], width: int, height: int) -> Size:
