@@ -182,15 +182,13 @@ class Job:
         told: dict[str, Conditioning] = {text: {} for text in missing}
         for part in parts if missing else ():
             device = "cpu" if part.beside_card and self.layout.reads_on_host else None
-            tokenizer = model.family.tokenizer_of(part.name).name
             with self._lend(part.name, passes=len(missing), device=device) as loan:
                 yield from self._progress(loan.load())
                 if began is None:
                     began = yield from self._begin("encode")
                 for text in missing:
-                    ids = tokens[text].ids[tokenizer]
                     with cancellable(loan.module, self._check):
-                        found = networks.encode(part.name, loan.module, ids, loan.embedded, loan.device)
+                        found = networks.encode(part.name, loan.module, tokens[text], loan.embedded, loan.device)
                     told[text] = {**told[text], **found}
         known.update({keys[text]: conditioning for text, conditioning in told.items()})
         while len(known) > max(CACHED_PROMPTS, len(keys)):

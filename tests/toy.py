@@ -104,9 +104,9 @@ class ToyNetworks(Networks):
 
     @torch.no_grad()
     def encode(
-        self, part: str, module: Any, ids: Tensor, rows: Callable[[Tensor], Tensor], device: torch.device
+        self, part: str, module: Any, tokens: Tokens, rows: Callable[[Tensor], Tensor], device: torch.device
     ) -> Conditioning:
-        read = module(rows(ids).to(device))
+        read = module(rows(tokens.ids["tokenizer"]).to(device))
         return {"words": read if read.is_meta else read.cpu()}
 
     def unread(self, configs: Configs, size: Size, dtype: torch.dtype) -> Conditioning:

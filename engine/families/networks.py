@@ -76,11 +76,11 @@ class Networks(ABC):
 
     @abstractmethod
     def encode(
-        self, part: str, module: Any, ids: Tensor, rows: Callable[[Tensor], Tensor], device: torch.device
+        self, part: str, module: Any, tokens: Tokens, rows: Callable[[Tensor], Tensor], device: torch.device
     ) -> Conditioning:
-        """What a text encoder tells of ids [1, S], on the host; what all of them tell is the conditioning.
+        """What a text encoder tells of a prompt, on the host; what all of them tell is the conditioning.
 
-        `rows` looks ids up in the table that stays on the host: [1, S, width].
+        `rows` looks ids [1, S] up in the table that stays on the host: [1, S, width].
         """
 
     @abstractmethod

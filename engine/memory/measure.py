@@ -21,6 +21,7 @@ from engine import modulation
 from engine.decode import decode
 from engine.denoise import Prompt, denoise
 from engine.families.family import Size
+from engine.families.networks import Tokens
 from engine.files import write_whole
 from engine.folders import cache_dir
 from engine.memory.components import Components, Loan, Placement
@@ -121,8 +122,14 @@ def _shortened(module: Any, repeats: Sequence[str]) -> Iterator[None]:
 
 def run_encoder(loan: Loan, model: Model) -> None:
     """A text encoder's pass over a prompt's full length on the meta device."""
-    ids = torch.zeros(1, model.limit_of(loan.name), dtype=torch.int64)
-    model.family.networks.encode(loan.name, loan.module, ids, loan.embedded, loan.device)
+    model.family.networks.encode(loan.name, loan.module, full_prompt(model), loan.embedded, loan.device)
+
+
+def full_prompt(model: Model) -> Tokens:
+    """As many tokens as each tokenizer may give."""
+    ids = {name: torch.zeros(1, limit, dtype=torch.int64) for name, limit in model.limits.items()}
+    longest = max(model.limits.values())
+    return Tokens(ids, longest, longest)
 
 
 def run_loop(loan: Loan, model: Model, size: Size, steps: int = STEPS, *, prompts: int = 1, batch: int = 1) -> None:

@@ -43,6 +43,7 @@ from engine.families.flux1.networks import NETWORKS
 from engine.images.save import plan_output
 from engine.memory.components import Components, Loan
 from engine.memory.ledger import counted
+from engine.memory.measure import full_prompt
 from engine.memory.planner import Planner
 from engine.memory.target import resolve
 from engine.models.catalog import DEMO_FOLDER, open_model
@@ -198,12 +199,11 @@ def loaded(loan: Loan) -> Any:
 
 def held_by_encoder(loan: Loan, model: Model) -> int:
     """What the real pass of a text encoder over its full length held beside weights, by the ledger."""
-    ids = torch.zeros(1, model.limit_of(loan.name), dtype=torch.int64)
-    module = loaded(loan)
+    tokens, module = full_prompt(model), loaded(loan)
     table = [] if loan._opened is None or loan._opened.table is None else [loan._opened.table]
     with counted("cpu") as ledger:
         ledger.ignore([*module.parameters(), *table])
-        NETWORKS.encode(loan.name, module, ids, loan.embedded, loan.device)
+        NETWORKS.encode(loan.name, module, tokens, loan.embedded, loan.device)
         return ledger.peak_bytes
 
 

@@ -21,9 +21,11 @@ from engine.families.flux1.latents import image_position_ids, noise, unpack
 from engine.families.flux1.parts import (
     CLIP,
     CLIP_KEYS,
+    CLIP_TOKENIZER,
     DISTILL_T5,
     T5,
     T5_KEYS,
+    T5_TOKENIZER,
     TRANSFORMER,
     TRANSFORMER_KEYS,
     VAE_KEYS,
@@ -75,11 +77,11 @@ class Flux1Networks(Networks):
         return encode.tokenize(prompt, tokenizers, limits)
 
     def encode(
-        self, part: str, module: Any, ids: Tensor, rows: Callable[[Tensor], Tensor], device: torch.device
+        self, part: str, module: Any, tokens: Tokens, rows: Callable[[Tensor], Tensor], device: torch.device
     ) -> Conditioning:
         if part == CLIP:
-            return {"pooled": encode.pooled_embedding(module, ids, device)}
-        return {"sequence": encode.sequence_embedding(module, rows(ids), device)}
+            return {"pooled": encode.pooled_embedding(module, tokens.ids[CLIP_TOKENIZER], device)}
+        return {"sequence": encode.sequence_embedding(module, rows(tokens.ids[T5_TOKENIZER]), device)}
 
     def unread(self, configs: Configs, size: Size, dtype: torch.dtype) -> Conditioning:
         config = configs[TRANSFORMER]
