@@ -139,7 +139,7 @@ def entries(headers: Sequence[Header], component: str, families: Sequence[Family
 
 def _groups(headers: Sequence[Header], families: Sequence[Family]) -> list[_Group]:
     names = {name: header for header in headers for name in header.tensors}
-    _refuse_others(names, headers)
+    _refuse_others(names, headers, families)
     groups = [
         _Group(family, part, prefix, headers)
         for family in families
@@ -202,10 +202,13 @@ def _known_part(names: Sequence[str], families: Sequence[Family]) -> tuple[Famil
     return None
 
 
-def _refuse_others(names: Mapping[str, Header], headers: Sequence[Header]) -> None:
-    """What is known and cannot be used, by its name, with what to do."""
+def _refuse_others(names: Mapping[str, Header], headers: Sequence[Header], families: Sequence[Family]) -> None:
+    """What is known and cannot be used, by its name, with what to do; a model that is of one of the families can."""
+    titles = {family.title for family in families}
     for what, advice, is_it in OTHERS:
         if is_it(names):
+            if what in titles:
+                return  # what comes after it would take it for something else
             raise RequestError("model", f"{_place(headers)} is {what}, which cannot be run here; {advice}.")
 
 
