@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -112,6 +113,20 @@ def test_what_is_simulated_is_what_is_planned(model: Path) -> None:
     assert events[-1].peak_bytes <= plan.peak_bytes
     assert plan.peak_bytes - events[-1].peak_bytes < 0.01 * plan.peak_bytes
     assert all(seconds > 0 for seconds in events[-1].seconds_by_phase.values())
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_parts_of_one_name_keep_their_own_familys_forms(place: int, tmp_path: Path) -> None:
+    toy = Toy()  # whose transformer takes no int8
+    save_tiny(tmp_path / "model", guided=True)
+    FAMILIES.insert(place, toy)
+    try:
+        with Engine.open(tmp_path / "model", device="cpu") as engine:
+            assert painted(engine, wanted("int8"), tmp_path / "out").std() > 1
+            component = engine.runtime().components.component("transformer", "int8")
+    finally:
+        FAMILIES.remove(toy)
+    assert torch.int8 in {piece.dtype for unit in component.units for piece in unit.pieces}
 
 
 def test_a_file_is_told_by_its_tensors_whatever_families_there_are(model: Path) -> None:

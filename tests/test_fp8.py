@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from engine.families.all import is_eight_bit
+from engine.families.flux1 import FLUX1
 from engine.models.catalog import DEMO_FOLDER
 from engine.quantization import fp8
 from engine.quantization.fp8 import (
@@ -52,7 +52,7 @@ def install(layer: Fp8Linear, linear: nn.Linear) -> None:
 def quantized_copy(module: nn.Module, component: str, dtype: torch.dtype) -> nn.Module:
     """The module with FP8 linears that hold its weights."""
     result = copy.deepcopy(module)
-    replace_linears(result, partial(is_eight_bit, component), dtype)
+    replace_linears(result, partial(FLUX1.eight_bit, component), dtype)
     for name, layer in result.named_modules():
         if isinstance(layer, Fp8Linear):
             linear = module.get_submodule(name)
@@ -153,7 +153,7 @@ class TestRounding:
         )
         assert ratio < 1.01
         for component, file in DEMO_FILES.items():
-            demo = [tensor for name, tensor in load_file(file).items() if is_eight_bit(component, name)]
+            demo = [tensor for name, tensor in load_file(file).items() if FLUX1.eight_bit(component, name)]
             rounded = [dequantize(*quantize_rows(weight), torch.bfloat16).flatten() for weight in demo]
             exact = torch.cat([weight.flatten() for weight in demo])
             freely = torch.cat([free(weight).flatten() for weight in demo])
@@ -226,7 +226,7 @@ class TestChoice:
         ],
     )
     def test_the_blocks_linears_of_the_transformer_are_fp8(self, name, expected):
-        assert is_eight_bit("transformer", name) is expected
+        assert FLUX1.eight_bit("transformer", name) is expected
 
     @pytest.mark.parametrize(
         ("name", "expected"),
@@ -241,24 +241,24 @@ class TestChoice:
         ],
     )
     def test_the_blocks_linears_of_t5_are_fp8(self, name, expected):
-        assert is_eight_bit("text_encoder_2", name) is expected
+        assert FLUX1.eight_bit("text_encoder_2", name) is expected
 
     def test_nothing_of_clip_and_the_vae_is_eight_bit(self):
         pipeline = tiny_pipeline(guided=True)
         for component in ("text_encoder", "vae"):
             module = getattr(pipeline, component)
-            assert not any(is_eight_bit(component, name) for name, _ in module.named_parameters())
-            replace_linears(module, partial(is_eight_bit, component), torch.bfloat16)
+            assert not any(FLUX1.eight_bit(component, name) for name, _ in module.named_parameters())
+            replace_linears(module, partial(FLUX1.eight_bit, component), torch.bfloat16)
             assert not any(isinstance(layer, Fp8Linear) for layer in module.modules())
 
     @pytest.mark.parametrize("component", ["transformer", "text_encoder_2"])
     def test_names_agree_with_the_modules(self, component):
         module = getattr(tiny_pipeline(guided=True), component)
         linears = {f"{name}.weight" for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
-        chosen = {name for name, _ in module.named_parameters() if is_eight_bit(component, name)}
+        chosen = {name for name, _ in module.named_parameters() if FLUX1.eight_bit(component, name)}
         assert chosen
         assert chosen <= linears
-        replace_linears(module, partial(is_eight_bit, component), torch.float32)
+        replace_linears(module, partial(FLUX1.eight_bit, component), torch.float32)
         replaced = {f"{name}.weight" for name, layer in module.named_modules() if isinstance(layer, Fp8Linear)}
         assert replaced == chosen
 

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from engine import Engine, Request, RequestError
 from engine.cli import _to_repeat, main
 from engine.events import Event, Failed, ImageSaved, Noticed, Planned
-from engine.families.all import is_eight_bit
-from engine.families.flux1 import blocks
+from engine.families.flux1 import FLUX1, blocks
 from engine.families.flux1.cuts import cut, inputs
 from engine.images.metadata import read_record
 from engine.images.save import plan_output
@@ -305,7 +304,7 @@ class TestBlocks:
     def test_tokens_are_rounded_to_fp8_once_for_all_layers_with_the_same_bits(self):
         transformer = tiny_pipeline(guided=True).transformer.bfloat16()
         given = transformer_inputs(transformer.config, torch.bfloat16)
-        fp8.replace_linears(transformer, partial(is_eight_bit, "transformer"), torch.bfloat16)
+        fp8.replace_linears(transformer, partial(FLUX1.eight_bit, "transformer"), torch.bfloat16)
         for number, layer in enumerate(each for each in transformer.modules() if isinstance(each, fp8.Fp8Linear)):
             values, scale = fp8.quantize_rows(normal(layer.out_features, layer.in_features, seed=number) * 0.1)
             for leaf, value in {"quantized": values, "scale": scale, "bias": normal(len(scale)).bfloat16()}.items():

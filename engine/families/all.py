@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from engine.families.family import Family, Part, Published, Tokenizer
 from engine.families.flux1 import FLUX1
 from engine.families.sources import Source
@@ -9,9 +11,9 @@ from engine.families.sources import Source
 FAMILIES: list[Family] = [FLUX1]
 
 
-def parts() -> dict[str, Part]:
-    """Every part of every family by name; of a name that several have, the first."""
-    return {part.name: part for family in reversed(FAMILIES) for part in reversed(family.parts)}
+def parts(families: Sequence[Family] = FAMILIES) -> dict[str, Part]:
+    """Every part of the families by name; of a name that several have, the first."""
+    return {part.name: part for family in reversed(families) for part in reversed(family.parts)}
 
 
 def tokenizers() -> dict[str, Tokenizer]:
@@ -19,9 +21,13 @@ def tokenizers() -> dict[str, Tokenizer]:
     return {each.name: each for family in reversed(FAMILIES) for each in reversed(family.tokenizers)}
 
 
-def is_eight_bit(part: str, name: str) -> bool:
-    """Whether a part's parameter is a linear layer's weight that has 8 bits where any have."""
-    return any(family.eight_bit(part, name) for family in FAMILIES)
+def takes(form: str, part: str, name: str) -> bool:
+    """Whether a part's parameter is a linear layer's weight that has 8 bits of this form where any have.
+
+    Parts of several families may have one name, so that form and layer must be the same family's.
+    """
+    own = (family for family in FAMILIES if family.eight_bit(part, name))
+    return any(form in family.part(part).forms for family in own)
 
 
 def family_of_pipeline(name: str) -> Family | None:

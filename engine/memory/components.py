@@ -112,7 +112,7 @@ class Components:
 
         Raises `RequestError` where it needs balancing factors and there are none, or another model's.
         """
-        precision = precision_of(self.model.family, name, precision)
+        precision = self._precision_of(name, precision)
         if precision.partition("+")[0] not in self.model.family.part(name).forms:
             return None
         if precision not in self._forms:
@@ -129,9 +129,12 @@ class Components:
         calibration = calibrations.read(self.model.name, self.model_hash, inputs)
         return Form(precision, Folds(inputs, calibration.factors[mode]), calibration.digest(mode))
 
+    def _precision_of(self, name: str, precision: str) -> str:
+        return precision_of(self.model.family.part(name), precision)
+
     def component(self, name: str, precision: str) -> Component:
         """The component without weights; another precision of it is forgotten."""
-        precision = precision_of(self.model.family, name, precision)
+        precision = self._precision_of(name, precision)
         if self._precision.get(name) != precision:
             self._forget(name)
             self._open[name] = _Opened(build(self.model, name, precision))
@@ -140,7 +143,7 @@ class Components:
 
     def would_forget(self, name: str, precision: str) -> bool:
         """Whether asking for this component would cost another precision of it that is open."""
-        precision = precision_of(self.model.family, name, precision)
+        precision = self._precision_of(name, precision)
         return self._precision.get(name, precision) != precision
 
     def keep(self, name: str, precision: str, placement: Placement, check: Callable[[], None]) -> Iterator[Progress]:
@@ -151,7 +154,7 @@ class Components:
     def arrange(self, precision: str, placements: Mapping[str, Placement]) -> None:
         """Let go of what a new plan does not keep, before anything is read for it."""
         for name, kept_in in list(self._precision.items()):
-            if kept_in != precision_of(self.model.family, name, precision) or name not in placements:
+            if kept_in != self._precision_of(name, precision) or name not in placements:
                 self._forget(name)
         for name, opened in self._open.items():
             for unit in opened.host.keys() - placements[name].kept:

@@ -74,7 +74,7 @@ class Activations:
     def _get(
         self, name: str, precision: str, sizes: list[int], run: Callable[[Loan], object], kernel: str | None = None
     ) -> int:
-        precision = precision_of(self.model.family, name, precision)
+        precision = precision_of(self.model.family.part(name), precision)
         kernel = kernel if kernel is not None and precision.startswith(EIGHT_BITS) else "dequantize"
         config = self.model.configs[name]
         key = hashlib.sha256(

@@ -402,10 +402,10 @@ class Planner:
                 for need in needs
             )
         reader = _reader(needs)
-        how = "streamed" if fits[reader.name].streamed else "whole"
+        part, how = self.model.family.part(reader.name), "streamed" if fits[reader.name].streamed else "whole"
         text_encoder = (
-            f"{self.model.family.part(reader.name).short}, {_parameters(reader.component)}, "
-            f"{precision_of(self.model.family, reader.name, request.form)}, {'on the CPU' if reader.on_host else how}"
+            f"{part.short}, {_parameters(reader.component)}, "
+            f"{precision_of(part, request.form)}, {'on the CPU' if reader.on_host else how}"
         )
         return Plan(
             model=self.model.name,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import modulation
-from engine.families.family import Family
+from engine.families.family import Part
 from engine.families.networks import Cut
 from engine.models.converted import quantize_into
 from engine.models.forms import Form
@@ -105,10 +105,9 @@ class Component:
             owner._buffers[leaf] = value.to(device)
 
 
-def precision_of(family: Family, name: str, precision: str) -> str:
+def precision_of(part: Part, precision: str) -> str:
     """What a component computes in where a picture is asked for in `precision`: some have one of their own, and those
     that cannot compute in int8 have FP8 beside it."""
-    part = family.part(name)
     if part.fixed:
         return part.fixed
     return "fp8" if precision.startswith("int8") and "int8" not in part.forms else precision

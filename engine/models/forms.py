@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.families.all import is_eight_bit, parts
+from engine.families.all import takes
 from engine.quantization import fp8, int8
 from engine.quantization.salience import Folds
 
@@ -32,7 +32,7 @@ class Form:
 
     def covers(self, component: str, name: str) -> bool:
         """Whether the parameter `name` of a component is stored in 8 bits."""
-        return self.kind in parts()[component].forms and is_eight_bit(component, name)
+        return takes(self.kind, component, name)
 
     def quantize(self, name: str, rows: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Rows of a weight from `start` on as (8 bits [n, in], scale float32 [n]). Raises `ValueError` where they are

@@ -131,7 +131,7 @@ def entries(headers: Sequence[Header], component: str, families: Sequence[Family
     for group in _groups(headers, families):
         if group.part.name == component:
             return _entries(group)
-    raise RequestError("model", f"{_place(headers)} holds no {parts()[component].title}.")
+    raise RequestError("model", f"{_place(headers)} holds no {parts(families)[component].title}.")
 
 
 # Which part is which.

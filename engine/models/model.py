@@ -201,9 +201,8 @@ def part_of(files: Sequence[Path], component: str, families: Sequence[Family] = 
         if each.component == component:
             return each
     others = " and ".join(each.part.title for each in found)
-    raise RequestError(
-        "model", f"{shown_path(files[0])} holds {others}, not the {parts()[component].title} that is needed there."
-    )
+    wanted = parts(families)[component].title
+    raise RequestError("model", f"{shown_path(files[0])} holds {others}, not the {wanted} that is needed there.")
 
 
 def component_in(path: Path, component: str) -> Found:

@@ -47,8 +47,7 @@ from engine.demo.checker import check
 from engine.demo.grammar import describe
 from engine.demo.scenes import Scene
 from engine.events import Event, StepFinished
-from engine.families.all import is_eight_bit
-from engine.families.flux1 import blocks
+from engine.families.flux1 import FLUX1, blocks
 from engine.families.flux1 import published as flux1
 from engine.families.flux1.cuts import cut, inputs
 from engine.families.flux1.latents import image_position_ids
@@ -239,7 +238,7 @@ class LayerErrors:
 
     def __init__(self, weights: State, forms: Mapping[str, Form]) -> None:
         self.weights, self.forms = weights, forms
-        self.layers = [name.removesuffix(".weight") for name in weights if is_eight_bit("transformer", name)]
+        self.layers = [name.removesuffix(".weight") for name in weights if FLUX1.eight_bit("transformer", name)]
         self.error: dict[tuple[str, str], float] = defaultdict(float)  # squared, by layer and form
         self.output: dict[str, float] = defaultdict(float)
         self._quantized: dict[tuple[str, str], nn.Module | Tensor] = {}
@@ -614,7 +613,7 @@ def speed_on_card(device: torch.device, config: Mapping[str, Any], side: int, te
 
 def in_blocks(layer: nn.Module, name: str) -> bool:
     """Whether a layer is one of those that are quantized."""
-    return isinstance(layer, nn.Linear) and is_eight_bit("transformer", f"{name}.weight")
+    return isinstance(layer, nn.Linear) and FLUX1.eight_bit("transformer", f"{name}.weight")
 
 
 def detached(config: Mapping[str, Any], device: torch.device) -> Any:
@@ -634,7 +633,7 @@ def detached(config: Mapping[str, Any], device: torch.device) -> Any:
 def in_int8(transformer: Any) -> None:
     """The engine's int8 blocks over the transformer's weights."""
     layers = {name: layer for name, layer in transformer.named_modules() if in_blocks(layer, name)}
-    replace_linears(transformer, partial(is_eight_bit, "transformer"), torch.bfloat16, ())
+    replace_linears(transformer, partial(FLUX1.eight_bit, "transformer"), torch.bfloat16, ())
     for name, layer in layers.items():
         quantized, scale = quantize_rows(layer.weight)
         target = transformer.get_submodule(name)
