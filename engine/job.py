@@ -279,8 +279,9 @@ class Job:
 
         reader, known = loan.component.reader, self.runtime.tables
         assert reader is not None
-        told = self.steering.distilled
-        keys = [(text, told, self.precision, tuple(sigmas.tolist())) for text in self._prompts]
+        told, family = self.steering.distilled, self.engine.source.family
+        texts = [text if family.step_reads_prompt else "" for text in self._prompts]
+        keys = [(text, told, self.precision, tuple(sigmas.tolist())) for text in texts]
         missing = {key: each for key, each in zip(keys, conditionings, strict=True) if key not in known}
         if missing:
             yield from self._progress(loan.read())
@@ -290,7 +291,7 @@ class Job:
                 [*missing.values()],
                 sigmas,
                 told,
-                self.engine.source.family.networks,
+                family.networks,
                 loan.device,
                 loan.dtype,
                 self._check,

@@ -94,6 +94,14 @@ def test_a_family_without_int8_is_not_asked_for_it(model: Path) -> None:
         assert choice.levels(engine.source, on_card=True)[-1] == ("fp8",)
 
 
+def test_tables_are_kept_for_every_prompt_that_they_do_not_follow_from(model: Path, tmp_path: Path) -> None:
+    with Engine.open(model, device="cpu") as engine:
+        request = wanted("fp32", cfg=3.0, negative_prompt="a")
+        for prompt in ("a red circle", "a blue square"):
+            painted(engine, replace(request, prompt=prompt), tmp_path / "out")
+        assert len(engine.runtime().tables) == (3 if engine.source.family.step_reads_prompt else 1)
+
+
 def test_bands_decode_what_the_whole_decoder_does(model: Path, tmp_path: Path) -> None:
     from engine.runtime import Repeat
 

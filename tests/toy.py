@@ -164,6 +164,7 @@ class Toy(Family):
     published = ()
     sources = ()
     side = 128
+    step_reads_prompt = False
     networks = ToyNetworks()
 
     def part_of(self, names: Sequence[str]) -> str:

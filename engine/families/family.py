@@ -150,6 +150,7 @@ class Family(ABC):
     published: tuple[Published, ...]
     sources: tuple[Source, ...]  # what is to be had of it
     side: int  # pixels that its models were made for, where a configuration does not say
+    step_reads_prompt: bool = True  # whether what follows from the step alone follows from the prompt, too
 
     @property
     def core(self) -> Part:
