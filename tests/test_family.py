@@ -123,6 +123,18 @@ def test_what_is_simulated_is_what_is_planned(model: Path) -> None:
     assert all(seconds > 0 for seconds in events[-1].seconds_by_phase.values())
 
 
+@pytest.mark.parametrize(("hasty", "steps"), [(False, 3), (True, 1)])
+def test_the_index_tells_what_no_weights_tell(hasty: bool, steps: int, tmp_path: Path) -> None:
+    toy = Toy()
+    save_toy(tmp_path / "model", hasty=hasty)
+    FAMILIES.append(toy)
+    try:
+        with Engine.open(tmp_path / "model", device="cpu") as engine:
+            assert engine.defaults.steps == steps
+    finally:
+        FAMILIES.remove(toy)
+
+
 @pytest.mark.parametrize("place", [0, 1])
 def test_parts_of_one_name_keep_their_own_familys_forms(place: int, tmp_path: Path) -> None:
     toy = Toy()  # whose transformer takes no int8

@@ -20,7 +20,7 @@ from engine.families.family import Config, Configs, Cost, Family, Layout, Part, 
 from engine.families.flux1.parts import VAE_KEYS
 from engine.families.networks import Conditioning, Cut, Networks, Tokens
 from engine.families.rules import Shapes, count
-from engine.untrusted.configs import LAYERS, WIDTH, Keys
+from engine.untrusted.configs import LAYERS, WIDTH, Keys, truth
 
 VOCABULARY, WORDS, SCALE = 257, 16, 4
 TOY_KEYS = Keys({"width": WIDTH, "layers": LAYERS, "channels": WIDTH, "vocab_size": WIDTH})
@@ -165,6 +165,7 @@ class Toy(Family):
     sources = ()
     side = 128
     step_reads_prompt = False
+    index = Keys({"is_hasty": truth()})
     networks = ToyNetworks()
 
     def part_of(self, names: Sequence[str]) -> str:
@@ -195,7 +196,8 @@ class Toy(Family):
         return "" if given is None or config[given] == wanted else f"gives {config[given]}, {wanted} is wanted"
 
     def traits(self, configs: Configs) -> Traits:
-        return Traits(steps=3, side=64, guidance=None, tokens={"tokenizer": WORDS})
+        hasty = configs.get("index", {}).get("is_hasty")
+        return Traits(steps=1 if hasty else 3, side=64, guidance=None, tokens={"tokenizer": WORDS})
 
     def size(self, configs: Configs, limits: Mapping[str, int], width: int, height: int) -> Size:
         channels = configs["vae"]["latent_channels"]
@@ -213,6 +215,10 @@ class Toy(Family):
 
 def save_toy(folder: Path, width: int = 64, layers: int = 3) -> None:
     """Write a toy with random weights in diffusers' layout."""
+
+
+def save_toy(folder: Path, *, hasty: bool = False) -> None:
+    """Write a toy with random weights in diffusers' layout. A `hasty` one takes a single step, by its index alone."""
     torch.manual_seed(0)
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3}
     sizes: dict[str, Any] = {"block_out_channels": [8, 8, 16], "latent_channels": 6, "norm_num_groups": 4}
@@ -228,7 +234,7 @@ def save_toy(folder: Path, width: int = 64, layers: int = 3) -> None:
         (folder / name / "config.json").write_text(json.dumps({"_class_name": network.__name__, **config}))
     vae.save_pretrained(folder / "vae")
     for place, value in (
-        ("model_index.json", {"_class_name": "ToyPipeline"}),
+        ("model_index.json", {"_class_name": "ToyPipeline", "is_hasty": hasty}),
         ("scheduler/scheduler_config.json", {"shift": 2.0}),
         ("tokenizer/vocab.json", {"letters": "abcdefghijklmnopqrstuvwxyz "}),
     ):

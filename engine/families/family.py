@@ -150,6 +150,9 @@ class Family(ABC):
     published: tuple[Published, ...]
     sources: tuple[Source, ...]  # what is to be had of it
     side: int  # pixels that its models were made for, where a configuration does not say
+    index: Keys = Keys(
+        {}
+    )  # of model_index.json, that tell what no weights tell; a folder's `Configs` then have an "index"
     step_reads_prompt: bool = True  # whether what follows from the step alone follows from the prompt, too
 
     @property

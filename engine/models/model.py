@@ -152,6 +152,8 @@ def open_folder(path: Path, name: str) -> Model:
         found[part.name] = part_of(files[part.name], part.name, [family])
         configs[part.name] = config_beside(found[part.name], folder / "config.json")
     configs["scheduler"] = read_config(path / "scheduler" / "scheduler_config.json", SCHEDULER)
+    if family.index.keys:
+        configs["index"] = read_config(path / "model_index.json", family.index)
     for tokenizer in family.tokenizers:
         if not has_tokenizer(path / tokenizer.name):
             raise RequestError("model", f"{shown_path(path)} has no {tokenizer.name}; copy it from the original model.")
