@@ -123,7 +123,7 @@ class Engine:
         if defaults.guidance is not None:
             options.append(Option("guidance", defaults.guidance, 0, MAX_GUIDANCE, 0.5))
         options += [
-            Option("cfg", None, MIN_CFG, MAX_GUIDANCE, 0.5, first=DEFAULT_CFG),
+            Option("cfg", defaults.cfg, MIN_CFG, MAX_GUIDANCE, 0.5, first=DEFAULT_CFG),
             Option("negative_prompt", None),
             Option("guidance_schedule", next(iter(SCHEDULES)), choices=tuple(SCHEDULES)),
             Option("cfg_zero", False, choices=(False, True)),
@@ -172,7 +172,8 @@ class Engine:
                 "guidance", f"{self.model} takes no guidance (it is not guidance-distilled); leave it out."
             )
         kind, _ = request.schedule
-        if kind != "constant" and not request.is_true_cfg and self.defaults.guidance is None:
+        guided = request.is_true_cfg or self.defaults.cfg is not None or self.defaults.guidance is not None
+        if kind != "constant" and not guided:
             raise RequestError(
                 "guidance_schedule",
                 f"{self.model} takes no guidance, so that a schedule has nothing to vary: add --negative-prompt or "

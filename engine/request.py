@@ -58,6 +58,7 @@ class Defaults:
     height: int
     guidance: float | None  # None: the model takes no guidance input
     precision: str  # a concrete one: what auto begins with
+    cfg: float | None = None  # None: no true guidance
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,16 +180,17 @@ class Request:
 
         Raises `RequestError` for choices that do not go together.
         """
-        self._check_together()
         choices = {
             name: value if (value := getattr(self, name)) is not None else getattr(defaults, name)
-            for name in ("steps", "width", "height", "guidance", "precision")
+            for name in ("steps", "width", "height", "guidance", "precision", "cfg")
         }
-        if self.is_true_cfg:
-            choices["cfg"] = self.cfg if self.cfg is not None else DEFAULT_CFG
-            choices["negative_prompt"] = self.negative_prompt or ""
         seed = self.seed if self.seed is not None else random.SystemRandom().randrange(2**32)
-        return replace(self, seed=seed, **choices)
+        filled = replace(self, seed=seed, **choices)
+        filled._check_together()
+        if not filled.is_true_cfg:
+            return filled
+        cfg = filled.cfg if filled.cfg is not None else DEFAULT_CFG
+        return replace(filled, cfg=cfg, negative_prompt=filled.negative_prompt or "")
 
     @property
     def form(self) -> str:

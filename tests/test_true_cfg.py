@@ -19,6 +19,7 @@ from engine.guidance import Steering, mean, steering, weights
 from engine.images.metadata import parameters_text, read_record
 from engine.images.save import plan_output
 from engine.memory.planner import CPU_PROCESS_BYTES
+from engine.request import Defaults
 from engine.runtime import Repeat
 from engine.true_cfg import TrueGuidance
 from tests.painting import largest_difference, painted, painted_by_diffusers
@@ -29,6 +30,19 @@ PROMPT = "a large red circle above a small blue square"
 NEGATIVE = "a green star"
 SMALL = Request(PROMPT, seed=3, steps=3, width=64, height=64)
 LIMITS = (1.0, 4.0)
+
+
+def test_a_model_may_prefer_true_guidance() -> None:
+    guided = Defaults(50, 64, 64, None, "fp32", cfg=4.0)
+    assert SMALL.resolved(replace(guided, cfg=None)).is_true_cfg is False
+    for request, cfg, negative in (
+        (SMALL, 4.0, ""),
+        (replace(SMALL, negative_prompt=NEGATIVE), 4.0, NEGATIVE),
+        (replace(SMALL, cfg=1.0), 1.0, ""),
+        (replace(SMALL, apg=True), 4.0, ""),
+    ):
+        resolved = request.resolved(guided)
+        assert (resolved.cfg, resolved.negative_prompt) == (cfg, negative)
 
 
 def events_of(engine: Engine, request: Request, folder: Path) -> list[Event]:

@@ -94,6 +94,7 @@ class Traits:
     side: int  # pixels
     guidance: float | None  # distilled; None: it takes none
     tokens: Mapping[str, int]  # that it was made for, by tokenizer
+    cfg: float | None = None  # scale of true guidance, away from the empty prompt; None: it needs none
 
 
 @dataclass(frozen=True, slots=True)

@@ -302,6 +302,7 @@ def described(
         height=side,
         guidance=traits.guidance,
         precision="fp32" if sizes[core] < 2**30 and not small else large,
+        cfg=traits.cfg,
     )
     return Model(family, name, path, configs, files, sizes, tokenizers, found, defaults, limits, side)
 
