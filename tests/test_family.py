@@ -11,13 +11,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from engine import Engine, ImageSaved, Request, RequestError
 from engine.events import Planned, Simulated
 from engine.families.all import FAMILIES
 from engine.images.save import plan_output
 from engine.memory import choice
+
+
+from engine.models.layouts import recognise
 from engine.models.weights import WeightFiles
+from engine.untrusted.headers import read_header
 from tests.tiny import save_tiny
 from tests.toy import Toy, save_toy
 
@@ -121,6 +126,19 @@ def test_what_is_simulated_is_what_is_planned(model: Path) -> None:
     assert events[-1].peak_bytes <= plan.peak_bytes
     assert plan.peak_bytes - events[-1].peak_bytes < 0.01 * plan.peak_bytes
     assert all(seconds > 0 for seconds in events[-1].seconds_by_phase.values())
+
+
+@pytest.mark.parametrize(("title", "is_known"), [("Chroma", True), ("toy", False)])
+def test_only_what_is_of_no_family_is_refused_by_name(title: str, is_known: bool, tmp_path: Path) -> None:
+    toy, file = Toy(), tmp_path / "model" / "transformer" / "model.safetensors"
+    toy.title = title
+    save_toy(tmp_path / "model")
+    save_file({**load_file(file), "distilled_guidance_layer.weight": torch.zeros(1)}, file)  # as Chroma has it
+    if is_known:
+        assert recognise([read_header(file)], [toy])[0].family is toy
+    else:
+        with pytest.raises(RequestError, match="is Chroma, which cannot be run here"):
+            recognise([read_header(file)], [toy])
 
 
 @pytest.mark.parametrize(("hasty", "steps"), [(False, 3), (True, 1)])

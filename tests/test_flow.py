@@ -46,6 +46,16 @@ def test_a_schedule_that_flux_does_not_use_is_refused_by_name() -> None:
         FlowTimes.from_config({"use_karras_sigmas": True})
 
 
+def test_times_may_follow_from_the_number_of_steps() -> None:
+    class Hasty(FlowTimes):
+        def factor(self, steps: int, image_tokens: int) -> float:
+            return float(steps * image_tokens)
+
+    assert flow.sigmas(Hasty(), 2, 3).tolist() == pytest.approx([1, 6 / 7, 0])  # 6 / (6 + (1 / 0.5 - 1))
+    assert Hasty().numbers(2, 3) == pytest.approx([1, 6 / 7, 0])
+    assert flow.sigmas(Hasty(), 4, 3)[2] == pytest.approx(12 / 13)
+
+
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (192, 96), (80, 112)])
 def test_packing_and_ids_are_those_of_diffusers(width: int, height: int) -> None:
     latents = torch.randn(2, 4, height // 8, width // 8)
