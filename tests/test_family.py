@@ -18,8 +18,6 @@ from engine.events import Planned, Simulated
 from engine.families.all import FAMILIES
 from engine.images.save import plan_output
 from engine.memory import choice
-
-
 from engine.models.layouts import recognise
 from engine.models.weights import WeightFiles
 from engine.untrusted.headers import read_header

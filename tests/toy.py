@@ -213,11 +213,7 @@ class Toy(Family):
         return KIND
 
 
-def save_toy(folder: Path, width: int = 64, layers: int = 3) -> None:
-    """Write a toy with random weights in diffusers' layout."""
-
-
-def save_toy(folder: Path, *, hasty: bool = False) -> None:
+def save_toy(folder: Path, width: int = 64, layers: int = 3, *, hasty: bool = False) -> None:
     """Write a toy with random weights in diffusers' layout. A `hasty` one takes a single step, by its index alone."""
     torch.manual_seed(0)
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3}
