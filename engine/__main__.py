@@ -2,11 +2,11 @@
 
 import sys
 
-from engine.entry import run
+from engine.cli.entry import run
 
 
 def _run(arguments: list[str]) -> int:
-    from engine.cli import main
+    from engine.cli.commands import main
 
     return main(arguments, prog="python -m engine")
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from engine.cancel import CancelFlag, CancelledError
 from engine.events import Cancelled, Event, Plan
 from engine.files import clean_up
-from engine.job import Job
+from engine.jobs.picture import Job
+from engine.jobs.runtime import CARD_NAMES, DEFAULT_CARD, NOTHING_TO_REPEAT, Repeat, Runtime, Settings
+from engine.jobs.simulation import SimulatedJob
+from engine.library.catalog import open_model
 from engine.memory.budget import read_size
-from engine.models import calibrations
-from engine.models.catalog import open_model
-from engine.models.model import Model, model_hash
 from engine.request import (
     AUTO,
     DEFAULT_CFG,
@@ -34,8 +34,8 @@ from engine.request import (
     Request,
     RequestError,
 )
-from engine.runtime import CARD_NAMES, DEFAULT_CARD, NOTHING_TO_REPEAT, Repeat, Runtime, Settings
-from engine.simulation import SimulatedJob
+from engine.weights import calibrations
+from engine.weights.model import Model, model_hash
 
 BUDGETS = ("vram", "ram")
 
@@ -143,7 +143,7 @@ class Engine:
 
     @cached_property
     def model_hash(self) -> str:
-        """What the open model's pixels depend on (see `engine.models.model.model_hash`); empty without weights."""
+        """What the open model's pixels depend on (see `engine.weights.model.model_hash`); empty without weights."""
         return model_hash(self.source) if self.source.has_weights else ""
 
     @cached_property
@@ -271,8 +271,8 @@ class Engine:
                     yield from job.keep(component)
 
     def calibrate(self, prompts: Sequence[str], request: Request) -> Generator[Event, None, Path]:
-        """Find the factors that balance this model's channels in int8; see `engine.calibration.calibrate`."""
-        from engine.calibration import calibrate
+        """Find the factors that balance this model's channels in int8; see `engine.jobs.calibration.calibrate`."""
+        from engine.jobs.calibration import calibrate
 
         self._cancel.clear()
         return calibrate(self, prompts, request)

@@ -23,13 +23,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.cli.terminal import TerminalModes, put_back
 from engine.errors_log import keep_traceback, memory_shortage
 from engine.events import Event
 from engine.files import is_stale, make_folder, open_own
 from engine.folders import state_dir
 from engine.libraries import hush_libraries
 from engine.request import MAX_GUIDANCE, Defaults, Option, Request, RequestError
-from engine.terminal import TerminalModes, put_back
 from engine.times import DEFAULT_TIMES, FlowTimes
 
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ class _Server:
 
     def _open(self, command: OpenModel) -> None:
         from engine.engine import Engine
-        from engine.models.catalog import guidance_limits
+        from engine.library.catalog import guidance_limits
 
         began = time.perf_counter()
         try:

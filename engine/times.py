@@ -1,4 +1,4 @@
-"""Where the steps of a rectified flow lie, in plain numbers; `engine.flow` has them as the sampler computes them."""
+"""Where the steps of a rectified flow lie, in plain numbers; `engine.sampling.flow` has them as tensors."""
 
 from __future__ import annotations
 

@@ -24,7 +24,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # All that an engine's process has imported when it has painted; see `engines`.
 IMPORTED = [
-    *("engine.job", "engine.denoise", "engine.decode", "engine.latents", "engine.preview"),
+    *(
+        "engine.jobs.picture",
+        "engine.sampling.denoise",
+        "engine.sampling.decode",
+        "engine.jobs.latents",
+        "engine.sampling.preview",
+    ),
     *("engine.families.flux1.networks", "engine.memory.planner", "engine.memory.enforce"),
     *("engine.images.save", "tests.conftest"),
 ]

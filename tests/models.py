@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from engine.families.flux1 import published as flux1
-from engine.models.catalog import DEMO_FOLDER
+from engine.library.catalog import DEMO_FOLDER
 from tests import checkpoints
 from tests.checkpoints import State, save, tiny_transformer
 from tests.tiny import tiny_pipeline

@@ -21,16 +21,18 @@ from random import Random
 import torch
 from huggingface_hub import constants
 
-from engine import Engine, Request, cli, folders
+from engine import Engine, Request, folders
+from engine.cli import commands as cli
+from engine.cli.prompts import read_prompts
 from engine.events import Failed
 from engine.images.metadata import Record, encode_png, read_parameters, read_record
 from engine.images.save import plan_output
-from engine.models import calibrations, catalog
-from engine.models.model import model_hash
-from engine.prompts import read_prompts
+from engine.jobs.runtime import Repeat
+from engine.library import catalog
 from engine.request import RequestError
-from engine.runtime import Repeat
 from engine.untrusted.headers import read_header
+from engine.weights import calibrations
+from engine.weights.model import model_hash
 from tests import mutations
 from tests.checkpoints import save, save_gguf
 from tests.models import Kit, copy_tokenizers, hub_cache, small_kit
@@ -427,8 +429,8 @@ def make_calibration(place: Path, kit: Kit) -> None:
 
 
 def _calibrate(place: Path, file: Path | None) -> None:
-    from engine.models.model import open_folder
     from engine.quantization.salience import MODES, Calibration
+    from engine.weights.model import open_folder
 
     model = open_folder(place / "input" / "model", "model")
     factors = {mode: {each.name: torch.full((each.width,), 1.5) for each in model.inputs} for mode in MODES}

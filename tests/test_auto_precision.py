@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from engine import Engine, Request, RequestError
-from engine.cli import main
+from engine.cli.commands import main
 from engine.events import Planned
 from engine.families.flux1 import published as flux1
 from engine.images.metadata import Record, read_record
+from engine.library.catalog import published
 from engine.memory.choice import LEVELS, choose, levels
 from engine.memory.planner import BudgetError, Layout
-from engine.models.catalog import published
-from engine.models.model import Model, component_in
 from engine.quantization.int8 import Choice
 from engine.request import AUTO, PRECISIONS, Option
+from engine.weights.model import Model, component_in
 from tests import checkpoints
 from tests.checkpoints import save
 from tests.models import small_kit

@@ -1,5 +1,5 @@
 """`t2i generate` and `t2i` with the demo model: in a process of their own, as a person runs them, where the process
-counts (streams, signals, exit codes), otherwise by `engine.cli.main`, which is all that such a process does.
+counts (streams, signals, exit codes), otherwise by `engine.cli.commands.main`, which is all that such a process does.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-import engine.cli
+import engine.cli.commands
 from engine import Engine, events
-from engine.entry import _writes_there
+from engine.cli.entry import _writes_there
+from engine.cli.interrupts import Interrupts
 from engine.images.metadata import encode_png, read_record
-from engine.interrupts import Interrupts
 from tests.commands import isolated_environment, json_lines, t2i
 from tests.conftest import share_plans
 from tests.tiny import save_tiny
@@ -56,7 +56,7 @@ def main(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: p
 
     def run(*arguments: str, stdin: bytes = b"") -> Run:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        return Run(arguments, engine.cli.main(arguments), *capsys.readouterr())
+        return Run(arguments, engine.cli.commands.main(arguments), *capsys.readouterr())
 
     return run
 
@@ -150,7 +150,7 @@ def test_standard_input_may_be_the_bad_one(main: Main) -> None:
 
 def test_bad_input_is_answered_before_torch_is_imported(environment: dict[str, str]) -> None:
     code = (
-        "import sys; from engine.cli import main\n"
+        "import sys; from engine.cli.commands import main\n"
         "codes = [main(['generate', '--prompt', 'x', *bad.split()]) for bad in sys.argv[1:]]\n"
         "print(codes, *{'torch', 'diffusers', 'transformers', 'rich', 'PIL'} & set(sys.modules))"
     )
@@ -181,7 +181,7 @@ def test_escape_sequences_are_never_printed_raw(tmp_path: Path, main: Main) -> N
 def test_without_a_verb_and_a_terminal_t2i_says_what_works_instead(environment: dict[str, str]) -> None:
     run = t2i(env=environment)
     assert run.returncode == BAD_INPUT
-    assert run.stderr == f"error: the app needs a terminal; without one this works: {engine.cli.EXAMPLE}\n"
+    assert run.stderr == f"error: the app needs a terminal; without one this works: {engine.cli.commands.EXAMPLE}\n"
 
 
 def test_verbs_and_version(environment: dict[str, str], main: Main) -> None:
@@ -191,7 +191,7 @@ def test_verbs_and_version(environment: dict[str, str], main: Main) -> None:
     assert "Did you mean 'generate'?" in run.stderr
     run = main("generate")
     assert run.returncode == BAD_INPUT
-    assert engine.cli.EXAMPLE in run.stderr
+    assert engine.cli.commands.EXAMPLE in run.stderr
 
 
 # Pictures
@@ -254,7 +254,7 @@ def test_prompts_from_standard_input_come_in_order_with_one_seed(batch: Run) -> 
 
 
 def documented_fields() -> dict[str, set[str]]:
-    joined = re.sub(r",\n {22}", ", ", engine.cli.__doc__ or "")
+    joined = re.sub(r",\n {22}", ", ", engine.cli.commands.__doc__ or "")
     table = re.findall(r"^ {4}([a-z_]+)  +([a-z_, ]+)$", joined, flags=re.MULTILINE)
     return {name: set(listed.split(", ")) for name, listed in table if name != "event"}
 
@@ -270,7 +270,7 @@ def test_the_documented_schema_is_the_events_own() -> None:
         expected[name] = own
     assert documented_fields() == {**expected, "error": {"field", "message"}}
     for name in (*common, "job", *(field.name for field in fields(events.MemoryUse))):
-        assert f"`{name}`" in (engine.cli.__doc__ or "")
+        assert f"`{name}`" in (engine.cli.commands.__doc__ or "")
 
 
 def test_json_lines_are_as_documented(batch: Run) -> None:
@@ -359,7 +359,7 @@ def test_the_picture_itself_goes_to_standard_output(
     command = ("generate", "-p", "circle", "--steps", "1", "--size", "64x64", "--seed", "3", "--output", "-")
     stdout = Stdout()
     monkeypatch.setattr(sys, "stdout", stdout)
-    assert engine.cli.main(command) == DONE
+    assert engine.cli.commands.main(command) == DONE
     picture = scratch / "picture.png"
     picture.write_bytes(stdout.bytes.getvalue())
     assert read_record(picture).request.seed == 3
@@ -374,7 +374,9 @@ def test_a_picture_that_standard_output_does_not_take_is_kept_and_named(
     scratch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stdout", Stdout(unread=True))
-    assert engine.cli.main(("generate", "-p", "circle", "--steps", "1", "--size", "64x64", "-o", "-")) == UNREAD
+    assert (
+        engine.cli.commands.main(("generate", "-p", "circle", "--steps", "1", "--size", "64x64", "-o", "-")) == UNREAD
+    )
     [kept] = scratch.glob("*/*.png")
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("nobody read the picture; it is ")
@@ -429,7 +431,7 @@ def test_the_first_signal_asks_and_the_second_ends_it_but_not_in_the_middle_of_a
     def end(code: int) -> None:
         raise Ended(code)
 
-    monkeypatch.setattr("engine.interrupts.os._exit", end)
+    monkeypatch.setattr("engine.cli.interrupts.os._exit", end)
     before = signal.getsignal(signal.SIGTERM)
     asked: list[str] = []
     with Interrupts() as interrupts:
@@ -464,7 +466,7 @@ def test_ctrl_c_pressed_twice_is_quiet_and_130(environment: dict[str, str], tmp_
 
 @posix
 def test_ctrl_c_before_anybody_listens_is_quiet_and_130(environment: dict[str, str]) -> None:
-    code = "import os, signal; from engine.entry import run; run(lambda _: os.kill(os.getpid(), signal.SIGINT), [])"
+    code = "import os, signal; from engine.cli.entry import run; run(lambda _: os.kill(os.getpid(), signal.SIGINT), [])"
     command = [sys.executable, "-c", "import signal; signal.signal(2, signal.default_int_handler); " + code]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (CANCELLED, "", "")
@@ -472,7 +474,9 @@ def test_ctrl_c_before_anybody_listens_is_quiet_and_130(environment: dict[str, s
 
 @posix
 def test_ctrl_c_after_the_work_is_done_changes_nothing(environment: dict[str, str]) -> None:
-    code = "import os, signal; from engine.entry import run; run(lambda _: 0, []); os.kill(os.getpid(), signal.SIGINT)"
+    code = (
+        "import os, signal; from engine.cli.entry import run; run(lambda _: 0, []); os.kill(os.getpid(), signal.SIGINT)"
+    )
     command = [sys.executable, "-c", "import signal; signal.signal(2, signal.default_int_handler); " + code]
     assert subprocess.run(command, env=environment).returncode == 0
 
@@ -534,7 +538,7 @@ def test_an_unexpected_error_is_a_sentence_and_a_log(
 
     monkeypatch.setattr("engine.engine.Engine.open", break_down)
     monkeypatch.setenv("TEXTTOIMAGETOOL_STATE_DIR", str(tmp_path / "state"))
-    code = engine.cli.main(["generate", "-p", PROMPT, "--json", "--quiet", "-o", str(tmp_path)])
+    code = engine.cli.commands.main(["generate", "-p", PROMPT, "--json", "--quiet", "-o", str(tmp_path)])
     printed = capsys.readouterr()
     log = tmp_path / "state" / "error.log"
     assert code == FAILED

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-import engine.cli
+import engine.cli.commands
 from engine.images.metadata import read_record
 from tests.commands import json_lines
 from tests.test_memory_plan import PHASE_FIELDS
@@ -37,7 +37,7 @@ def t2i(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("COLUMNS", "80")
 
     def run(*arguments: str) -> Run:
-        code = engine.cli.main(arguments)
+        code = engine.cli.commands.main(arguments)
         return Run(code, *capsys.readouterr())
 
     return run

@@ -17,18 +17,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import engine.cli
-import engine.cli_models
-from engine import console
+import engine.cli.commands
+import engine.cli.models
+from engine.cli import console
 from engine.families.flux1.published import FLUX_FILES, FLUX_NEEDED
 from engine.families.sources import Repository, Source
 from engine.images.metadata import read_record
-from engine.models import catalog, hub, registry, transfer
-from engine.models.caches import Cached
-from engine.models.converted import converted_files
-from engine.models.hub import PullProgress
-from engine.models.inventory import Listing, Part, Scanned
+from engine.library import catalog, hub, registry, transfer
+from engine.library.caches import Cached
+from engine.library.hub import PullProgress
+from engine.library.inventory import Listing, Part, Scanned
 from engine.text import size
+from engine.weights.converted import converted_files
 from tests.checkpoints import save
 from tests.commands import json_lines
 from tests.models import Kit, comfyui, lora, small_kit
@@ -82,7 +82,7 @@ def t2i(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("COLUMNS", "80")
 
     def run(*arguments: str | Path) -> Run:
-        code = engine.cli.main([str(argument) for argument in arguments])
+        code = engine.cli.commands.main([str(argument) for argument in arguments])
         return Run(code, *capsys.readouterr())
 
     return run
@@ -129,7 +129,7 @@ class TestList:
         lines = [line for line in lines if line not in loose]
         assert {line.pop("event") for line in lines} == {"model"}
         assert len(lines) == 8
-        text = engine.cli_models.__doc__ or ""
+        text = engine.cli.models.__doc__ or ""
         about = re.search(r"A model has (.*); a part has (.*?)\. `seconds_left`", text, flags=re.DOTALL)
         assert about is not None
         assert documented(about[1]) == named(Listing)
@@ -184,14 +184,14 @@ class TestScan:
         assert len(said["refused"]) == 30
 
     def test_says_how_far_it_is_where_it_takes_long(self, t2i, comfy, monkeypatch):
-        from engine.models import finding
+        from engine.library import finding
 
         monkeypatch.setattr(finding, "TICK_SECONDS", 0)
         monkeypatch.setattr(console, "SECONDS_PER_LINE", 0)
         assert "\n13 folders with 7 files of weights...\n" in t2i("models", "scan", comfy).stderr
 
     def test_ctrl_c_keeps_nothing(self, t2i, comfy, monkeypatch, ctrl_c):
-        from engine.models import finding
+        from engine.library import finding
 
         monkeypatch.setattr(finding, "TICK_SECONDS", 0)
         monkeypatch.setattr(console.StatusLine, "show", lambda line, text: ctrl_c())
@@ -333,7 +333,7 @@ class TestPull:
         ("answer", "code"), [("y\n", DONE), ("n\n", CANCELLED), ("\n", CANCELLED), ("", CANCELLED)]
     )
     def test_on_a_terminal_it_asks(self, flux, t2i, monkeypatch, answer, code):
-        monkeypatch.setattr(engine.cli_models, "is_terminal", lambda: True)
+        monkeypatch.setattr(engine.cli.models, "is_terminal", lambda: True)
         monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
         run = t2i("models", "pull", "flux.1-dev")
         assert run.code == code
@@ -411,7 +411,7 @@ class TestCache:
 
     def test_as_json_with_the_documented_fields(self, t2i, converted):
         found = json_lines(t2i("models", "cache", "--json").stdout)
-        (line,) = (text for text in engine.cli_models.__doc__.splitlines() if text.startswith("    cached "))
+        (line,) = (text for text in engine.cli.models.__doc__.splitlines() if text.startswith("    cached "))
         for each in found:
             assert set(each) == {"event", *named(Cached)}
             assert named(Cached) == documented(line.partition("cache  ")[2])

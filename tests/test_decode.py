@@ -18,15 +18,15 @@ from torch import Tensor
 
 from engine import Engine, ImageSaved, Request
 from engine.cancel import CancelledError
-from engine.decode import MAX_BANDS, TILES, _latent_rows, decode, parked_bytes, smaller_tiles
 from engine.demo.scenes import Scene, Thing, place, render
 from engine.families.family import Size
 from engine.families.flux1 import VAE_SCALE
 from engine.families.flux1.latents import noise, pack, unpack
 from engine.families.flux1.networks import NETWORKS
 from engine.images.save import plan_output
+from engine.library.catalog import DEMO_FOLDER
 from engine.memory.ledger import peak_of
-from engine.models.catalog import DEMO_FOLDER
+from engine.sampling.decode import MAX_BANDS, TILES, _latent_rows, decode, parked_bytes, smaller_tiles
 from tests.tiny import flux_size
 
 PROMPTS = (
@@ -114,7 +114,7 @@ def painted() -> list[tuple[Tensor, int, int]]:
         pytest.MonkeyPatch.context() as patch,
         Engine.open("demo", device="cpu") as engine,
     ):
-        patch.setattr("engine.decode.decode", keep)
+        patch.setattr("engine.sampling.decode.decode", keep)
         for prompt, (width, height) in zip(PROMPTS, SIZES, strict=True):
             request = Request(prompt, seed=3, steps=8, width=width, height=height)
             *_, last = engine.generate(request, plan_output(Path(folder), 1))

@@ -12,13 +12,13 @@ import torch
 from diffusers import FluxPipeline
 from safetensors.torch import load_file
 
-from engine import flow
 from engine.demo import distill
 from engine.demo.optim import Clock
 from engine.families.flux1.distill_names import config_from_shapes
-from engine.models.catalog import DEMO_FOLDER
-from engine.models.loading import load
+from engine.library.catalog import DEMO_FOLDER
+from engine.sampling import flow
 from engine.times import FlowTimes
+from engine.weights.loading import load
 from tests.bench.accuracy import summary
 from tests.bench.distill import DISTILLED_FOLDER, encoders, paint, weight_bytes
 from tests.painting import open_pipeline

@@ -17,7 +17,7 @@ from engine.demo.checker import check
 from engine.demo.grammar import parse
 from engine.demo.scenes import Scene, Thing
 from engine.images.save import plan_output
-from engine.models.catalog import DEMO_FOLDER
+from engine.library.catalog import DEMO_FOLDER
 from tests.bench.accuracy import measure
 from tests.painting import largest_difference, open_pipeline, painted, painted_by_diffusers
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from engine.families.flux1.distill_names import T5_BASE, canonical_name, config_from_shapes
 from engine.families.flux1.distill_t5 import DistillT5, empty
-from engine.models import loading
 from engine.request import RequestError
+from engine.weights import loading
 
 Weights = dict[str, Tensor]
 load = partial(loading.load, part="distill_t5")

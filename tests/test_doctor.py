@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from engine import machine
-from engine.doctor import advice, report, verdict
-from engine.machine import Card, Disk, Facts, Terminal, Torch, inspect, parse_nvidia_smi
+from engine.cli import machine
+from engine.cli.doctor import advice, report, verdict
+from engine.cli.machine import Card, Disk, Facts, Terminal, Torch, inspect, parse_nvidia_smi
 
 ROOT = Path(__file__).parent.parent
 GIB = 2**30
@@ -174,7 +174,7 @@ def test_a_torch_that_breaks_its_process_is_a_fact_and_no_crash(
     facts = inspect()
     assert facts.torch.error == "ImportError: no such \x1b[31mDLL"
     assert verdict(facts).startswith("a problem: torch cannot be imported")
-    from engine.cli import main
+    from engine.cli.commands import main
 
     assert main(["doctor"]) == 1
     assert "no such \\x1b[31mDLL" in capfd.readouterr().out

@@ -34,10 +34,10 @@ from engine.events import (
 from engine.folders import state_dir
 from engine.images.metadata import read_record
 from engine.images.save import Destination, plan_output
-from engine.latents import KeptLatents
+from engine.jobs.latents import KeptLatents
+from engine.jobs.runtime import Repeat
 from engine.memory.components import Loan, Placement
-from engine.models.weights import WeightFiles
-from engine.runtime import Repeat
+from engine.weights.reading import WeightFiles
 from tests.tiny import save_tiny
 
 PROMPT = "a red circle above a blue square"
@@ -368,7 +368,7 @@ def test_latents_that_were_not_saved_are_decoded_when_asked_for_again(tmp_path: 
             pytest.MonkeyPatch.context() as patch,
             closing(engine.generate(request, destination)) as events,
         ):
-            patch.setattr("engine.decode.decode", _fail)
+            patch.setattr("engine.sampling.decode.decode", _fail)
             failed = list(events)[-1]
             assert isinstance(failed, Failed)
             assert failed.phase == "decode"

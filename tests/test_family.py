@@ -18,9 +18,9 @@ from engine.events import Planned, Simulated
 from engine.families.all import FAMILIES
 from engine.images.save import plan_output
 from engine.memory import choice
-from engine.models.layouts import recognise
-from engine.models.weights import WeightFiles
 from engine.untrusted.headers import read_header
+from engine.weights.layouts import recognise
+from engine.weights.reading import WeightFiles
 from tests.tiny import save_tiny
 from tests.toy import Toy, save_toy
 
@@ -106,7 +106,7 @@ def test_tables_are_kept_for_every_prompt_that_they_do_not_follow_from(model: Pa
 
 
 def test_bands_decode_what_the_whole_decoder_does(model: Path, tmp_path: Path) -> None:
-    from engine.runtime import Repeat
+    from engine.jobs.runtime import Repeat
 
     with Engine.open(model, device="cpu") as engine:
         whole = painted(engine, wanted("fp32"), tmp_path / "out")

@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 
 from engine import Engine
-from engine.cli import _recorded_model
+from engine.cli.commands import _recorded_model
 from engine.errors_log import keep_traceback
 from engine.files import Temporary, make_folder, open_own, remove_leftovers, write_whole
 from engine.folders import cache_dir, config_dir, state_dir
 from engine.images.save import Destination, save_image
-from engine.latents import KeptLatents
+from engine.jobs.latents import KeptLatents
+from engine.library import registry
+from engine.library.registry import Registered, Registry
 from engine.memory.measure import _read as measured
-from engine.models import registry
-from engine.models.registry import Registered, Registry
 from engine.process import _new_log
 from engine.request import Request, RequestError
 from tests.test_images_save import colour, record_of

@@ -11,8 +11,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.utils.torch_utils import randn_tensor
 
-from engine import flow
 from engine.families.flux1.latents import image_position_ids, noise, pack, unpack
+from engine.sampling import flow
 from engine.times import FlowTimes
 
 SCHNELL = {"shift": 1.0, "use_dynamic_shifting": False}

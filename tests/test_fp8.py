@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from engine.families.flux1 import FLUX1
-from engine.models.catalog import DEMO_FOLDER
+from engine.library.catalog import DEMO_FOLDER
 from engine.quantization import fp8
 from engine.quantization.fp8 import (
     FP8,

@@ -8,8 +8,8 @@ import random
 
 import pytest
 
-from engine import flow
-from engine.guidance import KINDS, mean, weights
+from engine.sampling import flow
+from engine.sampling.guidance import KINDS, mean, weights
 from engine.times import FlowTimes
 
 UNIFORM = [1, 0.75, 0.5, 0.25, 0]

@@ -52,7 +52,7 @@ def generate_examples() -> list[str]:
     [
         ("import engine", (*HEAVY, "textual", "numpy", "PIL")),
         ("from engine import Engine, Request", (*HEAVY, "textual", "PIL")),
-        ("import engine.cli", (*HEAVY, "textual", "PIL")),
+        ("import engine.cli.commands", (*HEAVY, "textual", "PIL")),
         ("import tui", HEAVY),
         ("import tui.__main__", (*HEAVY, "textual", "PIL")),
         ("import tui.launch, tui.settings, tui.profile", (*HEAVY, "textual", "PIL")),
@@ -195,7 +195,7 @@ def test_an_example_in_a_readme_parses(example: str) -> None:
     from typer.core import TyperGroup
     from typer.main import get_command
 
-    from engine import cli
+    from engine.cli import commands as cli
 
     t2i = get_command(cli.app)
     assert isinstance(t2i, TyperGroup)

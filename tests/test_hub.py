@@ -24,7 +24,7 @@ import pytest
 from engine.cancel import CancelledError
 from engine.families.flux1.tokenizers import check_clip, check_t5
 from engine.families.sources import Repository, Source
-from engine.models import hub, transfer
+from engine.library import hub, transfer
 from engine.request import RequestError
 
 ROOT = Path(__file__).parent.parent
@@ -668,7 +668,7 @@ def test_of_flux_the_diffusers_layout_comes_and_nothing_twice() -> None:
 def test_the_environment_decides_where_from_and_where_to(server: Hub, tmp_path: Path) -> None:
     code = """
 import sys
-from engine.models import hub
+from engine.library import hub
 from engine.families.sources import Repository, Source
 hub.SOURCES["tiny"] = Source("tiny", (Repository("someone/tiny", ("*.safetensors",), ("whole.safetensors",)),), "", 1)
 assert "huggingface_hub" not in sys.modules

@@ -19,19 +19,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from engine import Engine, Request, RequestError
-from engine.cli import _to_repeat, main
+from engine.cli.commands import _to_repeat, main
 from engine.events import Event, Failed, ImageSaved, Noticed, Planned
 from engine.families.flux1 import FLUX1, blocks
 from engine.families.flux1.cuts import cut, inputs
 from engine.images.metadata import read_record
 from engine.images.save import plan_output
+from engine.jobs.runtime import Repeat
 from engine.memory.components import set_kernel
-from engine.modulation import detach
 from engine.quantization import fp8, int8
 from engine.quantization.int8 import KERNELS, Choice, Int8Linear, probe_kernel, quantize_rows
 from engine.quantization.kernels import Kernel, Tokens
 from engine.quantization.salience import Folds
-from engine.runtime import Repeat
+from engine.sampling.modulation import detach
 from tests.tiny import save_tiny, tiny_pipeline
 
 CPU = torch.device("cpu")
@@ -401,7 +401,7 @@ class TestPictures:
             first, second = (pixels(events_of(engine, SMALL, tmp_path)[-1]) for _ in range(2))
         caches = list((own_folders / "cache" / "weights").glob("*-int8.safetensors"))
         assert len(caches) == 1
-        from engine.models import converted
+        from engine.weights import converted
 
         monkeypatch.setattr(converted, "SPARE_BYTES", 2**60)
         caches[0].unlink()

@@ -20,9 +20,10 @@ import torch
 from engine import Engine, Request, untrusted
 from engine.families.flux1.distill_names import T5_BASE, TIED_TABLE
 from engine.families.flux1.distill_t5 import DistillT5
-from engine.models import catalog, conversions, finding, hub, inventory, pairing, registry
-from engine.models.inventory import Listing, Scanned
+from engine.library import catalog, finding, hub, inventory, pairing, registry
+from engine.library.inventory import Listing, Scanned
 from engine.request import RequestError
+from engine.weights import conversions
 from tests import checkpoints
 from tests.checkpoints import State, save
 from tests.models import Kit, comfyui, copy_tokenizers, forge, hub_cache, invokeai, lora, small_kit
@@ -703,7 +704,7 @@ class TestPairing:
 class TestRemoving:
     def convert(self, model: str) -> dict[str, int]:
         """Keep the FP8 forms of a model; their sizes by component."""
-        from engine.models.converted import converted_files
+        from engine.weights.converted import converted_files
 
         opened, sizes = catalog.open_model(model), {}
         for component in ("transformer", "text_encoder_2"):

@@ -20,12 +20,12 @@ from safetensors.torch import load_file
 
 from engine.families.flux1 import naming
 from engine.families.flux1 import published as flux1
-from engine.models.layouts import recognise
-from engine.models.loading import load
-from engine.models.model import component_in
-from engine.models.weights import WeightFiles
 from engine.request import RequestError
 from engine.untrusted.headers import MAX_HEADER_BYTES, read_header
+from engine.weights.layouts import recognise
+from engine.weights.loading import load
+from engine.weights.model import component_in
+from engine.weights.reading import WeightFiles
 from tests import checkpoints
 from tests.checkpoints import State, bfl_state, save, tiny_transformer, velocity
 from tests.tiny import tiny_pipeline
@@ -162,7 +162,7 @@ class TestTransformerLayouts:
         assert torch.isfinite(next(loaded.parameters())).all()
 
     def test_fp8_cache_of_our_own(self, transformer, tmp_path):
-        from engine.models.converted import converted_files
+        from engine.weights.converted import converted_files
 
         file = save(bfl_state(transformer), tmp_path / "x.safetensors")
         conversion = converted_files("transformer", [file], torch.float32, [])

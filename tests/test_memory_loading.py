@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from engine.cancel import CancelledError
-from engine.direct import page_aligned
 from engine.errors_log import memory_shortage
+from engine.library.catalog import DEMO_FOLDER, open_model
 from engine.memory import components as loading
 from engine.memory import units
 from engine.memory.components import Components, Placement, Progress
 from engine.memory.enforce import host_is_full
 from engine.memory.ring import host_memory
-from engine.models import weights
-from engine.models.catalog import DEMO_FOLDER, open_model
 from engine.request import RequestError
+from engine.weights import reading as weights
+from engine.weights.direct import page_aligned
 
 CPU = torch.device("cpu")
 PRECISIONS = ("fp32", "bf16", "fp8", "int8")

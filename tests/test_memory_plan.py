@@ -18,13 +18,13 @@ from engine.events import Plan
 from engine.families.flux1 import FLUX1
 from engine.families.flux1 import published as flux1
 from engine.families.flux1.parts import DISTILL_T5 as DISTILLED
+from engine.library.catalog import published
 from engine.memory.cards import CARDS, H100, RTX_3060
 from engine.memory.components import Components
 from engine.memory.measure import META, Activations
 from engine.memory.planner import Planner
 from engine.memory.target import Target, resolve
 from engine.memory.units import Unit
-from engine.models.catalog import published
 from tests.tiny import flux_size, save_tiny
 
 GIB = 2**30
@@ -289,7 +289,7 @@ def test_one_plan_at_full_size_needs_little_memory_and_few_seconds(own_folders: 
     code = (
         "import re, threading, time\n"
         "from engine import Engine, Request\n"
-        "import engine.memory.planner, engine.decode\n"
+        "import engine.memory.planner, engine.sampling.decode\n"
         "def anon(): return int(re.search(r'RssAnon:\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024\n"
         "before, peak, on = anon(), [0], [True]\n"
         "def watch():\n"

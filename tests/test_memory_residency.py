@@ -16,20 +16,21 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from engine import Engine, Request, RequestError, flow
-from engine.cli import main
-from engine.denoise import Prompt, denoise
+from engine import Engine, Request, RequestError
+from engine.cli.commands import main
 from engine.events import Cancelled, Encoded, Event, Failed, ImageSaved, LoadProgress, Noticed, Planned, StepFinished
 from engine.families.flux1.latents import image_position_ids, noise
 from engine.families.flux1.networks import NETWORKS
 from engine.images.metadata import read_record
 from engine.images.save import plan_output
+from engine.jobs.runtime import Repeat
 from engine.memory.components import Components, Device, Placement
 from engine.memory.ledger import counted
 from engine.memory.measure import META, Activations
 from engine.memory.planner import CPU_PROCESS_BYTES
-from engine.modulation import Tables, compute
-from engine.runtime import Repeat
+from engine.sampling import flow
+from engine.sampling.denoise import Prompt, denoise
+from engine.sampling.modulation import Tables, compute
 from tests.painting import painted
 from tests.tiny import flux_size, save_tiny
 
@@ -338,9 +339,9 @@ def real_loop(loan: Any, folder: Any, width: int, height: int) -> tuple[Callable
 @contextmanager
 def small_decoder(limit_bytes: int) -> Iterator[list[int]]:
     """A card that is full at this many bytes while it decodes; the tiles that were tried."""
-    import engine.decode
+    import engine.sampling.decode
 
-    tried, decode = [], engine.decode.decode
+    tried, decode = [], engine.sampling.decode.decode
 
     def limited(*arguments: Any, **named: Any) -> Any:
         tried.append(named["tile"])
@@ -348,7 +349,7 @@ def small_decoder(limit_bytes: int) -> Iterator[list[int]]:
             return decode(*arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.decode, "decode", limited)
+        patch.setattr(engine.sampling.decode, "decode", limited)
         yield tried
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
+from engine.cli.plan_text import part_of, plan_lines, plan_summary, verdict
 from engine.events import PhasePlan, Plan, Turnaround
-from engine.plan_text import part_of, plan_lines, plan_summary, verdict
 
 ROOT = Path(__file__).parent.parent
 GIB, MIB = 2**30, 2**20
@@ -180,6 +180,6 @@ def test_on_the_cpu_nothing_is_moved_to_a_card() -> None:
 
 
 def test_it_needs_no_library() -> None:
-    code = "import sys, engine.plan_text; print(*sorted({'rich', 'torch', 'numpy', 'textual'} & set(sys.modules)))"
+    code = "import sys, engine.cli.plan_text; print(*sorted({'rich', 'torch', 'numpy', 'textual'} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert loaded.stdout.split() == []

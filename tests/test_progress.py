@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from engine.cli.progress import LineDisplay, PictureProgress, render
 from engine.events import (
     Encoded,
     Event,
@@ -19,7 +20,6 @@ from engine.events import (
     PhaseStarted,
     StepFinished,
 )
-from engine.progress import LineDisplay, PictureProgress, render
 from engine.text import printable
 
 

@@ -14,8 +14,8 @@ from threading import Thread
 import pytest
 
 from engine.folders import state_dir
-from engine.models import catalog, inventory, registry
-from engine.models.registry import Registered, Registry
+from engine.library import catalog, inventory, registry
+from engine.library.registry import Registered, Registry
 from engine.request import RequestError
 
 ROOT = Path(__file__).parent.parent
@@ -68,7 +68,13 @@ def test_a_bad_entry_is_one_line_and_is_kept() -> None:
 
 @pytest.mark.usefixtures("with_bad_entries")
 def test_models_list_goes_on_after_a_bad_entry() -> None:
-    command = [sys.executable, "-c", "import sys; from engine.cli import main; sys.exit(main())", "models", "list"]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from engine.cli.commands import main; sys.exit(main())",
+        "models",
+        "list",
+    ]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert run.returncode == 0, run.stderr
     assert "sound" in run.stdout
@@ -100,7 +106,7 @@ def test_of_several_that_add_at_once_none_is_lost(own_folders: Path) -> None:
     """Processes, and threads within one of them, as the app and its downloads are."""
     code = (
         "import sys; from pathlib import Path; from engine.models import registry\n"
-        "from engine.models.registry import Registered\n"
+        "from engine.library.registry import Registered\n"
         "for n in range(10): registry.change(lambda r: r.with_model(Registered(f'{sys.argv[1]}-{n}', Path('/m'))))"
     )
     others = [subprocess.Popen([sys.executable, "-c", code, name], cwd=ROOT) for name in "abc"]

@@ -15,18 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine import Engine, Request, RequestError
-from engine.cli import main
+from engine.cli.commands import main
 from engine.engine import Engine as OpenEngine
 from engine.events import Event, ImageSaved, Noticed, StepFinished
 from engine.families.flux1.cuts import inputs
 from engine.folders import cache_dir
 from engine.images.metadata import read_record
 from engine.images.save import plan_output
-from engine.models import calibrations
-from engine.models.catalog import DEMO_FOLDER
-from engine.models.converted import converted_files
-from engine.models.forms import Form
-from engine.models.weights import WeightFiles
+from engine.jobs.runtime import Repeat
+from engine.library.catalog import DEMO_FOLDER
 from engine.quantization.int8 import KERNELS
 from engine.quantization.salience import (
     MODES,
@@ -38,7 +35,10 @@ from engine.quantization.salience import (
     mean_salience,
     spearman,
 )
-from engine.runtime import Repeat
+from engine.weights import calibrations
+from engine.weights.converted import converted_files
+from engine.weights.forms import Form
+from engine.weights.reading import WeightFiles
 from tests.commands import json_lines
 from tests.test_int8 import layer_of, normal
 from tests.tiny import save_tiny, tiny_pipeline

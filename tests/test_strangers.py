@@ -18,13 +18,13 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from engine import Engine, Failed, Request
 from engine.families.flux1 import tokenizers
-from engine.models import finding, inventory, pairing, registry
-from engine.models.catalog import DEMO_FOLDER
-from engine.models.model import Model, model_hash, open_folder
-from engine.models.registry import Registered, Registry
+from engine.library import finding, inventory, pairing, registry
+from engine.library.catalog import DEMO_FOLDER
+from engine.library.registry import Registered, Registry
 from engine.request import RequestError
 from engine.untrusted import MalformedError, is_plain_name, parse_json, read_file
 from engine.untrusted.headers import read_header
+from engine.weights.model import Model, model_hash, open_folder
 from tests.commands import ROOT, isolated_environment, t2i
 
 POSIX = os.name == "posix"
@@ -64,7 +64,7 @@ def refusal(open_it: Callable[[], object]) -> str:
 def test_no_attention_kernel_is_taken_from_a_configuration(
     folder: Path, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine.models.loading import empty_component
+    from engine.weights.loading import empty_component
 
     asked: list[object] = []
 
@@ -129,11 +129,11 @@ FORBIDDEN = {"from_pretrained", "trust_remote_code", "pickle", "eval", "exec", "
 OWN_JSON = {
     "engine/untrusted/__init__.py",
     "engine/images/metadata.py",
-    "engine/machine.py",
+    "engine/cli/machine.py",
     "engine/memory/measure.py",
-    "engine/models/conversions.py",
-    "engine/models/hub.py",
-    "engine/models/registry.py",
+    "engine/weights/conversions.py",
+    "engine/library/hub.py",
+    "engine/library/registry.py",
     "tui/history.py",
 }
 
@@ -597,6 +597,6 @@ def test_the_lowest_transformers_cannot_download_attention() -> None:
 
 
 def test_the_door_needs_neither_torch_nor_transformers() -> None:
-    code = "import sys, engine.models.model; print({'torch', 'transformers'} & {*sys.modules})"
+    code = "import sys, engine.weights.model; print({'torch', 'transformers'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -11,17 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-import engine.job
+import engine.jobs.picture
 from engine import Engine, Request, RequestError
-from engine.cli import main
+from engine.cli.commands import main
 from engine.events import Event, ImageSaved, Noticed, Planned, StepFinished
-from engine.guidance import Steering, mean, steering, weights
 from engine.images.metadata import parameters_text, read_record
 from engine.images.save import plan_output
+from engine.jobs.runtime import Repeat
 from engine.memory.planner import CPU_PROCESS_BYTES
 from engine.request import Defaults
-from engine.runtime import Repeat
-from engine.true_cfg import TrueGuidance
+from engine.sampling.guidance import Steering, mean, steering, weights
+from engine.sampling.true_cfg import TrueGuidance
 from tests.painting import largest_difference, painted, painted_by_diffusers
 from tests.test_int8 import normal
 from tests.tiny import save_tiny
@@ -257,7 +257,7 @@ class TestPictures:
         assert np.array_equal(np.asarray(Image.open(again)), pixels(events))
 
     def test_a_prompt_that_is_known_is_not_forgotten_for_a_new_negative_one(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(engine.job, "CACHED_PROMPTS", 2)
+        monkeypatch.setattr(engine.jobs.picture, "CACHED_PROMPTS", 2)
         with Engine.open("demo", device="cpu") as opened:
             for prompt in ("a red circle", "a blue circle"):
                 pixels(events_of(opened, replace(SMALL, prompt=prompt), tmp_path))

@@ -21,7 +21,7 @@ from textual.widgets import OptionList, Static
 from engine.events import ImageSaved, MemoryUse
 from engine.families.sources import Repository, Source
 from engine.folders import state_dir
-from engine.models import catalog, hub, inventory, pairing, registry, transfer
+from engine.library import catalog, hub, inventory, pairing, registry, transfer
 from engine.process import ModelOpened, ModelRefused, OpenModel
 from engine.request import Defaults, Option
 from tests import test_hub

@@ -11,9 +11,9 @@ import pytest
 from textual import events
 from textual.pilot import Pilot
 
-from engine import flow
-from engine.guidance import weights
 from engine.request import MAX_COUNT, MAX_GUIDANCE, MAX_SEED, PRECISIONS, SCHEDULES, Option, Request, RequestError
+from engine.sampling import flow
+from engine.sampling.guidance import weights
 from engine.times import FlowTimes
 from tests.apps import run, running, screen_text
 from tui.app import T2IApp

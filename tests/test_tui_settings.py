@@ -370,5 +370,5 @@ def test_without_stderr_bad_input_still_ends_with_2() -> None:
 def test_what_runs_before_the_first_paint_imports_little(module: str) -> None:
     code = f"import sys, {module}; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    unwanted = {"engine.progress", "engine.events", "numpy", "platformdirs", "rich", "textual", "tomllib", "torch"}
+    unwanted = {"engine.cli.progress", "engine.events", "numpy", "platformdirs", "rich", "textual", "tomllib", "torch"}
     assert unwanted & set(result.stdout.split()) == set()

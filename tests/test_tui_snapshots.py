@@ -16,7 +16,7 @@ import pytest
 from textual.pilot import Pilot
 
 from engine.events import MemoryUse, Phase
-from engine.models.transfer import PullProgress
+from engine.library.transfer import PullProgress
 from tests.apps import run, running, screen_text, settled, until
 from tui.app import T2IApp
 from tui.library import Pull

@@ -10,9 +10,9 @@ import pytest
 from textual.pilot import Pilot
 
 from engine import folders
+from engine.cli.progress import PictureProgress
 from engine.events import LoadProgress, MemoryUse, PhaseStarted, StepFinished
 from engine.process import JobEvent
-from engine.progress import PictureProgress
 from tests.apps import notes, run, running, screen_text, until
 from tests.test_plan_text import plan_of
 from tests.test_progress import Clock

@@ -15,8 +15,8 @@ from textual.app import App, ComposeResult
 from textual.geometry import Size
 from textual.widget import Widget
 
+from engine.cli.progress import PictureProgress
 from engine.events import LoadProgress, MemoryUse, PhaseFinished, PhaseStarted, Preview, StepFinished
-from engine.progress import PictureProgress
 from tests.apps import run
 from tui.card import Card
 from tui.text import clean, duration, shortened, size

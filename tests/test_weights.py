@@ -25,14 +25,16 @@ from torch import Tensor
 from engine.families.flux1.cuts import inputs
 from engine.files import Temporary, clean_up
 from engine.folders import cache_dir
-from engine.models import caches, converting, weights
-from engine.models.caches import what_could_go
-from engine.models.converted import converted_files, quantize_into, rounding_errors
-from engine.models.forms import Form
-from engine.models.weights import WeightFiles
+from engine.library import caches
+from engine.library.caches import what_could_go
 from engine.quantization.fp8 import FP8, dequantize, quantize_rows
 from engine.quantization.salience import Folds
 from engine.request import RequestError
+from engine.weights import converting
+from engine.weights import reading as weights
+from engine.weights.converted import converted_files, quantize_into, rounding_errors
+from engine.weights.forms import Form
+from engine.weights.reading import WeightFiles
 
 LINEAR = "single_transformer_blocks.0.attn.to_q.weight"
 OTHER_LINEAR = "single_transformer_blocks.0.proj_mlp.weight"
@@ -481,7 +483,7 @@ class TestCache:
         assert model.progress == []
 
     def test_a_copy_with_other_numbers_at_its_end_is_another(self, model, tmp_path, monkeypatch):
-        from engine.models import converted
+        from engine.weights import converted
 
         monkeypatch.setattr(converted, "COMPARED_BYTES", 512)
         other = some_weights()
@@ -804,8 +806,8 @@ HALTED = """
 import sys, time
 from pathlib import Path
 import torch
-from engine.models import converting
-from engine.models.converted import converted_files
+from engine.weights import converting
+from engine.weights.converted import converted_files
 converting.BLOCK_BYTES = 2**20
 converting.PROGRESS_EVERY_BYTES = 2**21
 conversion = converted_files("transformer", [Path(sys.argv[1])], torch.bfloat16, [])
@@ -819,9 +821,9 @@ MEASURED = """
 import sys, time
 from pathlib import Path
 import torch
-from engine.models.converted import converted_files
+from engine.weights.converted import converted_files
 from engine.quantization.fp8 import quantize_rows
-from engine.models.weights import WeightFiles
+from engine.weights.reading import WeightFiles
 
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()

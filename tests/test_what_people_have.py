@@ -16,12 +16,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from engine import Engine, Noticed, Request
-from engine.models import catalog, finding, inventory, pairing, registry
-from engine.models.catalog import DEMO_FOLDER
-from engine.models.model import component_in, open_folder, weight_files
-from engine.models.weights import WeightFiles
+from engine.library import catalog, finding, inventory, pairing, registry
+from engine.library.catalog import DEMO_FOLDER
 from engine.request import RequestError
 from engine.untrusted.headers import read_header
+from engine.weights.model import component_in, open_folder, weight_files
+from engine.weights.reading import WeightFiles
 from tests import checkpoints
 from tests.checkpoints import State, save
 from tests.models import Kit, copy_tokenizers, small_kit

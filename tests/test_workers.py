@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from engine.workers import start_workers, workers
+from engine.weights.workers import start_workers, workers
 
 
 def weighing() -> int:

@@ -11,7 +11,7 @@ def main() -> int:
     """Run `t2i` with the process's own arguments; returns the exit code."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # as `run` does, a moment earlier
-    from engine.entry import run
+    from engine.cli.entry import run
 
     return run(_run, sys.argv[1:])
 
@@ -29,7 +29,7 @@ def _run(arguments: list[str]) -> int:
         from tui.keys import main as keys
 
         return keys(arguments[1:])
-    from engine import cli
+    from engine.cli import commands as cli
 
     return cli.main(arguments)
 

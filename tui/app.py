@@ -23,10 +23,10 @@ from textual.scrollbar import ScrollBar, ScrollBarRender
 from textual.signal import Signal
 
 from engine import folders
+from engine.cli.terminal import TerminalModes
 from engine.events import ImageSaved, Noticed, Planned
 from engine.process import JobEvent, JobRefused, LoadEvent, Message, ModelLoaded, ModelOpened, ModelRefused, OpenModel
 from engine.request import RequestError
-from engine.terminal import TerminalModes
 from tui.bindings import Keys, bindings_of
 from tui.card import Card, CardSample
 from tui.client import EngineClient, EngineEnded, Received, Stepped

@@ -13,9 +13,9 @@ from textual.message import Message
 from textual.worker import Worker
 
 from engine import process
+from engine.cli.terminal import TerminalModes, put_back
 from engine.events import StepFinished
 from engine.process import EngineProcess, HoldTerminal, JobEvent, ModelOpened, OpenModel
-from engine.terminal import TerminalModes, put_back
 from tui.jobs import Job
 from tui.watchdog import Doing, ProcessLook
 

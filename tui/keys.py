@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from engine import folders
-from engine.console import say, write
+from engine.cli.console import say, write
 from tui.bindings import Keys, Scope, display, read_keymap
 
 HEADINGS: dict[Scope, str] = {

@@ -17,16 +17,16 @@ from textual.message import Message
 from textual.worker import Worker
 
 from engine.cancel import CancelFlag, CancelledError
+from engine.cli.plan_text import part_of
 from engine.folders import shown_path
-from engine.plan_text import part_of
 from engine.request import RequestError
 from tui.text import counted, duration, size
 
 MAX_NAMES = 5  # in a sentence
 
 if TYPE_CHECKING:
-    from engine.models.hub import Prepared, PullProgress
-    from engine.models.inventory import Scanned
+    from engine.library.hub import Prepared, PullProgress
+    from engine.library.inventory import Scanned
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class Library:
     def _bring(self, name: str, prepared: Prepared, flag: CancelFlag) -> None:
         pull = Pull(name)
         try:
-            from engine.models import hub, inventory
+            from engine.library import hub, inventory
 
             inventory.pulling(name, prepared.folder)
             due = 0.0
@@ -197,7 +197,7 @@ class Library:
     def _look(self, folder: Path, flag: CancelFlag) -> None:
         scan = Scan(folder)
         try:
-            from engine.models import inventory
+            from engine.library import inventory
 
             due = 0.0
             for found in inventory.scan(folder, flag.check):

@@ -12,7 +12,7 @@ from rich.cells import cell_len, chop_cells
 from tui.text import printable, shortened, size
 
 if TYPE_CHECKING:
-    from engine.models.inventory import Listing, Part
+    from engine.library.inventory import Listing, Part
 
 State = Literal["open", "chosen", "here", "pulling", "incomplete", "broken", "not here"]
 MARKS: dict[State, str] = {

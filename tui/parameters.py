@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.events import Plan
-from engine.guidance import steering
 from engine.request import (
     AUTO,
     DEFAULT_CFG,
@@ -23,6 +22,7 @@ from engine.request import (
     RequestError,
     read_schedule,
 )
+from engine.sampling.guidance import steering
 from engine.times import DEFAULT_TIMES, FlowTimes
 
 RATIOS = ((1, 1), (5, 4), (4, 3), (3, 2), (16, 9), (2, 1), (4, 5), (3, 4), (2, 3), (9, 16), (1, 2))

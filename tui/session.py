@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from engine.cli.plan_text import part_of
+from engine.cli.progress import PictureProgress
 from engine.events import (
     Cancelled,
     Encoded,
@@ -26,9 +28,7 @@ from engine.events import (
     Simulated,
     StepFinished,
 )
-from engine.plan_text import part_of
 from engine.process import JobEvent, JobRefused, LoadEvent, Message, ModelLoaded, ModelOpened, ModelRefused
-from engine.progress import PictureProgress
 from engine.request import MAX_SEED, Request, RequestError
 from tui.history import History
 from tui.jobs import Job, State

@@ -129,7 +129,7 @@ def parse_arguments(argv: Sequence[str]) -> dict[str, Any]:
     given = vars(namespace)
     if given.pop("version", False):
         from engine import __version__
-        from engine.console import write
+        from engine.cli.console import write
 
         write(f"TextToImageTool {__version__}")
         raise SystemExit(0)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import folders
-from engine.console import say, write
+from engine.cli.console import say, write
 from engine.events import TERMINAL, Event, Simulated
 from engine.process import EngineProcess, JobEvent, JobRefused, ModelRefused, OpenModel, Paint
 from engine.request import Request

@@ -17,8 +17,8 @@ from typing import Literal
 
 import psutil
 
+from engine.cli.progress import PictureProgress
 from engine.events import Plan
-from engine.progress import PictureProgress
 from engine.text import duration
 
 OVER_SECONDS = 5.0  # beyond what was to be expected, before it is said

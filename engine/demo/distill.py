@@ -31,7 +31,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, T5Config, T5EncoderModel
 
-from engine import flow
 from engine.demo import scenes
 from engine.demo.export import SHIFT
 from engine.demo.grammar import describe
@@ -41,6 +40,7 @@ from engine.demo.train_vae import LATENT_CHANNELS, SAMPLE_SIZE
 from engine.demo.vocabulary import TOKEN_LIMIT, clip_tokenizer, t5_tokenizer
 from engine.families.flux1 import VAE_SCALE
 from engine.families.flux1.latents import image_position_ids, pack
+from engine.sampling import flow
 from engine.times import FlowTimes
 
 WIDTH, LAYERS, HEADS, HEAD_SIZE, FEED_FORWARD = 64, 2, 4, 16, 128

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransf
 from transformers import CLIPTextModel, T5EncoderModel
 
 from engine.demo.train_vae import SAMPLE_SIZE, draw_batch
-from engine.preview import PreviewMap
+from engine.sampling.preview import PreviewMap
 
 SHIFT = 3.0  # of the noise schedule: four steps at 1, 0.9, 0.75, 0.5
 PREVIEW_SCENES = 256

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from engine.memory.planner import BudgetError, Layout
-from engine.models.model import Model
 from engine.request import Request
 from engine.text import duration, size
+from engine.weights.model import Model
 
 LEVELS = (("fp32",), ("bf16",), ("fp8", "int8"))  # the best first; what is in one level is equally good
 

@@ -18,20 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.library.caches import what_could_go
 from engine.memory.ring import Ring, copying, host_memory, pin
 from engine.memory.units import Component, Unit, Weights, build, precision_of
-from engine.models import calibrations
-from engine.models.caches import what_could_go
-from engine.models.converted import column_maxima, converted_files, is_converted_already
-from engine.models.forms import Form
-from engine.models.loading import check_tensors
-from engine.models.model import Model
-from engine.models.weights import WeightFiles
-from engine.modulation import Tables
 from engine.quantization import kernels
 from engine.quantization.fp8 import Fp8Linear
 from engine.quantization.salience import Folds
-from engine.workers import give_up, start_workers, wait
+from engine.sampling.modulation import Tables
+from engine.weights import calibrations
+from engine.weights.converted import column_maxima, converted_files, is_converted_already
+from engine.weights.forms import Form
+from engine.weights.loading import check_tensors
+from engine.weights.model import Model
+from engine.weights.reading import WeightFiles
+from engine.weights.workers import give_up, start_workers, wait
 
 PROGRESS_EVERY_BYTES = 32 * 2**20
 AHEAD_BYTES = 256 * 2**20  # of units that are read while one is waited for

@@ -17,9 +17,6 @@ from typing import Any
 import torch
 
 import engine
-from engine import modulation
-from engine.decode import decode
-from engine.denoise import Prompt, denoise
 from engine.families.family import Size
 from engine.families.networks import Tokens
 from engine.files import write_whole
@@ -27,10 +24,13 @@ from engine.folders import cache_dir
 from engine.memory.components import Components, Loan, Placement
 from engine.memory.ledger import counted
 from engine.memory.units import precision_of
-from engine.models.model import Model
 from engine.request import EIGHT_BITS
-from engine.true_cfg import TrueGuidance
+from engine.sampling import modulation
+from engine.sampling.decode import decode
+from engine.sampling.denoise import Prompt, denoise
+from engine.sampling.true_cfg import TrueGuidance
 from engine.untrusted import parse_json, read_file
+from engine.weights.model import Model
 
 META = torch.device("meta")
 STEPS = 2  # what a step leaves behind is there from the second on; more of them change nothing

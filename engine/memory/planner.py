@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from engine.decode import parked_bytes, smaller_tiles
 from engine.events import Phase, PhasePlan, Plan, Turnaround
 from engine.families.family import Cost, Part
 from engine.memory.components import Components, Placement
@@ -21,6 +20,7 @@ from engine.memory.measure import META, Activations
 from engine.memory.target import Target
 from engine.memory.units import Component, Unit, precision_of
 from engine.request import EIGHT_BITS, MIN_SIDE, PRECISIONS, SIDE_MULTIPLE, Request, RequestError
+from engine.sampling.decode import parked_bytes, smaller_tiles
 from engine.text import duration, size
 
 MIB = 2**20

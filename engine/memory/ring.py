@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.direct import page_aligned
 from engine.memory.units import Unit
+from engine.weights.direct import page_aligned
 
 HUGE_PAGE_BYTES = 2 * 2**20
 POLL_SECONDS = 0.05  # between two looks at the cancel flag while a copy is waited for

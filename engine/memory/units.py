@@ -16,17 +16,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from engine import modulation
 from engine.families.family import Part
 from engine.families.networks import Cut
-from engine.models.converted import quantize_into
-from engine.models.forms import Form
-from engine.models.loading import empty_component
-from engine.models.model import Model
-from engine.models.weights import PART_BYTES, WeightFiles
 from engine.quantization import fp8, int8
 from engine.quantization.fp8 import SCALE_SUFFIX
 from engine.quantization.salience import balanced_at_run_time
+from engine.sampling import modulation
+from engine.weights.converted import quantize_into
+from engine.weights.forms import Form
+from engine.weights.loading import empty_component
+from engine.weights.model import Model
+from engine.weights.reading import PART_BYTES, WeightFiles
 
 ALIGNMENT = 256
 INVERSE_SUFFIX = ".inverse"  # of balancing factors, which are in no file of weights

@@ -21,8 +21,8 @@ from engine.demo import scenes
 from engine.demo.checker import check
 from engine.demo.grammar import describe
 from engine.demo.scenes import Scene
-from engine.models import loading
-from engine.models.catalog import DEMO_FOLDER
+from engine.library.catalog import DEMO_FOLDER
+from engine.weights import loading
 from tests.bench.accuracy import HEADINGS, Picture, draw_scenes, row, summary
 from tests.bench.speed import medians, timed
 from tests.painting import TOKENS, open_pipeline

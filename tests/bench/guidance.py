@@ -29,15 +29,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from engine import Engine, Request, flow
+from engine import Engine, Request
 from engine.demo import scenes
 from engine.demo.checker import check
 from engine.demo.grammar import describe
 from engine.demo.scenes import Scene
 from engine.families.flux1.latents import image_position_ids, noise, unpack
-from engine.guidance import Steering
-from engine.models.catalog import DEMO_FOLDER
-from engine.true_cfg import TrueGuidance
+from engine.library.catalog import DEMO_FOLDER
+from engine.sampling import flow
+from engine.sampling.guidance import Steering
+from engine.sampling.true_cfg import TrueGuidance
 from tests.bench.accuracy import Picture, draw_scenes, summary
 from tests.painting import TOKENS, largest_difference, open_pipeline, painted
 

@@ -26,13 +26,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine import Engine, modulation
-from engine.denoise import Prompt, denoise
+from engine import Engine
 from engine.families.flux1.latents import image_position_ids
 from engine.families.flux1.networks import NETWORKS
 from engine.memory.components import Components, Placement
-from engine.models.loading import empty_component
-from engine.models.model import Model
+from engine.sampling import modulation
+from engine.sampling.denoise import Prompt, denoise
+from engine.weights.loading import empty_component
+from engine.weights.model import Model
 from tests.bench.models import Configs, flux_configs, small_configs, write_model
 from tests.tiny import flux_size
 
@@ -139,7 +140,7 @@ def engine_step(model: Model, precision: str, kernel: str | None, streamed: bool
                 pass
 
         # There are no numbers that could be finite.
-        stack.enter_context(patch("engine.denoise._check_finite", lambda watch, *_: watch and watch.forget()))
+        stack.enter_context(patch("engine.sampling.denoise._check_finite", lambda watch, *_: watch and watch.forget()))
         stack.enter_context(no_device_work())
         return measured(loop, steps)
 

@@ -80,7 +80,7 @@ def measured(work: Callable[[], int]) -> dict[str, float]:
 
 
 def as_diffusers(path: Path) -> dict[str, float]:
-    from engine.models.loading import load
+    from engine.weights.loading import load
 
     return measured(lambda: kept_bytes(load(path, "transformer", torch.bfloat16)))
 
@@ -94,9 +94,9 @@ def kept_bytes(module: FluxTransformer2DModel) -> int:
 def for_fp8(path: Path) -> dict[str, float]:
     """All units of the transformer, as a plan with enough RAM keeps them."""
     from engine.families.flux1 import FLUX1
+    from engine.library.catalog import published
     from engine.memory.components import Components, Placement
-    from engine.models.catalog import published
-    from engine.models.model import component_in, described
+    from engine.weights.model import component_in, described
 
     part = component_in(path, "transformer")
     configs = published(flux1.SCHNELL).configs | {"transformer": part.config}

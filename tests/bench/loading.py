@@ -36,17 +36,17 @@ from pathlib import Path
 import psutil
 import torch
 
-from engine.direct import page_aligned
 from engine.families.flux1 import FLUX1
 from engine.families.flux1.published import DEV
 from engine.files import clean_up
+from engine.library.catalog import published
 from engine.memory.components import Components, Placement, _FromFiles
-from engine.models.catalog import published
-from engine.models.converted import converted_files
-from engine.models.forms import Form
-from engine.models.model import Model, described
-from engine.models.weights import WeightFiles
 from engine.quantization.salience import Folds
+from engine.weights.converted import converted_files
+from engine.weights.direct import page_aligned
+from engine.weights.forms import Form
+from engine.weights.model import Model, described
+from engine.weights.reading import WeightFiles
 from tests.bench.memory import own_cache, row
 from tests.bench.models import flux_configs, forget_pages, write_component
 from tests.bench.speed import timed

@@ -33,23 +33,24 @@ import transformers
 from diffusers import FluxTransformer2DModel
 from torch.profiler import ProfilerActivity, profile
 
-from engine import Engine, PhaseFinished, Request, RequestError, modulation
-from engine.decode import decode, parked_bytes
-from engine.denoise import Prompt, denoise
+from engine import Engine, PhaseFinished, Request, RequestError
 from engine.events import Plan, Simulated
 from engine.families.flux1 import published as flux1
 from engine.families.flux1.latents import image_position_ids
 from engine.families.flux1.networks import NETWORKS
 from engine.images.save import plan_output
+from engine.library.catalog import DEMO_FOLDER, open_model
 from engine.memory.components import Components, Loan
 from engine.memory.ledger import counted
 from engine.memory.measure import full_prompt
 from engine.memory.planner import Planner
 from engine.memory.target import resolve
-from engine.models.catalog import DEMO_FOLDER, open_model
-from engine.models.converted import converted_files
-from engine.models.model import Model
+from engine.sampling import modulation
+from engine.sampling.decode import decode, parked_bytes
+from engine.sampling.denoise import Prompt, denoise
 from engine.text import size
+from engine.weights.converted import converted_files
+from engine.weights.model import Model
 from tests.bench.models import (
     GIB,
     MIB,
@@ -68,7 +69,7 @@ import json, time
 start = time.perf_counter()
 from engine import Engine, Request
 from engine.memory import components, planner, target
-from engine.preview import PreviewMap
+from engine.sampling.preview import PreviewMap
 from tests.bench.models import Sampler, anonymous_bytes
 imports = time.perf_counter() - start
 engine, request = Engine.open("flux.1-schnell", vram="12GiB", simulate=True), Request(**REQUEST)

@@ -16,11 +16,11 @@ import torch
 from engine.demo.vocabulary import clip_tokenizer, t5_tokenizer
 from engine.families.flux1 import FLUX1
 from engine.families.flux1 import published as flux1
-from engine.models.catalog import published
-from engine.models.forms import Form
-from engine.models.loading import empty_component
-from engine.models.model import described
+from engine.library.catalog import published
 from engine.quantization.fp8 import SCALE_SUFFIX
+from engine.weights.forms import Form
+from engine.weights.loading import empty_component
+from engine.weights.model import described
 
 MIB, GIB = 2**20, 2**30
 NOISE_BYTES = 32 * MIB  # written over and over, from another place each time

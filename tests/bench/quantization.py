@@ -40,8 +40,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from engine import Engine, Request, modulation
-from engine.decode import decode
+from engine import Engine, Request
 from engine.demo import scenes
 from engine.demo.checker import check
 from engine.demo.grammar import describe
@@ -53,16 +52,18 @@ from engine.families.flux1.cuts import cut, inputs
 from engine.families.flux1.latents import image_position_ids
 from engine.families.flux1.networks import NETWORKS
 from engine.images.save import Destination
-from engine.job import Job
-from engine.models import calibrations
-from engine.models.catalog import DEMO_FOLDER
-from engine.models.converted import rounding_errors
-from engine.models.forms import Form, dequantize
-from engine.models.weights import WeightFiles
+from engine.jobs.picture import Job
+from engine.jobs.runtime import NOTHING_TO_REPEAT, Repeat
+from engine.library.catalog import DEMO_FOLDER
 from engine.quantization.int8 import KERNELS, Int8Linear, candidates, choose, quantize_rows, replace_linears
 from engine.quantization.kernels import set_kernel
 from engine.quantization.salience import MODES, Input
-from engine.runtime import NOTHING_TO_REPEAT, Repeat
+from engine.sampling import modulation
+from engine.sampling.decode import decode
+from engine.weights import calibrations
+from engine.weights.converted import rounding_errors
+from engine.weights.forms import Form, dequantize
+from engine.weights.reading import WeightFiles
 from tests.bench.accuracy import Picture, draw_scenes, summary
 from tests.bench.models import Configs, flux_configs, write_model
 from tests.tiny import flux_size

@@ -25,7 +25,7 @@ from PIL import Image
 
 from engine import Engine, PhaseFinished, Request
 from engine.images.save import plan_output
-from engine.models.catalog import DEMO_FOLDER
+from engine.library.catalog import DEMO_FOLDER
 from tests.painting import largest_difference, latents_by_diffusers, open_pipeline, painted, painted_by_diffusers
 from tests.tiny import save_tiny
 

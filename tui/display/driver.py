@@ -26,7 +26,7 @@ from textual.drivers.linux_driver import LinuxDriver
 from textual.events import Resize
 from textual.geometry import Size
 
-from engine.terminal import TerminalModes, taken
+from engine.cli.terminal import TerminalModes, taken
 from tui.display.cells import Cells, Piece
 from tui.display.graphics import Graphics
 from tui.display.writer import ANSWER, LARGE_FRAME, Writer

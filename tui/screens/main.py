@@ -20,8 +20,8 @@ from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import OptionList, Static, TextArea
 
+from engine.cli.plan_text import plan_summary
 from engine.events import Preview
-from engine.plan_text import plan_summary
 from engine.request import MAX_PROMPT_CHARACTERS, RequestError
 from tui.bindings import LIST_BAR, PROMPT_BAR, bindings_of
 from tui.jobs import Job

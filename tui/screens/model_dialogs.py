@@ -26,8 +26,8 @@ from tui.text import printable, size
 from tui.widgets.field import Field
 
 if TYPE_CHECKING:
-    from engine.models.hub import Prepared
-    from engine.models.inventory import Listing
+    from engine.library.hub import Prepared
+    from engine.library.inventory import Listing
 
 MAX_ENTRIES = 5000  # of a folder, that are looked at to complete a path
 
@@ -149,7 +149,7 @@ class PullWindow(ModalScreen["Prepared | None"]):
 
     def _ask(self) -> None:
         try:
-            from engine.models import hub
+            from engine.library import hub
 
             self.post_message(self.Asked(hub.prepare(self._listing.name)))
         except RequestError as error:

@@ -30,8 +30,8 @@ from tui.text import counted, printable, size
 from tui.widgets.lines import HeaderLine, KeyBar, WorkLine
 
 if TYPE_CHECKING:
-    from engine.models.hub import Prepared
-    from engine.models.inventory import Listing
+    from engine.library.hub import Prepared
+    from engine.library.inventory import Listing
     from tui.app import T2IApp
 
 PARTS_OF_MODELS = ("autoencoder", "text encoder", "tokenizers")  # kinds that are no model of their own
@@ -132,7 +132,7 @@ class ModelsScreen(Screen[None]):
         """Read it anew; returns at once."""
 
         def read() -> None:
-            from engine.models import inventory, registry
+            from engine.library import inventory, registry
 
             try:
                 listings = inventory.listed()
@@ -285,7 +285,7 @@ class ModelsScreen(Screen[None]):
             return
 
         def check() -> None:
-            from engine.models.catalog import open_model
+            from engine.library.catalog import open_model
 
             try:
                 open_model(name)
@@ -318,7 +318,7 @@ class ModelsScreen(Screen[None]):
                 return
 
             def add() -> None:
-                from engine.models import inventory
+                from engine.library import inventory
 
                 try:
                     listing = inventory.add(Path(place).expanduser())
@@ -412,7 +412,7 @@ class ModelsScreen(Screen[None]):
                     self.run_worker(lambda: remove(what == "files"), name="remove", thread=True, exit_on_error=False)
 
             def remove(files: bool) -> None:
-                from engine.models import inventory
+                from engine.library import inventory
 
                 try:
                     sentence, freed = inventory.remove(listing.name, files=files)

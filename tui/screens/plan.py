@@ -10,8 +10,8 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
+from engine.cli.plan_text import plan_lines
 from engine.events import Plan
-from engine.plan_text import plan_lines
 from tui.jobs import Job
 from tui.screens.dialogs import ReadText
 from tui.text import printable, shortened, size

@@ -10,8 +10,8 @@ from rich.style import Style
 from textual.strip import Strip
 from textual.widget import Widget
 
+from engine.cli.progress import PictureProgress
 from engine.events import LoadProgress, Phase
-from engine.progress import PictureProgress
 from tui.text import duration, shortened, size
 
 PHASES: tuple[Phase, ...] = ("encode", "denoise", "decode", "save")

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from engine import Request
-from engine.decode import decode, smaller_tiles
 from engine.memory.components import Placement
 from engine.memory.driver import process_bytes
 from engine.memory.enforce import card_is_full
+from engine.sampling.decode import decode, smaller_tiles
 from tests.bench.gpu.card import CardGauge, peak_bytes, restart_peaks, synchronize
 from tests.bench.gpu.pictures import OUT_OF_MEMORY, nothing, opened
 from tests.bench.models import Sampler

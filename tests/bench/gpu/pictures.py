@@ -17,8 +17,8 @@ from torch import Tensor
 from engine import Engine, ImageSaved, PhaseFinished, Request, StepFinished
 from engine.events import Failed, LoadProgress, Noticed, Planned
 from engine.images.save import plan_output
-from engine.latents import KeptLatents
-from engine.runtime import Repeat
+from engine.jobs.latents import KeptLatents
+from engine.jobs.runtime import Repeat
 from tests.bench.gpu.card import CardGauge, allocator_faults, peak_bytes, reserved_peak, restart_peaks, synchronize
 from tests.bench.models import Sampler
 

@@ -11,12 +11,12 @@ import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.hooks import apply_group_offloading
 
-from engine import flow
 from engine.families.flux1.latents import image_position_ids, noise
 from engine.memory.budget import read_size
 from engine.memory.driver import process_bytes
 from engine.memory.enforce import CardMemory
 from engine.memory.target import resolve
+from engine.sampling import flow
 from tests.bench.gpu.card import allocator_faults, reserved_peak, restart_peaks, synchronize
 
 

@@ -1,0 +1,1 @@
+"""One picture's way through the phases; the same without weights; calibration."""

@@ -1,0 +1,97 @@
+"""Calibration: some prompts are painted as far as latents, and the largest activation of every channel is remembered.
+
+From these come the factors that balance salient channels in int8; see `engine.quantization.salience`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.cancel import CancelledError
+from engine.events import Event
+from engine.jobs.picture import Job
+from engine.request import AUTO, Request, RequestError
+from engine.weights import calibrations
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
+    from engine.images.save import Destination
+    from engine.quantization.salience import Calibration, Maxima
+
+
+class CalibrationJob(Job):
+    """One prompt through encode and denoise, under observation; nothing is decoded or saved."""
+
+    def __init__(self, engine: Engine, request: Request, destination: Destination, image: int, maxima: Maxima) -> None:
+        super().__init__(engine, request, destination, image, time.perf_counter())
+        self.maxima = maxima
+
+    def paint(self) -> Generator[Event, None, None]:
+        yield from self.open()
+        conditionings = yield from self._encode()
+        yield from self._denoise(conditionings)
+
+    def find_factors(self, model_hash: str, prompts: int) -> Generator[Event, None, Calibration]:
+        """The factors that follow from all prompts: one pass over the weights in their files."""
+        from engine.quantization.salience import MODES, Calibration, balancing
+
+        with self._lend(self._core) as loan:
+            yield from self._progress(loan.read())
+            factors: dict[str, dict[str, Any]] = {mode: {} for mode in MODES}
+            for each in self.maxima.inputs:
+                self._check()
+                weights = loan.column_maxima([f"{layer}.weight" for layer in each.layers])
+                weights = weights[each.channels[0] : each.channels[1]]
+                for mode in MODES:
+                    factors[mode][each.name] = balancing(self.maxima.of(each), weights, mode).float()
+        assert self.request.steps
+        return Calibration(model_hash, self.request.steps, prompts, self.precision, factors)
+
+    def _observing(self, transformer: Any) -> AbstractContextManager[None]:
+        return self.maxima.observing(transformer)
+
+
+def calibrate(engine: Engine, prompts: Sequence[str], request: Request) -> Generator[Event, None, Path]:
+    """Calibrate an open model on `prompts`, each painted as `request` says, with a seed of its own; returns the file.
+
+    Raises `RequestError` for what cannot be painted, `CancelledError` when the engine was told to cancel; whatever it
+    raises, an older calibration stays as it was.
+    """
+    from engine.images.save import Destination
+    from engine.quantization.salience import Maxima
+
+    engine.require_weights()
+    if engine.settings.simulate:
+        raise RequestError("simulate", "a simulated run has no activations to measure; leave --simulate out.")
+    if request.precision in (None, AUTO):
+        request = replace(request, precision=engine.defaults.precision)
+    request = engine.resolve(request)
+    if request.precision == "int8":
+        raise RequestError(
+            "precision", "activations are measured before they are rounded: take --precision bf16, fp32 or fp8."
+        )
+    assert request.steps and request.seed is not None and prompts
+    maxima = Maxima(engine.source.inputs, request.steps)
+    kernels = engine.runtime().kernels
+    known = dict(kernels)
+    kernels["fp8"] = "dequantize"  # with it, every layer is called with activations that are not rounded
+    try:
+        for number, prompt in enumerate(prompts):
+            single = replace(request, prompt=prompt, seed=request.seed + number)
+            job = CalibrationJob(engine, single, Destination(Path()), number, maxima)
+            try:
+                yield from job.paint()
+            except (RequestError, CancelledError):
+                raise
+            except Exception as error:  # in the words that a picture's failure has
+                raise RequestError("salience", job.failed(error).message, machine=True) from error
+        calibration = yield from job.find_factors(engine.model_hash, len(prompts))
+    finally:
+        kernels.pop("fp8")
+        kernels.update(known)
+    return calibrations.write(calibration)

@@ -1,0 +1,1 @@
+"""Weights on disk: layouts, reading, converting, what they are stored as."""
