@@ -595,7 +595,7 @@ class TestListing:
 
     def test_without_torch(self, disk, own_folders):
         code = (
-            "import sys; from pathlib import Path; from engine.models import inventory\n"
+            "import sys; from pathlib import Path; from engine.library import inventory\n"
             "*_, last = inventory.scan(Path(sys.argv[1])); name = last.added[0].name\n"
             "inventory.listed(), inventory.show(name), inventory.remove(name, files=True)\n"
             "print(len(last.added), *{'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules))"

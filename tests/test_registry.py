@@ -105,7 +105,7 @@ def test_where_a_model_is_missed_a_damaged_list_is_the_reason(own_folders: Path,
 def test_of_several_that_add_at_once_none_is_lost(own_folders: Path) -> None:
     """Processes, and threads within one of them, as the app and its downloads are."""
     code = (
-        "import sys; from pathlib import Path; from engine.models import registry\n"
+        "import sys; from pathlib import Path; from engine.library import registry\n"
         "from engine.library.registry import Registered\n"
         "for n in range(10): registry.change(lambda r: r.with_model(Registered(f'{sys.argv[1]}-{n}', Path('/m'))))"
     )

@@ -579,7 +579,7 @@ def test_what_nobody_foresaw_is_one_line_too(
         return opened(path, name)
 
     for place in ("listings", "finding"):
-        monkeypatch.setattr(f"engine.models.{place}.open_folder", stumbling)
+        monkeypatch.setattr(f"engine.library.{place}.open_folder", stumbling)
     lines = {listing.name: listing for listing in inventory.listed()}
     assert lines["sound"].here
     assert "cannot convert" in lines["bad"].warning
