@@ -18,7 +18,7 @@ from engine.folders import cache_dir, config_dir, is_ours, state_dir
 
 PUBLIC, PRIVATE = 0o666, 0o600  # modes of files, before the umask
 PRIVATE_FOLDER = 0o700
-LOCK_TRIES = 20
+LOCK_TRIES, LOCK_SECONDS = 20, 0.2
 LEFTOVER = re.compile(r"\.t2i-[0-9a-f]{6,32}\.tmp")
 OLD_LEFTOVER = re.compile(r"tmp[0-9a-z_]{8}\.tmp")  # of older versions, which held no lock, and of other programs
 LEFTOVER_SECONDS = 3600  # where there are no locks: a living process needs seconds
@@ -83,20 +83,17 @@ class Temporary:
     def __init__(self, folder: Path, mode: int = PRIVATE, name: str = "") -> None:
         """`name`: in place of a random number. Raises `FileExistsError` where that is taken."""
         self._placed = False
+        self.path = folder / f".t2i-{name or os.urandom(8).hex()}.tmp"
         for _ in range(LOCK_TRIES):
-            self.path = folder / f".t2i-{name or os.urandom(8).hex()}.tmp"
             descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | _FLAGS, mode)
             self.stream = io.FileIO(descriptor, "r+b")
-            is_locked = _lock(descriptor) is not False
-            # A name that is no random number may be another process's by now.
-            is_there = _is_at(descriptor, self.path) if name else os.path.lexists(self.path)
-            if sys.platform == "win32" or (is_locked and is_there):
+            deadline = time.monotonic() + LOCK_SECONDS
+            while _lock(descriptor) is False and time.monotonic() < deadline:
+                time.sleep(0.01)  # somebody who cleans up looks at it
+            if sys.platform == "win32" or os.fstat(descriptor).st_nlink:
                 return
-            self.stream.close()  # whoever cleans up was faster than the lock
-            if not name:
-                with suppress(OSError):
-                    self.path.unlink()
-        raise OSError(errno.EAGAIN, "its locks do not work", str(self.path))
+            self.stream.close()  # who cleans up was faster than the lock
+        raise OSError(errno.EAGAIN, "what is written there is removed at once", str(self.path))
 
     def __enter__(self) -> Self:
         return self
