@@ -182,8 +182,8 @@ class Engine:
         if request.distill and not self.source.distills:
             raise RequestError(
                 "distill",
-                f"there is no smaller text encoder that fits {self.model}: for FLUX.1 get DistillT5 with t2i models "
-                "pull distillt5, or name its folder with t2i models add; or leave --distill out.",
+                f"there is no smaller text encoder that fits {self.model}: get it with t2i models pull distillt5, or "
+                "name its folder with t2i models add, or leave --distill out.",
             )
         request = replace(request, precision=request.precision or AUTO).resolved(self.defaults)
         if request.precision not in (AUTO, *self.source.precisions):

@@ -490,7 +490,7 @@ def make_app(place: Path, kit: Kit) -> None:
     (place / "config" / "themes").mkdir()
     (place / "config" / "config.toml").write_text(CONFIG)
     (place / "config" / "keymap.toml").write_text(KEYMAP)
-    theme = (Path(cli.__file__).parent.parent / "themes" / "dark.toml").read_text("utf-8")
+    theme = (Path(cli.__file__).parents[2] / "themes" / "dark.toml").read_text("utf-8")
     (place / "config" / "themes" / "dusk.toml").write_text(theme.replace('"dark"', '"dusk"', 1))
     history = History.open(place / "state", lambda: 1_700_000_000.0)
     for number in range(3):

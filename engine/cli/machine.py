@@ -21,7 +21,7 @@ from engine import folders
 
 PACKAGES = ("diffusers", "transformers", "accelerate", "safetensors", "textual")
 TORCH_TIMEOUT, SMI_TIMEOUT = 180, 20  # seconds; a first import from a cold disk is slow
-ROOT = str(Path(__file__).parent.parent)  # where `engine` itself is imported from
+ROOT = str(Path(__file__).parents[2])  # where `engine` itself is imported from
 T = TypeVar("T")
 U = TypeVar("U")
 

@@ -122,14 +122,9 @@ def _shortened(module: Any, repeats: Sequence[str]) -> Iterator[None]:
 
 def run_encoder(loan: Loan, model: Model) -> None:
     """A text encoder's pass over a prompt's full length on the meta device."""
-    model.family.networks.encode(loan.name, loan.module, full_prompt(model), loan.embedded, loan.device)
-
-
-def full_prompt(model: Model) -> Tokens:
-    """As many tokens as each tokenizer may give."""
-    ids = {name: torch.zeros(1, limit, dtype=torch.int64) for name, limit in model.limits.items()}
-    longest = max(model.limits.values())
-    return Tokens(ids, longest, longest)
+    limit = model.limit_of(loan.name)
+    ids = {model.family.tokenizer_of(loan.name).name: torch.zeros(1, limit, dtype=torch.int64)}
+    model.family.networks.encode(loan.name, loan.module, Tokens(ids, limit, limit), loan.embedded, loan.device)
 
 
 def run_loop(loan: Loan, model: Model, size: Size, steps: int = STEPS, *, prompts: int = 1, batch: int = 1) -> None:

@@ -281,7 +281,7 @@ def described(
     tokenizers, found, core = tokenizers or {}, found or {}, family.core.name
     sizes = sizes or {component: sum(file.stat().st_size for file in each) for component, each in files.items()}
     sizes |= {component: part.nbytes for component, part in found.items()}
-    for part in family.parts:
+    for part in family.needed:
         if part.name in configs and (wrong := family.misfit(part.name, configs[part.name], configs[core])):
             raise RequestError("model", f"{part.title} in {shown_path(path)} {wrong}; the parts are a mixture.")
     traits = family.traits(configs)

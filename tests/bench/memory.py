@@ -38,11 +38,11 @@ from engine.events import Plan, Simulated
 from engine.families.flux1 import published as flux1
 from engine.families.flux1.latents import image_position_ids
 from engine.families.flux1.networks import NETWORKS
+from engine.families.networks import Tokens
 from engine.images.save import plan_output
 from engine.library.catalog import DEMO_FOLDER, open_model
 from engine.memory.components import Components, Loan
 from engine.memory.ledger import counted
-from engine.memory.measure import full_prompt
 from engine.memory.planner import Planner
 from engine.memory.target import resolve
 from engine.sampling import modulation
@@ -200,7 +200,9 @@ def loaded(loan: Loan) -> Any:
 
 def held_by_encoder(loan: Loan, model: Model) -> int:
     """What the real pass of a text encoder over its full length held beside weights, by the ledger."""
-    tokens, module = full_prompt(model), loaded(loan)
+    limit, module = model.limit_of(loan.name), loaded(loan)
+    ids = {model.family.tokenizer_of(loan.name).name: torch.zeros(1, limit, dtype=torch.int64)}
+    tokens = Tokens(ids, limit, limit)
     table = [] if loan._opened is None or loan._opened.table is None else [loan._opened.table]
     with counted("cpu") as ledger:
         ledger.ignore([*module.parameters(), *table])
