@@ -189,7 +189,7 @@ class TestAgainstDiffusersOwnConverters:
             rows = torch.arange(rule.shape[0], dtype=torch.float32) + start
             state[rule.stored] = rows.view(-1, *[1] * (len(rule.shape) - 1)).expand(rule.shape)
             start += rule.shape[0]
-        assert naming.bfl_config({name: tensor.shape for name, tensor in state.items()}) == config
+        assert naming.BFL.config({name: tensor.shape for name, tensor in state.items()}) == config
         ours = {
             target.name: torch.cat([state[rule.stored].select(-1, 0)[first:last] for first, last in target.rows])
             if len(rule.shape) == 2

@@ -119,11 +119,7 @@ def add_model(
         from engine.library import inventory
 
         added = inventory.add(Path(path), name, parts)
-        if as_json:
-            _write_model("added", added)
-        else:
-            for line in model_lines(added):
-                write(line)
+        _answer("added", added, as_json=as_json)
         return DONE
 
     return work
@@ -165,11 +161,7 @@ def show_model(name: NameArgument, as_json: JsonOption = False) -> Work:
         from engine.library import inventory
 
         model = inventory.show(name)
-        if as_json:
-            _write_model("model", model)
-        else:
-            for line in model_lines(model):
-                write(line)
+        _answer("model", model, as_json=as_json)
         return DONE
 
     return work
@@ -387,11 +379,7 @@ def _pull(name: str, *, yes: bool, as_json: bool) -> int:
             say(f"what arrived is kept: t2i models pull {name} goes on from there.")
             return CANCELLED
         model = inventory.pulled(name, where) if prepared.download_bytes else inventory.show(name)
-    if as_json:
-        _write_model("pulled", model)
-    else:
-        for line in model_lines(model):
-            write(line)
+    _answer("pulled", model, as_json=as_json)
     return DONE if model.here else FAILED
 
 
@@ -608,6 +596,15 @@ def removed_sentence(gone: Sequence[Cached]) -> str:
         return "there was nothing to remove."
     freed = sum(cached.nbytes for cached in gone)
     return f"{_count(len(gone), 'file')} of converted weights removed, {size(freed)} freed."
+
+
+def _answer(event: str, model: Listing, *, as_json: bool) -> None:
+    """Show one model, as what came of a command."""
+    if as_json:
+        _write_model(event, model)
+    else:
+        for line in model_lines(model):
+            write(line)
 
 
 def _write_model(event: str, model: Listing) -> None:

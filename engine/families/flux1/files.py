@@ -60,9 +60,9 @@ def layout(part: str, shapes: Shapes) -> Layout:
     match part:
         case "transformer" if has("double_blocks.", "single_blocks."):
             plain = {_plain_norm(name): shape for name, shape in shapes.items()}
-            return Layout("BFL", naming.bfl_config(plain), naming.bfl_rules, plain=_plain_norm)
+            return Layout("BFL", naming.BFL.config(plain), naming.bfl_rules, plain=_plain_norm)
         case "transformer":
-            return Layout("diffusers", naming.diffusers_config(shapes))
+            return Layout("diffusers", naming.DIFFUSERS.config(shapes))
         case "vae" if has("decoder.up.", "encoder.down.", "decoder.mid."):
             return Layout("BFL", naming.ldm_config(shapes), naming.ldm_rules)
         case "vae":

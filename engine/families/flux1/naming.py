@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from engine.families.flux1 import published
@@ -21,56 +22,61 @@ MAX_GROUPS = 32
 # The transformer, BFL's names.
 
 
-def bfl_config(shapes: Shapes) -> dict[str, Any] | str:
-    """The transformer's configuration from the shapes of BFL's tensors; or the name of a tensor that is missing."""
-    needed = ("img_in.weight", "txt_in.weight", "vector_in.in_layer.weight", "final_layer.linear.weight")
-    for name in needed:
-        if len(shapes.get(name, ())) != 2:
-            return name
-    heads = [shape[0] for name, shape in shapes.items() if name.endswith("_norm.scale") and len(shape) == 1]
-    blocks = ("img_attn.proj.bias", "txt_attn.proj.bias", "linear2.bias", "img_in.bias", "txt_in.bias")
-    widths = [shape[0] for name, shape in shapes.items() if name.endswith(blocks) and len(shape) == 1]
-    if not heads or not widths:
-        return "double_blocks.0.img_attn.norm.key_norm.scale"
-    return transformer_config(
-        width=usual(widths),
-        head=usual(heads),
-        layers=count(shapes, "double_blocks."),
-        single_layers=count(shapes, "single_blocks."),
-        channels=shapes["img_in.weight"][1],
-        text_width=shapes["txt_in.weight"][1],
-        pooled_width=shapes["vector_in.in_layer.weight"][1],
-        guided=any(name.startswith("guidance_in.") for name in shapes),
-    )
+@dataclass(frozen=True)
+class Telling:
+    """The tensors of one layout whose shapes tell a transformer's configuration."""
+
+    image: str  # the matrices through which image, text, pooled text and latents go
+    text: str
+    pooled: str
+    others: tuple[str, ...]  # matrices that there must be besides
+    heads: str  # in the name of each norm of queries and keys
+    first_head: str  # one of those norms
+    widths: tuple[str, ...]  # the ends of vectors as long as the network is wide
+    layers: str  # the starts of what is in double and in single blocks, and of what a guided one has
+    single_layers: str
+    guidance: str
+
+    def config(self, shapes: Shapes) -> dict[str, Any] | str:
+        """The configuration; or the name of a tensor that is missing."""
+        for name in (self.image, self.text, self.pooled, *self.others):
+            if len(shapes.get(name, ())) != 2:
+                return name
+        vectors = [(name, shape[0]) for name, shape in shapes.items() if len(shape) == 1]
+        heads = [length for name, length in vectors if self.heads in name]
+        widths = [length for name, length in vectors if name.endswith(self.widths)]
+        if not heads or not widths:
+            return self.first_head
+        head, width = usual(heads), usual(widths)
+        first = max(2, head // 8 * 2)  # for head sizes that FLUX.1 has not: a quarter, and two equal rests
+        rest = (head - first) // 2
+        return {
+            "_class_name": "FluxTransformer2DModel",
+            "patch_size": 1,
+            "in_channels": shapes[self.image][1],
+            "num_layers": count(shapes, self.layers),
+            "num_single_layers": count(shapes, self.single_layers),
+            "attention_head_dim": head,
+            "num_attention_heads": width // head if head else 0,
+            "joint_attention_dim": shapes[self.text][1],
+            "pooled_projection_dim": shapes[self.pooled][1],
+            "axes_dims_rope": AXES.get(head, [first, rest, rest]),
+            "guidance_embeds": any(name.startswith(self.guidance) for name in shapes),
+        }
 
 
-def transformer_config(
-    *,
-    width: int,
-    head: int,
-    layers: int,
-    single_layers: int,
-    channels: int,
-    text_width: int,
-    pooled_width: int,
-    guided: bool,
-) -> dict[str, Any]:
-    """Of FluxTransformer2DModel."""
-    first = max(2, head // 8 * 2)  # for head sizes that FLUX.1 has not: a quarter, and two equal rests
-    rest = (head - first) // 2
-    return {
-        "_class_name": "FluxTransformer2DModel",
-        "patch_size": 1,
-        "in_channels": channels,
-        "num_layers": layers,
-        "num_single_layers": single_layers,
-        "attention_head_dim": head,
-        "num_attention_heads": width // head if head else 0,
-        "joint_attention_dim": text_width,
-        "pooled_projection_dim": pooled_width,
-        "axes_dims_rope": AXES.get(head, [first, rest, rest]),
-        "guidance_embeds": guided,
-    }
+BFL = Telling(
+    image="img_in.weight",
+    text="txt_in.weight",
+    pooled="vector_in.in_layer.weight",
+    others=("final_layer.linear.weight",),
+    heads="_norm.scale",
+    first_head="double_blocks.0.img_attn.norm.key_norm.scale",
+    widths=("img_attn.proj.bias", "txt_attn.proj.bias", "linear2.bias", "img_in.bias", "txt_in.bias"),
+    layers="double_blocks.",
+    single_layers="single_blocks.",
+    guidance="guidance_in.",
+)
 
 
 def bfl_rules(config: Mapping[str, Any]) -> Iterator[Rule]:
@@ -120,27 +126,18 @@ def bfl_rules(config: Mapping[str, Any]) -> Iterator[Rule]:
     yield from linear("final_layer.linear", "proj_out", config["in_channels"], width)
 
 
-def diffusers_config(shapes: Shapes) -> dict[str, Any] | str:
-    """The transformer's configuration from the shapes of diffusers' tensors; or the name of one that is missing."""
-    pooled = "time_text_embed.text_embedder.linear_1.weight"
-    for name in ("x_embedder.weight", "context_embedder.weight", pooled):
-        if len(shapes.get(name, ())) != 2:
-            return name
-    heads = [shape[0] for name, shape in shapes.items() if ".attn.norm_" in name and len(shape) == 1]
-    blocks = ("to_out.0.bias", "to_add_out.bias", "x_embedder.bias", "context_embedder.bias", "linear_2.bias")
-    widths = [shape[0] for name, shape in shapes.items() if name.endswith(blocks) and len(shape) == 1]
-    if not heads or not widths:
-        return "transformer_blocks.0.attn.norm_k.weight"
-    return transformer_config(
-        width=usual(widths),
-        head=usual(heads),
-        layers=count(shapes, "transformer_blocks."),
-        single_layers=count(shapes, "single_transformer_blocks."),
-        channels=shapes["x_embedder.weight"][1],
-        text_width=shapes["context_embedder.weight"][1],
-        pooled_width=shapes[pooled][1],
-        guided=any(".guidance_embedder." in name for name in shapes),
-    )
+DIFFUSERS = Telling(
+    image="x_embedder.weight",
+    text="context_embedder.weight",
+    pooled="time_text_embed.text_embedder.linear_1.weight",
+    others=(),
+    heads=".attn.norm_",
+    first_head="transformer_blocks.0.attn.norm_k.weight",
+    widths=("to_out.0.bias", "to_add_out.bias", "x_embedder.bias", "context_embedder.bias", "linear_2.bias"),
+    layers="transformer_blocks.",
+    single_layers="single_transformer_blocks.",
+    guidance="time_text_embed.guidance_embedder.",
+)
 
 
 # The autoencoder.
