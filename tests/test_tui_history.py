@@ -1247,7 +1247,7 @@ def test_a_slow_disk_holds_up_nobody_who_types(folder: Path, tmp_path: Path) -> 
     """The log is synced by another thread, however often; 1,500 drafts are more than SQLite's log is to have pages."""
     code = (
         "import os, sys, threading; from pathlib import Path; from tui.history import History\n"
-        "history = History.open(Path(sys.argv[1])); os.write(1, b'told opened;')\n"
+        "history = History.open(Path(sys.argv[1])); history.adopt(); os.write(1, b'told opened;')\n"
         "for number in range(1500): history.save_soon('draft', f'{number} letters')\n"
         "os.write(1, b'told draft;')\n"
         "for thread in threading.enumerate(): thread is threading.current_thread() or thread.join()\n"
@@ -1267,6 +1267,17 @@ def test_a_slow_disk_holds_up_nobody_who_types(folder: Path, tmp_path: Path) -> 
     left = History.open(folder).adopt()
     assert left is not None
     assert left.draft == "1499 letters"
+
+
+def test_hours_of_typing_do_not_let_the_log_grow(
+    open_history: Callable[..., History], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "MOST_LOG_PAGES", 20)
+    one, log = open_history(), Path(f"{file_of(folder)}-wal")
+    for number in range(200):
+        one.save_soon("draft", f"{number} letters")
+        assert log.stat().st_size < 40 * 4200
+    assert one.load("draft") == "199 letters"
 
 
 def test_a_draft_is_synced_at_once_where_sqlite_has_no_log(open_history: Callable[..., History], folder: Path) -> None:

@@ -45,6 +45,7 @@ RESULTS_KEPT = 5_000
 MAX_TEXT = 1_000_000  # bytes or characters of a value; ours have a third of it at most
 MAX_POSITION = 2**53
 LOG_PAGES = 1000  # after which SQLite brings its log into the database
+MOST_LOG_PAGES = 8 * LOG_PAGES  # the same where nothing but what is typed was written: it takes the disk's time
 FRESH_SECONDS = 1.0  # so long a file may be empty because another app is about to fill it
 
 STRICT = " STRICT" if sqlite3.sqlite_version_info >= (3, 37) else ""
@@ -66,6 +67,7 @@ SCHEMA = (  # of version 1; text that may hold what UTF-8 cannot (lone surrogate
 VERSIONS = (SCHEMA,)  # statements that make each version out of the one before, the first out of nothing
 SCHEMA_VERSION = len(VERSIONS)
 TABLES = ("favourites", "sessions", "saved", "jobs")  # and prompts: what a history holds
+SAVE = "INSERT OR REPLACE INTO saved VALUES (?, ?, ?)"
 REGISTER = """
     INSERT INTO sessions (id, pid, started, active) VALUES (?, ?, ?, ?)
     ON CONFLICT (id) DO UPDATE SET active = excluded.active
@@ -186,17 +188,11 @@ class History:
 
     def save(self, key: str, value: Any) -> None:
         """Keep a JSON value ("draft", "parameters", ...). Raises `TypeError` for what JSON cannot hold."""
-        row = (self._session, key, json.dumps(value))
-        self._write(("saved", key), "INSERT OR REPLACE INTO saved VALUES (?, ?, ?)", *row)
+        self._write(("saved", key), SAVE, self._session, key, json.dumps(value))
 
     def save_soon(self, key: str, value: Any) -> None:
         """As `save`, but the disk is not waited for: a kill costs nothing, a power cut the last moment."""
-        row = (self._session, key, json.dumps(value))
-
-        def change() -> object:
-            return self._db.execute("INSERT OR REPLACE INTO saved VALUES (?, ?, ?)", row)
-
-        self._change(change, ("saved", key), soon=True)
+        self._write(("saved", key), SAVE, self._session, key, json.dumps(value), soon=True)
 
     def load(self, key: str) -> Any:
         """What this session saved or adopted under `key`, or None."""
@@ -290,8 +286,8 @@ class History:
         self._note_success("read")
         return rows
 
-    def _write(self, subject: Hashable, statement: str, *parameters: Any) -> None:
-        self._change(lambda: self._db.execute(statement, parameters), subject)
+    def _write(self, subject: Hashable, statement: str, *parameters: Any, soon: bool = False) -> None:
+        self._change(lambda: self._db.execute(statement, parameters), subject, soon=soon)
 
     def _change(self, change: Callable[[], T], subject: Hashable = None, *, soon: bool = False) -> T | None:
         """What `change` returns, once it is on the disk, with all that waited. Otherwise nothing has changed: None, and
@@ -658,11 +654,12 @@ def _has_log(db: sqlite3.Connection) -> bool:
 
 @contextmanager
 def _unsynced(db: sqlite3.Connection) -> Iterator[None]:
-    """Only for a database with a log, which is not brought into the database meanwhile: what is not synced of it when
-    the power is cut is left out, and the rest is whole.
+    """Only for a database with a log: what is not synced of it when the power is cut is left out; the rest is whole.
+
+    The log's beginning is synced all the same, and where the log has grown long, all of it with the database.
     """
-    db.execute("PRAGMA wal_autocheckpoint = 0")
-    db.execute("PRAGMA synchronous = OFF")
+    db.execute(f"PRAGMA wal_autocheckpoint = {MOST_LOG_PAGES}")
+    db.execute("PRAGMA synchronous = NORMAL")
     try:
         yield
     finally:
