@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -175,6 +176,14 @@ def test_what_is_typed_comes_before_text_and_text_before_pictures() -> None:
 
 def text_of(text: str, style: str = "") -> Strip:
     return Strip([Segment(text, Style.parse(style) if style else None)])
+
+
+def test_what_a_terminal_would_obey_is_not_sent_as_text() -> None:
+    cells = Cells(ColorSystem.EIGHT_BIT)
+    cells.forget(80, 1)
+    sent = cells.update([(0, 0, Strip([Segment(each) for each in ("a", "\x9b", "31m", "\x85", "\x7f", "é")]))])
+    assert not any(each in sent for each in "\x9b\x85\x7f")
+    assert "é" in sent
 
 
 def test_a_letter_costs_a_few_bytes_and_nothing_costs_nothing() -> None:
@@ -478,10 +487,10 @@ def test_an_answer_that_is_under_way_is_waited_for_before_another_program_reads(
     assert late.writer.drain(5)
     threading.Timer(0.05, late.read).start()
     late.writer.settle()
-    assert late.writer.is_settled
+    assert not late.writer._asked
     late.writer.write(b"x")
     late.writer.ask(3000)
-    assert late.writer.is_settled, "and nothing is asked any more"
+    assert not late.writer._asked, "and nothing is asked any more"
 
 
 def test_a_lost_answer_is_not_waited_for_as_long_as_a_frozen_line(line: Callable[..., Line]) -> None:
@@ -641,6 +650,41 @@ def test_pictures_wait_for_frames_and_what_stands_for_them_waits_for_them(line: 
         kitty.read()
         time.sleep(0.002)
     assert kitty.room.wait(5), "they can be shown"
+
+
+def test_a_picture_lets_every_frame_before_it(line: Callable[..., Line]) -> None:
+    graphics = Graphics(lambda: kitty.writer.wake())
+    kitty = line(rest=graphics.take)
+    kitty.writer._carried, kitty.writer._busy = 20_000.0, 1.0  # what the line was seen to carry
+    ended, shown = threading.Event(), 0
+
+    def carry() -> None:
+        """A terminal behind such a line."""
+        read = b""
+        while b"m=0" not in read:
+            time.sleep(0.02)
+            with suppress(BlockingIOError):
+                read += (piece := os.read(kitty.master, 400))
+                for _ in range(piece.count(QUESTION)):
+                    kitty.writer.answered()
+        ended.set()
+
+    for part in a_kitty_picture(1, 12):
+        graphics.write(part)
+    terminal = threading.Thread(target=carry)
+    terminal.start()
+    kitty.writer.want_room()
+    offers = 0
+    while not ended.is_set():
+        if kitty.room.wait(0.1):
+            kitty.room.clear()
+            time.sleep(0.005)  # the app makes its frame
+            offers += 1
+            shown += kitty.frame(300)
+        kitty.writer.want_room()  # and has the next
+    terminal.join()
+    assert shown > 2
+    assert shown >= offers - 1, "a picture takes no frame's turn"
 
 
 def test_what_stands_for_a_picture_keeps_its_number() -> None:

@@ -327,7 +327,7 @@ def half(character: str, look: Look) -> Cell:
 
 def is_sure(character: str) -> bool:
     """Whether every terminal shows it in one cell."""
-    return " " <= character < "\u0300" or "\u2500" <= character <= "\u25fc"
+    return " " <= character < "\x7f" or "\xa0" <= character < "\u0300" or "\u2500" <= character <= "\u25fc"
 
 
 def as_background(foreground: str) -> str:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from textual.message import Message
 
 SYNCHRONIZED = 600  # bytes from which on a frame is shown at once rather than as it comes
+RESIZED_SECONDS = 0.05  # in which Textual paints a new size; then all is sent again, if that was not all
 BEGIN, END = "\x1b[?2026h", "\x1b[?2026l"
 FOCUS_EVENTS, NO_FOCUS_EVENTS = "\x1b[?1004h", "\x1b[?1004l"  # a program before us may have left them on
 # Answers of terminals to questions, of ours or of a program before us: device attributes, status, version, colours,
@@ -158,7 +159,8 @@ class TerminalDriver(LinuxDriver):
     def _resized(self) -> None:
         """A terminal cuts its lines, even if it has the old size again before the app has heard of another."""
         self.forget()
-        self._app.call_later(cast("Watched", self._app).catch_up)
+        # After Textual's own frame of another size, if there is one: then nothing is left to be sent.
+        self._app.call_later(self._app.set_timer, RESIZED_SECONDS, cast("Watched", self._app).catch_up)
 
     def stop_application_mode(self) -> None:
         """Leave the terminal as it was found."""

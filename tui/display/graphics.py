@@ -1,4 +1,4 @@
-"""Pictures on their way to a terminal that shows them itself (Kitty's protocol), behind everything else that it gets.
+"""Pictures on their way to a terminal that shows them itself (Kitty's protocol): before each piece goes a frame.
 
 A package that draws them writes to standard output, past our writer: a terminal that takes nothing would stop the app.
 While the app has the terminal, `sys.__stdout__` is what is here. Each write is one control sequence, which waits until
@@ -50,7 +50,8 @@ class Graphics:
     @property
     def is_empty(self) -> bool:
         """Whether all has been taken and sent: what stands for a picture may follow."""
-        return not (self._waiting or self._is_taken)
+        with self._lock:
+            return not (self._waiting or self._is_taken)
 
     def write(self, text: str) -> int:
         """A control sequence; it is sent later."""

@@ -27,6 +27,7 @@ FRAME_SECONDS = 0.25  # that one frame may take on its way
 LEAST_FRAME = 1024  # bytes of one that is cut
 LEAD_SECONDS = 0.05  # before the line has carried all: then the next frame may follow
 MEASURED_FRAME = 600  # bytes from which on a frame says how fast the line is
+FRAME_COMES = 0.1  # seconds that the app may take to make a frame, once there is room
 LATE_SECONDS = 0.25  # after which an answer is later than was to be expected
 MOST_BUSY = 2.0  # seconds that count of one frame: the line may have been frozen
 FADING = 0.7  # what a frame counts when the next has been measured
@@ -63,6 +64,7 @@ class Writer:
         """
         self._descriptor, self._owned = own_descriptor(descriptor)
         self._rest, self._has_rest = rest, False
+        self._rest_is_next = False  # a frame went before it: they take turns
         self._room, self._gone = room, gone
         self._lock = threading.Condition()
         self._waiting = bytearray()  # what is not written
@@ -99,11 +101,6 @@ class Writer:
         """The most that a frame is to have; None: as much as there is."""
         rate = self.bytes_per_second
         return None if rate is None else max(LEAST_FRAME, int(rate * FRAME_SECONDS))
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether no answer is to be expected."""
-        return not self._asked
 
     def write(self, data: bytes) -> None:
         """Add bytes; nothing is ever left out of what was added."""
@@ -214,7 +211,7 @@ class Writer:
             self._asked.clear()
             self._patience = min(2 * self._patience, PATIENCE[1])
             self._answered = self._written
-            self._silent = not self._answers
+            self._silent = self._silent or not self._answers
         if self._answers:
             return self._unconfirmed() <= MAX_PENDING or not (self._asked or self._waiting) or self._is_carried(now)
         self._allowance = min(SILENT_RATE, self._allowance + (now - self._since) * SILENT_RATE)
@@ -238,13 +235,16 @@ class Writer:
                     self._lock.wait((left if 0 < left < 0.05 else 0.05) if wanted else None)
                 if self._closing:
                     return
-                call = self._refused and self._has_room()
+                call = self._refused and not self._rest_is_next and self._has_room()
                 if call:
-                    self._refused = False
-                send_rest = self._has_rest and not self._waiting and not call
+                    self._refused, self._rest_is_next = False, self._has_rest
+                send_rest = self._has_rest and not self._waiting
                 data = bytes(self._waiting[: MOST if self._owned else PIECE])
             if call:
                 self._room()
+                with self._lock:  # the frame that is asked for goes before what can wait for it
+                    self._lock.wait_for(lambda: self._waiting or self._closing, FRAME_COMES if self._has_rest else 0)
+                continue
             if send_rest:
                 self._send_rest()
                 continue
@@ -268,7 +268,7 @@ class Writer:
     def _send_rest(self) -> None:
         """What waited for frames, as a frame of its own; when there is no more, frames may show it."""
         with self._lock:
-            self._has_rest = False
+            self._has_rest = self._rest_is_next = False
         rest = self._rest(self.frame_bytes or MOST)
         if rest:
             self.write(rest)
