@@ -432,7 +432,7 @@ def _oom_kills() -> int:
 
 def _device_name(engine: Engine) -> tuple[str, str | None]:
     """The name that a device's maker gave it, and the driver's identifier of a card."""
-    if engine.settings.simulate:
+    if engine.context.settings.simulate:
         return engine.runtime().target.name, None
     if not engine.device.startswith("cuda"):
         return "CPU", None

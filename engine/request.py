@@ -6,7 +6,7 @@ import difflib
 import math
 import random
 import re
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 MAX_SEED = 2**64 - 1  # as torch's generator takes them
@@ -175,17 +175,18 @@ class Request:
         if self.cfg_zero and self.apg:
             raise RequestError("apg", "CFG-Zero* and APG exclude each other; choose one.")
 
-    def resolved(self, defaults: Defaults) -> Request:
+    def resolved(self, defaults: Defaults) -> Resolved:
         """This request with every open choice filled in: what the metadata record and a picture repeats.
 
         Raises `RequestError` for choices that do not go together.
         """
-        choices = {
-            name: value if (value := getattr(self, name)) is not None else getattr(defaults, name)
-            for name in ("steps", "width", "height", "guidance", "precision", "cfg")
-        }
-        seed = self.seed if self.seed is not None else random.SystemRandom().randrange(2**32)
-        filled = replace(self, seed=seed, **choices)
+        choices: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(Request)}
+        for name in ("steps", "width", "height", "guidance", "precision", "cfg"):
+            if choices[name] is None:
+                choices[name] = getattr(defaults, name)
+        if self.seed is None:
+            choices["seed"] = random.SystemRandom().randrange(2**32)
+        filled = Resolved(**choices)
         filled._check_together()
         if not filled.is_true_cfg:
             return filled
@@ -212,6 +213,17 @@ class Request:
         if "prompt" not in values:
             raise RequestError("prompt", "the request has no prompt.")
         return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved(Request):
+    """A request in which no choice is open any more: `cfg` is there where guidance is true, precision may be auto."""
+
+    steps: int = field(kw_only=True)
+    seed: int = field(kw_only=True)
+    width: int = field(kw_only=True)
+    height: int = field(kw_only=True)
+    precision: str = field(kw_only=True)
 
 
 def read_schedule(text: str) -> tuple[str, dict[str, float]]:

@@ -131,7 +131,7 @@ def test_the_first_level_that_fits_ends_the_search() -> None:
         return layout
 
     with Engine.open("demo", simulate=True) as engine:
-        request, layout = engine.planned(engine.resolve(replace(SMALL, precision="fp32")))
+        request, layout = engine.context.planned(engine.resolve(replace(SMALL, precision="fp32")))
         candidates = [[replace(request, precision=each) for each in level] for level in LEVELS]
         assert choose(candidates, plan)[0].precision == "fp32"
     assert planned == ["fp32"]

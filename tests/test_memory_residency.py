@@ -313,7 +313,9 @@ def test_activations_are_predicted_within_one_per_cent(model: Path) -> None:
                 assert loan._arena is not None
                 ledger.ignore([loan._arena, *inputs])
                 loop()
-        predicted = activations.denoise(precision, folder.size(Request("any", width=128, height=128)), kernel)
+        predicted = activations.denoise(
+            precision, folder.size(Request("any", width=128, height=128).resolved(folder.defaults)), kernel
+        )
         assert predicted == pytest.approx(ledger.peak_bytes, rel=0.01), (name_of_model, precision, kernel)
 
 

@@ -193,8 +193,8 @@ class TestCalibrating:
             file, events = calibrated(engine)
             steps = [(event.image, event.step) for event in events if isinstance(event, StepFinished)]
             assert steps == [(0, 1), (0, 2), (1, 1), (1, 2)]
-            assert file == calibrations.file_of(engine.model_hash)
-            known = calibrations.read("demo", engine.model_hash, engine.source.inputs)
+            assert file == calibrations.file_of(engine.context.model_hash)
+            known = calibrations.read("demo", engine.context.model_hash, engine.source.inputs)
         assert (known.prompts, known.steps, known.precision) == (2, 2, "fp32")
         with demo() as engine:
             option = next(option for option in engine.options if option.name == "salience")

@@ -615,11 +615,15 @@ def _check_stdout(count: int, *, as_json: bool) -> None:
 
 def _changes_since(record: Record, engine: Engine) -> str:
     """What is not as it was when a picture was made, in words; empty where its pixels will come out the same."""
-    from engine.jobs.runtime import library_versions
+    from engine.version import library_versions
 
     now = library_versions()
     changed = [name for name, version in record.versions.items() if name in now and now[name] != version]
-    if record.model == engine.model and record.model_hash and record.model_hash != engine.hash_for(record.request):
+    if (
+        record.model == engine.model
+        and record.model_hash
+        and record.model_hash != engine.context.hash_for(record.request)
+    ):
         changed.insert(0, "the model")
     return ", ".join(changed)
 

@@ -324,10 +324,10 @@ def _use_calibration(name: str, file: Path, *, as_json: bool) -> int:
 
     hush_libraries()
     with Engine.open(name) as engine:
-        engine.require_weights()
+        engine.context.require_weights()
         if not file.is_file():
             raise RequestError("use", f"there is no file {shown_path(file)}.")
-        known = calibrations.read(engine.model, engine.model_hash, engine.source.inputs, file)
+        known = calibrations.read(engine.model, engine.context.model_hash, engine.source.inputs, file)
         _say_calibration(engine, calibrations.write(known), as_json=as_json)
     return DONE
 
@@ -335,7 +335,7 @@ def _use_calibration(name: str, file: Path, *, as_json: bool) -> int:
 def _say_calibration(engine: Engine, file: Path, *, as_json: bool) -> None:
     from engine.weights import calibrations
 
-    known = calibrations.read(engine.model, engine.model_hash, engine.source.inputs)
+    known = calibrations.read(engine.model, engine.context.model_hash, engine.source.inputs)
     factors = known.factors["csb+ssc"]
     largest = max(float(factor.max()) for factor in factors.values())
     if as_json:

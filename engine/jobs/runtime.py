@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import platform
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-import engine
 from engine.events import MemoryUse
 from engine.folders import cache_dir
 from engine.library.catalog import guidance_limits
-from engine.request import Request, RequestError
+from engine.request import RequestError, Resolved
 from engine.sampling.guidance import Steering, steering
+from engine.version import library_versions
 from engine.weights.model import Model
 
 if TYPE_CHECKING:
@@ -60,12 +58,6 @@ class Settings:
     simulate: bool
     card: str
     repeat: Repeat
-
-
-def library_versions() -> dict[str, str]:
-    """The versions of everything that decides pixels, as a picture's record keeps them."""
-    libraries = {name: version(name) for name in ("torch", "diffusers", "transformers")}
-    return {"engine": engine.__version__, "python": platform.python_version(), **libraries}
 
 
 @dataclass
@@ -147,18 +139,17 @@ class Runtime:
         self.components.begin_job()
         self.card.restart()
 
-    def sigmas(self, request: Request) -> Tensor:
+    def sigmas(self, request: Resolved) -> Tensor:
         """The flow times of a complete request: [N + 1]."""
         from engine.sampling import flow
 
-        assert request.steps
         return flow.sigmas(self.times, request.steps, self.components.model.size(request).tokens)
 
-    def steering(self, request: Request) -> Steering:
+    def steering(self, request: Resolved) -> Steering:
         """The guidance of every step of a complete request."""
         return steering(request, self.sigmas(request).tolist(), guidance_limits(self.components.model))
 
-    def plan(self, request: Request) -> Layout:
+    def plan(self, request: Resolved) -> Layout:
         """The layout of a complete request. Raises `RequestError` where the budget cannot work."""
         negative, kernel = self.steering(request).negative_passes, self.choose_kernel(request.form)
         self._heed_the_context()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from engine.memory.planner import BudgetError, Layout
-from engine.request import Request
+from engine.request import Resolved
 from engine.text import duration, size
 from engine.weights.model import Model
 
@@ -23,7 +23,7 @@ LEVELS = (("fp32",), ("bf16",), ("fp8", "int8"))  # the best first; what is in o
 class _Tried:
     """A precision, with its layout or the reason why there is none."""
 
-    request: Request
+    request: Resolved
     layout: Layout | None
     refusal: BudgetError | None = None
 
@@ -56,7 +56,7 @@ def levels(model: Model, *, on_card: bool) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(precision for precision in level if precision in known) for level in wanted)
 
 
-def choose(candidates: Sequence[Sequence[Request]], plan: Callable[[Request], Layout]) -> tuple[Request, Layout]:
+def choose(candidates: Sequence[Sequence[Resolved]], plan: Callable[[Resolved], Layout]) -> tuple[Resolved, Layout]:
     """The request to paint, of those that differ in precision alone, and its layout, whose plan says why.
 
     `candidates` come by level, the best first. Raises `BudgetError` where none fits: that of the smallest budget.
@@ -76,14 +76,14 @@ def choose(candidates: Sequence[Sequence[Request]], plan: Callable[[Request], La
     return _explained(best, [each for each in tried if each is not best])
 
 
-def _try(request: Request, plan: Callable[[Request], Layout]) -> _Tried:
+def _try(request: Resolved, plan: Callable[[Resolved], Layout]) -> _Tried:
     try:
         return _Tried(request, plan(request))
     except BudgetError as error:
         return _Tried(request, None, error)
 
 
-def _explained(best: _Tried, others: Sequence[_Tried]) -> tuple[Request, Layout]:
+def _explained(best: _Tried, others: Sequence[_Tried]) -> tuple[Resolved, Layout]:
     """`others` were considered; the reason is about those that come nearest."""
     layout, precision = best.layout, best.request.precision
     assert layout is not None

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-import engine
 from engine.families.family import Size
 from engine.families.networks import Tokens
 from engine.files import write_whole
@@ -30,6 +29,7 @@ from engine.sampling.decode import decode
 from engine.sampling.denoise import Prompt, denoise
 from engine.sampling.true_cfg import TrueGuidance
 from engine.untrusted import parse_json, read_file
+from engine.version import engine_version
 from engine.weights.model import Model
 
 META = torch.device("meta")
@@ -158,7 +158,7 @@ def run_decoder(loan: Loan, model: Model, size: Size, tile: int) -> None:
 
 
 def _versions() -> list[str]:
-    return [engine.__version__, *(version(name) for name in ("torch", "diffusers", "transformers"))]
+    return [engine_version(), *(version(name) for name in ("torch", "diffusers", "transformers"))]
 
 
 def _read(file: Path) -> int | None:

@@ -19,7 +19,7 @@ from engine.memory.components import Components, Placement
 from engine.memory.measure import META, Activations
 from engine.memory.target import Target
 from engine.memory.units import Component, Unit, precision_of
-from engine.request import EIGHT_BITS, MIN_SIDE, PRECISIONS, SIDE_MULTIPLE, Request, RequestError
+from engine.request import EIGHT_BITS, MIN_SIDE, SIDE_MULTIPLE, RequestError, Resolved
 from engine.sampling.decode import parked_bytes, smaller_tiles
 from engine.text import duration, size
 
@@ -122,7 +122,7 @@ class Planner:
 
     def plan(
         self,
-        request: Request,
+        request: Resolved,
         tile: int | None = None,
         kernel: str | None = None,
         negative_passes: int = 0,
@@ -135,7 +135,6 @@ class Planner:
 
         Raises `BudgetError` for a budget that cannot work, with the smallest that would and what to change.
         """
-        assert request.precision in PRECISIONS
         size = request.width, request.height, request.steps
         key = (*size, request.form, request.distill, tile, kernel, negative_passes, batch)
         if key not in self._layouts:
@@ -143,7 +142,7 @@ class Planner:
             self._layouts[key] = self._faster(request, tile, batch)
         return self._layouts[key]
 
-    def _faster(self, request: Request, tile: int | None, batch: int | None) -> Layout:
+    def _faster(self, request: Resolved, tile: int | None, batch: int | None) -> Layout:
         """Both prompts in one pass only where that saves time: weights that are waited for cross once for both."""
         self._batch = 1
         apart = self._plan(request, tile)
@@ -158,12 +157,11 @@ class Planner:
         self._batch = 1
         return apart
 
-    def _loop_seconds(self, request: Request, pace: Pace) -> float:
-        assert request.steps
+    def _loop_seconds(self, request: Resolved, pace: Pace) -> float:
         guided = self._negative_passes * pace.step_seconds(2)
         return guided + (request.steps - self._negative_passes) * pace.step_seconds(1)
 
-    def _plan(self, request: Request, asked: int | None) -> Layout:
+    def _plan(self, request: Resolved, asked: int | None) -> Layout:
         budget = self.target.budget_bytes
         needs = self._needs(request)
         tile, decoder = self._decoder(request, asked, budget)
@@ -182,7 +180,7 @@ class Planner:
 
     # What each phase needs.
 
-    def _needs(self, request: Request) -> list[_Need]:
+    def _needs(self, request: Resolved) -> list[_Need]:
         """Of the text encoders and the transformer."""
         precision, family = request.form, self.model.family
         needs = [
@@ -219,7 +217,7 @@ class Planner:
         share = convolution if phase == "decode" else CPU_ROUNDING
         return CPU_ROUNDING_BYTES + int(share * activation_bytes)
 
-    def _decoder(self, request: Request, tile: int | None, budget: int) -> tuple[int, _Need]:
+    def _decoder(self, request: Resolved, tile: int | None, budget: int) -> tuple[int, _Need]:
         """The largest tile that fits the budget, or the smallest there is; whole where that fits."""
         sizes = [0, *smaller_tiles(0, self.model.size(request))] if tile is None else [tile]
         for side in sizes:
@@ -228,14 +226,14 @@ class Planner:
                 break
         return side, need
 
-    def _decoding(self, request: Request, tile: int) -> _Need:
+    def _decoding(self, request: Resolved, tile: int) -> _Need:
         activation = self.activations.decode(request.form, self.model.size(request), tile)
         return self._need(self.model.family.decoder, request.form, activation)
 
     # Where weights lie.
 
     def _arrange(
-        self, needs: Sequence[_Need], request: Request, tile: int
+        self, needs: Sequence[_Need], request: Resolved, tile: int
     ) -> tuple[dict[str, _Fit], dict[str, frozenset[str]]]:
         """Weights on the device, and the units of each component that stay in host memory."""
         if self.target.is_card:
@@ -266,7 +264,7 @@ class Planner:
         raise AssertionError("the floor was checked")
 
     def _kept_beside_a_card(
-        self, needs: Sequence[_Need], fits: dict[str, _Fit], request: Request, tile: int
+        self, needs: Sequence[_Need], fits: dict[str, _Fit], request: Resolved, tile: int
     ) -> dict[str, frozenset[str]]:
         """What is used most often comes first: in every step, for every picture, for every prompt."""
         by_name = {need.name: need for need in needs}
@@ -294,7 +292,7 @@ class Planner:
         return {name: frozenset(names) for name, names in kept.items()}
 
     def _on_the_cpu(
-        self, needs: Sequence[_Need], request: Request, tile: int
+        self, needs: Sequence[_Need], request: Resolved, tile: int
     ) -> tuple[dict[str, _Fit], dict[str, frozenset[str]]]:
         """The device is host memory: what is kept there is computed with where it lies."""
         everything = [need.name for need in needs]
@@ -338,15 +336,13 @@ class Planner:
         crossing = [need for need in needs if not need.on_host]
         return 2 * max(unit.nbytes for need in crossing for unit in need.component.units if unit.role != "base")
 
-    def _fixed_ram(self, needs: Sequence[_Need], request: Request, tile: int) -> int:
+    def _fixed_ram(self, needs: Sequence[_Need], request: Resolved, tile: int) -> int:
         """What the process takes of RAM in any case."""
-        assert request.width and request.height
         process = CARD_PROCESS_BYTES if self.target.is_card else CPU_PROCESS_BYTES
         table = sum(_table_bytes(need.component) for need in needs)
         (decoder,) = (need.component for need in needs if need.phase == "decode")
         parked = parked_bytes(decoder.module, self.model.size(request), decoder.dtype) if tile else 0
         (core,) = (need.component for need in needs if need.name == self._core)
-        assert request.steps
         prompts = 2 if self._negative_passes else 1
         tables = prompts * request.steps * core.reader.total * core.reader.dtype.itemsize if core.reader else 0
         on_host = sum(_bytes(need.units) + need.work_bytes for need in needs if need.on_host)
@@ -356,14 +352,13 @@ class Planner:
 
     def _told(
         self,
-        request: Request,
+        request: Resolved,
         tile: int,
         needs: Sequence[_Need],
         fits: dict[str, _Fit],
         placements: dict[str, Placement],
         pace: Pace,
     ) -> Plan:
-        assert request.width and request.height and request.steps and request.precision
         by_name = {need.name: need for need in needs}
         phases = []
         for phase in ("encode", "denoise", "decode"):
@@ -444,7 +439,7 @@ class Planner:
 
     def _turnaround(
         self,
-        request: Request,
+        request: Resolved,
         needs: Sequence[_Need],
         placements: dict[str, Placement],
         pace: Pace,
@@ -452,7 +447,6 @@ class Planner:
         new_prompt: bool,
     ) -> Turnaround:
         """Of the next picture: what crosses and is read, once and in every step, and how long its phases take."""
-        assert request.steps and request.width and request.height
         moved, read = {"encode": 0, "denoise": 0, "decode": 0}, {"encode": 0, "denoise": 0, "decode": 0}  # once
         crossing = waited = 0  # in every pass of the transformer
         for need in needs:
@@ -487,7 +481,7 @@ class Planner:
 
     def _notes(
         self,
-        request: Request,
+        request: Resolved,
         by_name: dict[str, _Need],
         placements: dict[str, Placement],
         phases: Sequence[PhasePlan],
@@ -521,7 +515,7 @@ class Planner:
             )
         return notes
 
-    def _pace(self, request: Request, needs: Sequence[_Need], placement: Placement) -> Pace:
+    def _pace(self, request: Resolved, needs: Sequence[_Need], placement: Placement) -> Pace:
         """What a step computes, and what of its weights crosses to the card or comes from disk meanwhile."""
         core = next(need for need in needs if need.name == self._core)
         streamed = _named(core.units, placement.streamed)
@@ -538,12 +532,12 @@ class Planner:
         )
         return Pace(compute, crossing, self._batch)
 
-    def _cost(self, request: Request, part: str) -> Cost:
+    def _cost(self, request: Resolved, part: str) -> Cost:
         return self.model.family.cost(part, self.model.configs[part], self.model.size(request))
 
     # What cannot work.
 
-    def _refusal(self, field: str, request: Request, floor: int, budget: int) -> BudgetError:
+    def _refusal(self, field: str, request: Resolved, floor: int, budget: int) -> BudgetError:
         what = "RAM" if field == "ram" else "memory on the card" if self.target.is_card else "device memory"
         sentence = (
             f"{self.model.name} at {request.width}x{request.height} in {request.precision} needs at least "
@@ -553,9 +547,8 @@ class Planner:
         hint = f"; or take {', or '.join(changes)}" if changes else ""
         return BudgetError(field, f"{sentence}: allow --{field} {_argument(floor)}{hint}.", floor)
 
-    def _changes(self, request: Request, budget: int) -> list[str]:
+    def _changes(self, request: Resolved, budget: int) -> list[str]:
         """Up to three changes that need less, the cheapest first, each with the budget that it needs."""
-        assert request.width and request.height
         smaller = [self._smaller(request, share) for share in (0.75, 0.5)]
         candidates = []
         if request.precision not in EIGHT_BITS and "fp8" in self.model.precisions:
@@ -570,15 +563,14 @@ class Planner:
                 found.append(f"{text} ({_rounded_up(floor)})")
         return found[:3]
 
-    def _floor(self, request: Request, tile: int | None) -> int:
+    def _floor(self, request: Resolved, tile: int | None) -> int:
         """The smallest budget that works, with this tile or with whichever is best."""
         others = max(need.floor_bytes for need in self._needs(request) if not need.on_host)
         _, decoder = self._decoder(request, tile, others)
         return max(others, decoder.floor_bytes)
 
     @staticmethod
-    def _smaller(request: Request, share: float) -> Request:
-        assert request.width and request.height
+    def _smaller(request: Resolved, share: float) -> Resolved:
         sides = [
             max(MIN_SIDE, round(side * share / SIDE_MULTIPLE) * SIDE_MULTIPLE)
             for side in (request.width, request.height)

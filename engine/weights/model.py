@@ -29,6 +29,7 @@ from engine.request import (
     Defaults,
     Request,
     RequestError,
+    Resolved,
 )
 from engine.text import quoted
 from engine.untrusted import MAX_INDEX_BYTES, is_plain_name, open_file, read_object
@@ -92,7 +93,7 @@ class Model:
         """Twice what the model was made for, in pixels."""
         return 2 * self.sample_size
 
-    def size_note(self, request: Request) -> str | None:
+    def size_note(self, request: Resolved) -> str | None:
         """A sentence where the model does not know the request's size: FLUX.1 knows many, a small one its own."""
         side, size = self.sample_size, (request.width, request.height)
         if side >= MIN_MANY_SIZES or size == (side, side):
@@ -105,9 +106,8 @@ class Model:
         """Tokens that a text encoder takes."""
         return self.limits[self.family.tokenizer_of(encoder).name]
 
-    def size(self, request: Request) -> Size:
+    def size(self, request: Resolved) -> Size:
         """The geometry of a complete request's picture."""
-        assert request.width and request.height
         return self.family.size(self.configs, self.limits, request.width, request.height)
 
     @property

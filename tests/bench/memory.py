@@ -45,6 +45,7 @@ from engine.memory.components import Components, Loan
 from engine.memory.ledger import counted
 from engine.memory.planner import Planner
 from engine.memory.target import resolve
+from engine.request import Resolved
 from engine.sampling import modulation
 from engine.sampling.decode import decode, parked_bytes
 from engine.sampling.denoise import Prompt, denoise
@@ -184,9 +185,8 @@ def cost_part(_: argparse.Namespace) -> None:
 
 
 @contextmanager
-def lent(components: Components, planner: Planner, name: str, request: Request, passes: int = 1) -> Iterator[Loan]:
+def lent(components: Components, planner: Planner, name: str, request: Resolved, passes: int = 1) -> Iterator[Loan]:
     """A component with its real weights on the CPU, loaded."""
-    assert request.precision
     placement = planner.plan(request).placements[name]
     with components.lend(name, request.precision, placement, nothing, passes=passes) as loan:
         yield loan
@@ -212,7 +212,7 @@ def held_by_encoder(loan: Loan, model: Model) -> int:
 
 def held_by_loop(loan: Loan, model: Model, side: int, sigmas: torch.Tensor) -> int:
     """What the real step loop held beside weights and the tables, which stay on the host, by the ledger."""
-    reader, size = loan.component.reader, model.size(Request("any", width=side, height=side))
+    reader, size = loan.component.reader, model.size(Request("any", width=side, height=side).resolved(model.defaults))
     assert reader is not None
     latents = NETWORKS.noise(1, size)
     told = {name: torch.randn_like(each) for name, each in NETWORKS.unread(model.configs, size, loan.dtype).items()}
@@ -233,7 +233,7 @@ def held_by_loop(loan: Loan, model: Model, side: int, sigmas: torch.Tensor) -> i
 
 def allocated_by_decoder(loan: Loan, model: Model, side: int, tile: int) -> int:
     """What the real decoder held beside weights by torch's own allocator, scratch of convolutions included."""
-    size, module = model.size(Request("any", width=side, height=side)), loaded(loan)
+    size, module = model.size(Request("any", width=side, height=side).resolved(model.defaults)), loaded(loan)
     tokens = torch.randn(size.shape)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         decode(NETWORKS, module, tokens, size, nothing, tile=tile, device=loan.device, dtype=loan.dtype)

@@ -132,7 +132,7 @@ class LatentsJob(Job):
     latents: Tensor
 
     def __init__(self, engine: Engine, request: Request, observer: Observer = nullcontext) -> None:
-        super().__init__(engine, engine.resolve(request), Destination(Path()), 0, time.perf_counter())
+        super().__init__(engine.context, engine.resolve(request), Destination(Path()), 0, time.perf_counter())
         self.observer = observer
 
     def paint(self) -> Generator[Event, None, None]:
@@ -511,7 +511,7 @@ def tell_outcomes(title: str, found: Mapping[str, Outcome]) -> None:
 def tell_factors(model: str | Path, config: Mapping[str, Any], channels: Mapping[str, Tensor]) -> None:
     """The largest balancing factors, and whether they are those of `channels`."""
     with Engine.open(model, device="cpu") as engine:
-        calibration = calibrations.read(engine.model, engine.model_hash, inputs(config))
+        calibration = calibrations.read(engine.model, engine.context.model_hash, inputs(config))
     for mode, factors in calibration.factors.items():
         largest = max(factors, key=lambda name: float(factors[name].max()))
         text = f"{mode}: the largest factor is {factors[largest].max():.1f} ({largest})"

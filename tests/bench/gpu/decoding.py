@@ -37,7 +37,7 @@ def decode_peaks(spec: dict[str, Any]) -> dict[str, Any]:
         model = engine.source
         card = stack.enter_context(Sampler(gauge))
         for side in spec["sides"]:
-            size = model.size(Request("any", width=side, height=side))
+            size = model.size(Request("any", width=side, height=side).resolved(model.defaults))
             tiles = smaller_tiles(0, size)
             for tile in [0, *tiles[:1]]:
                 predicted = planner.activations.decode("bf16", size, tile)
