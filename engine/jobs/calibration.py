@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from engine.cancel import CancelledError
 from engine.events import Event
 from engine.jobs.picture import Job
+from engine.precision import MODES
 from engine.request import AUTO, Request, RequestError
 from engine.weights import calibrations
 
@@ -38,7 +39,7 @@ class CalibrationJob(Job):
 
     def find_factors(self, model_hash: str, prompts: int) -> Generator[Event, None, Calibration]:
         """The factors that follow from all prompts: one pass over the weights in their files."""
-        from engine.quantization.salience import MODES, Calibration, balancing
+        from engine.quantization.salience import Calibration, balancing
 
         with self._lend(self._core) as loan:
             yield from self._progress(loan.read())
@@ -50,7 +51,7 @@ class CalibrationJob(Job):
                 for mode in MODES:
                     factors[mode][each.name] = balancing(self.maxima.of(each), weights, mode).float()
         assert self.request.steps
-        return Calibration(model_hash, self.request.steps, prompts, self.precision, factors)
+        return Calibration(model_hash, self.request.steps, prompts, str(self.precision), factors)
 
     def _observing(self, transformer: Any) -> AbstractContextManager[None]:
         return self.maxima.observing(transformer)
@@ -71,7 +72,7 @@ def calibrate(engine: Engine, prompts: Sequence[str], request: Request) -> Gener
     if request.precision in (None, AUTO):
         request = replace(request, precision=engine.defaults.precision)
     request = engine.resolve(request)
-    if request.precision == "int8":
+    if request.form.is_int8:
         raise RequestError(
             "precision", "activations are measured before they are rounded: take --precision bf16, fp32 or fp8."
         )
