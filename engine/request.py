@@ -9,6 +9,8 @@ import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from engine.precision import MODES, PRECISIONS, Precision
+
 MAX_SEED = 2**64 - 1  # as torch's generator takes them
 MAX_STEPS = 1000
 MAX_COUNT = 1000
@@ -27,11 +29,9 @@ SCHEDULES: dict[str, dict[str, tuple[float, float, float]]] = {
 }
 MAX_PROMPT_CHARACTERS = 10_000
 MIN_SIDE, MAX_SIDE, SIDE_MULTIPLE = 64, 2048, 16
-PRECISIONS = ("fp32", "bf16", "fp8", "int8")  # fp8: of the weights, computed in bf16; int8: of activations as well
 AUTO = "auto"  # the precision that suits machine and budget, chosen by `engine.memory.choice` when a picture begins
 PRECISION_CHOICES = (AUTO, *PRECISIONS)
-EIGHT_BITS = ("fp8", "int8")  # of them, which not every family has
-SALIENCES = ("off", "csb", "csb+ssc")  # how channels that are hard to round are balanced in int8
+SALIENCES = ("off", *MODES)  # how channels that are hard to round are balanced in int8
 
 
 class RequestError(ValueError):
@@ -194,10 +194,10 @@ class Request:
         return replace(filled, cfg=cfg, negative_prompt=filled.negative_prompt or "")
 
     @property
-    def form(self) -> str:
-        """How the transformer's weights are stored: the precision, in int8 with the balancing: "int8+csb"."""
-        balanced = self.precision == "int8" and self.salience not in (None, "off")
-        return f"{self.precision}+{self.salience}" if balanced else str(self.precision)
+    def form(self) -> Precision:
+        """How the transformer's weights are stored. Raises ValueError where the precision is open, or auto."""
+        salience = self.salience if self.precision == "int8" and self.salience != "off" else None
+        return Precision(str(self.precision), salience or "")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

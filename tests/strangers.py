@@ -429,7 +429,8 @@ def make_calibration(place: Path, kit: Kit) -> None:
 
 
 def _calibrate(place: Path, file: Path | None) -> None:
-    from engine.quantization.salience import MODES, Calibration
+    from engine.precision import MODES
+    from engine.quantization.salience import Calibration
     from engine.weights.model import open_folder
 
     model = open_folder(place / "input" / "model", "model")

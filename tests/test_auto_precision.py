@@ -17,8 +17,9 @@ from engine.images.metadata import Record, read_record
 from engine.library.catalog import published
 from engine.memory.choice import LEVELS, choose, levels
 from engine.memory.planner import BudgetError, Layout
+from engine.precision import PRECISIONS
 from engine.quantization.int8 import Choice
-from engine.request import AUTO, PRECISIONS, Option
+from engine.request import AUTO, Option
 from engine.weights.model import Model, component_in
 from tests import checkpoints
 from tests.checkpoints import save

@@ -33,6 +33,7 @@ from tests.checkpoints import save
 from tests.commands import json_lines
 from tests.models import Kit, comfyui, lora, small_kit
 from tests.test_hub import TINY, Hub, server
+from tests.tiny import FP8_FORM
 
 assert server  # the fixture: a hub on this machine
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
@@ -386,7 +387,7 @@ class TestCache:
                 tensors = load_file(source)
                 tensors["proj_out.bias"] += 1
                 save(tensors, changing)
-            conversion = converted_files("transformer", [file], torch.bfloat16, [])
+            conversion = converted_files("transformer", [file], torch.bfloat16, [], FP8_FORM)
             try:
                 while True:
                     next(conversion)

@@ -16,9 +16,12 @@ from safetensors.torch import load_file, save_file
 from engine import Engine, ImageSaved, Request, RequestError
 from engine.events import Planned, Simulated
 from engine.families.all import FAMILIES
+from engine.families.flux1 import FLUX1
 from engine.images.save import plan_output
 from engine.memory import choice
+from engine.precision import FP8, INT8
 from engine.untrusted.headers import read_header
+from engine.weights.forms import Form
 from engine.weights.layouts import recognise
 from engine.weights.reading import WeightFiles
 from tests.tiny import save_tiny
@@ -159,10 +162,26 @@ def test_parts_of_one_name_keep_their_own_familys_forms(place: int, tmp_path: Pa
     try:
         with Engine.open(tmp_path / "model", device="cpu") as engine:
             assert painted(engine, wanted("int8"), tmp_path / "out").std() > 1
-            component = engine.runtime().components.component("transformer", "int8")
+            component = engine.runtime().components.component("transformer", INT8)
     finally:
         FAMILIES.remove(toy)
     assert torch.int8 in {piece.dtype for unit in component.units for piece in unit.pieces}
+
+
+def test_what_another_family_rounds_is_not_rounded_in_this_one() -> None:
+    class Rounding(Toy):
+        def eight_bit(self, part: str, name: str) -> bool:
+            return name == "transformer_blocks.0.norm1.linear.weight"
+
+    other = Rounding()
+    FAMILIES.append(other)
+    try:
+        assert [
+            Form(family, FP8).covers("transformer", "transformer_blocks.0.norm1.linear.weight")
+            for family in (FLUX1, other)
+        ] == [False, True]
+    finally:
+        FAMILIES.remove(other)
 
 
 def test_a_file_is_told_by_its_tensors_whatever_families_there_are(model: Path) -> None:

@@ -19,12 +19,13 @@ from engine.memory import units
 from engine.memory.components import Components, Placement, Progress
 from engine.memory.enforce import host_is_full
 from engine.memory.ring import host_memory
+from engine.precision import BF16, FP8, FP32, INT8, Precision
 from engine.request import RequestError
 from engine.weights import reading as weights
 from engine.weights.direct import page_aligned
 
 CPU = torch.device("cpu")
-PRECISIONS = ("fp32", "bf16", "fp8", "int8")
+PRECISIONS = (FP32, BF16, FP8, INT8)
 
 
 def test_memory_that_there_is_not_is_no_fault_of_a_disk() -> None:
@@ -53,12 +54,12 @@ def components() -> Iterator[Components]:
     made.clear()
 
 
-def everything(components: Components, precision: str, *, in_place: bool = True) -> Placement:
+def everything(components: Components, precision: Precision, *, in_place: bool = True) -> Placement:
     named = components.component("transformer", precision).units
     return Placement(kept=frozenset(unit.name for unit in named), in_place=in_place)
 
 
-def kept(components: Components, precision: str) -> tuple[dict[str, Tensor], list[Progress]]:
+def kept(components: Components, precision: Precision) -> tuple[dict[str, Tensor], list[Progress]]:
     """Host copies of the transformer's units, and how they came."""
     placement = everything(components, precision)
     progress = [*components.keep("transformer", precision, placement, go_on)]
@@ -76,16 +77,16 @@ def nothing_is_read(components: Components) -> None:
 
 
 @pytest.mark.parametrize("cached", [True, False])
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 def test_units_that_several_threads_read_have_the_bits_of_one(
-    components: Components, precision: str, cached: bool, monkeypatch: pytest.MonkeyPatch
+    components: Components, precision: Precision, cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not cached:  # 8 bits are made while the units are read
         monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 0))
     copies, _ = kept(components, precision)
     opened = components._open["transformer"]
     assert opened.weights is not None
-    assert opened.weights.converted == (cached and precision in ("fp8", "int8"))
+    assert opened.weights.converted == (cached and precision.is_8_bits)
     for unit in opened.component.units:
         alone = torch.zeros(unit.nbytes, dtype=torch.uint8)
         opened.weights.fill(unit, alone)
@@ -94,8 +95,8 @@ def test_units_that_several_threads_read_have_the_bits_of_one(
             assert torch.equal(got, expected), piece.stored
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_progress_is_exact_and_every_byte_is_read_once(components: Components, precision: str) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+def test_progress_is_exact_and_every_byte_is_read_once(components: Components, precision: Precision) -> None:
     conversion_and_loading = kept(components, precision)[1]
     begins = max(index for index, at in enumerate(conversion_and_loading) if at.done_bytes == 0)
     progress = conversion_and_loading[begins:]
@@ -108,7 +109,7 @@ def test_progress_is_exact_and_every_byte_is_read_once(components: Components, p
 
 
 def test_no_more_is_under_way_than_is_allowed(components: Components, monkeypatch: pytest.MonkeyPatch) -> None:
-    largest = max(unit.nbytes for unit in components.component("transformer", "fp32").units)
+    largest = max(unit.nbytes for unit in components.component("transformer", FP32).units)
     monkeypatch.setattr(loading, "AHEAD_BYTES", largest)
     allocated = 0
 
@@ -124,7 +125,7 @@ def test_no_more_is_under_way_than_is_allowed(components: Components, monkeypatc
         there = components._open["transformer"].host
         under_way.append(allocated - sum(memory.numel() for memory in there.values()))
 
-    for _ in components.keep("transformer", "fp32", everything(components, "fp32"), look):
+    for _ in components.keep("transformer", FP32, everything(components, FP32), look):
         pass
     assert max(under_way) > 0, "the next is read while one is used"
     assert max(under_way) <= 2 * largest
@@ -132,9 +133,9 @@ def test_no_more_is_under_way_than_is_allowed(components: Components, monkeypatc
 
 def test_what_is_resident_crosses_while_the_next_is_read(components: Components) -> None:
     """One pass over the file fills the device and the host copies."""
-    placement = everything(components, "fp32", in_place=False)
-    modulation = {unit.name for unit in components.component("transformer", "fp32").of_role("modulation")}
-    with components.lend("transformer", "fp32", placement, go_on) as loan:
+    placement = everything(components, FP32, in_place=False)
+    modulation = {unit.name for unit in components.component("transformer", FP32).of_role("modulation")}
+    with components.lend("transformer", FP32, placement, go_on) as loan:
         read_before = [at for at in loan.load() if at.total_bytes]
         opened = components._open["transformer"]
         assert opened.weights is not None
@@ -159,13 +160,13 @@ def test_cancelling_leaves_no_thread_at_work(components: Components) -> None:
         if asked == 3:
             raise CancelledError
 
-    placement = everything(components, "bf16")
+    placement = everything(components, BF16)
     with pytest.raises(CancelledError):
-        list(components.keep("transformer", "bf16", placement, cancel))
+        list(components.keep("transformer", BF16, placement, cancel))
     nothing_is_read(components)
     opened = components._open["transformer"]
     assert 0 < len(opened.host) < len(placement.kept)
-    assert [*components.keep("transformer", "bf16", placement, go_on)], "what is missing is read afterwards"
+    assert [*components.keep("transformer", BF16, placement, go_on)], "what is missing is read afterwards"
     assert opened.host.keys() == placement.kept
 
 
@@ -173,8 +174,8 @@ def test_a_file_that_shrinks_while_it_is_loaded_gives_a_sentence(tmp_path: Path)
     folder = tmp_path / "model"
     shutil.copytree(DEMO_FOLDER, folder)
     components = Components(open_model(folder), CPU)
-    placement = everything(components, "bf16")
-    reading = components.keep("transformer", "bf16", placement, go_on)
+    placement = everything(components, BF16)
+    reading = components.keep("transformer", BF16, placement, go_on)
     next(reading)
     (file,) = components.model.files["transformer"]
     os.truncate(file, file.stat().st_size // 2)

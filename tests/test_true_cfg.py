@@ -19,6 +19,7 @@ from engine.images.metadata import parameters_text, read_record
 from engine.images.save import plan_output
 from engine.jobs.runtime import Repeat
 from engine.memory.planner import CPU_PROCESS_BYTES
+from engine.precision import FP32
 from engine.request import Defaults, Resolved
 from engine.sampling.guidance import Steering, mean, steering, weights
 from engine.sampling.true_cfg import TrueGuidance
@@ -62,7 +63,7 @@ def passes_of(engine: Engine, request: Request, folder: Path) -> int:
         nonlocal count
         count += 1
 
-    transformer = engine.runtime().components.component("transformer", "fp32").module
+    transformer = engine.runtime().components.component("transformer", FP32).module
     handle = transformer.register_forward_pre_hook(counted)
     try:
         events_of(engine, request, folder)

@@ -78,6 +78,7 @@ from engine.events import Cancelled, Failed, ImageSaved, MemoryUse, Noticed, Pha
 from engine.folders import shown_path
 from engine.jobs.runtime import CARD_NAMES, DEFAULT_CARD, Repeat
 from engine.libraries import collector_paused, hush_libraries
+from engine.precision import PRECISIONS, Precision
 from engine.request import (
     DEFAULT_CFG,
     MAX_SIDE,
@@ -452,7 +453,7 @@ def _to_repeat(record: Record | None, request: Request, tile: tuple[int | None, 
         value = record.reproduce.get(name)
         return value if type(value) is kind and right(value) else None
 
-    same_form = request.form == record.request.form
+    same_form = _form(request) == _form(record.request)
     same_prompts = request.is_true_cfg == record.request.is_true_cfg
     same_size = (request.width, request.height) == (record.request.width, record.request.height)
     if not given and same_size:
@@ -468,6 +469,11 @@ def _to_repeat(record: Record | None, request: Request, tile: tuple[int | None, 
         # Of a picture made on the CPU that says nothing of a card.
         decoder=recorded("decoder_device", str, lambda name: name == "cpu" and record.device.startswith("cuda")),
     )
+
+
+def _form(request: Request) -> Precision | None:
+    """How weights are stored; None where that is still to be chosen."""
+    return request.form if request.precision in PRECISIONS else None
 
 
 def _tile(text: str | None) -> tuple[int | None, bool]:

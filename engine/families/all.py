@@ -21,15 +21,6 @@ def tokenizers() -> dict[str, Tokenizer]:
     return {each.name: each for family in reversed(FAMILIES) for each in reversed(family.tokenizers)}
 
 
-def takes(form: str, part: str, name: str) -> bool:
-    """Whether a part's parameter is a linear layer's weight that has 8 bits of this form where any have.
-
-    Parts of several families may have one name, so that form and layer must be the same family's.
-    """
-    own = (family for family in FAMILIES if family.eight_bit(part, name))
-    return any(form in family.part(part).forms for family in own)
-
-
 def family_of_pipeline(name: str) -> Family | None:
     """The family that a class in a folder's model_index.json belongs to."""
     return next((family for family in FAMILIES if name in family.pipelines), None)

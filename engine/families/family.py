@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from engine.events import Phase
 from engine.families.rules import Rule, Shapes
 from engine.families.sources import Source
+from engine.precision import Precision
 from engine.times import FlowTimes
 from engine.untrusted.configs import Keys
 from engine.untrusted.headers import Header
@@ -40,7 +41,7 @@ class Part:
     network: str = ""  # its class in diffusers or transformers, as configurations name it
     forms: frozenset[str] = frozenset()  # in 8 bits, that its linear layers may have
     beside_card: bool = False  # it is quick enough on the CPU, where there is a card, and takes nothing of that
-    fixed: str = ""  # the precision that it has whatever is asked
+    fixed: Precision | None = None  # that it has whatever is asked
     takes_place_of: str = ""  # another part, where a request asks for that; such a part need not be there
     alone: str = "text encoder"  # what it is called where it lies by itself
     flag: str = ""  # of `t2i models add` that says where it lies

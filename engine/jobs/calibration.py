@@ -16,6 +16,7 @@ from engine.cancel import CancelledError
 from engine.events import Event
 from engine.jobs.context import Context
 from engine.jobs.picture import Job
+from engine.precision import MODES
 from engine.request import AUTO, Request, RequestError, Resolved
 from engine.weights import calibrations
 
@@ -40,7 +41,7 @@ class CalibrationJob(Job):
 
     def find_factors(self, model_hash: str, prompts: int) -> Generator[Event, None, Calibration]:
         """The factors that follow from all prompts: one pass over the weights in their files."""
-        from engine.quantization.salience import MODES, Calibration, balancing
+        from engine.quantization.salience import Calibration, balancing
 
         with self._lend(self._core) as loan:
             yield from self._progress(loan.read())
@@ -51,7 +52,7 @@ class CalibrationJob(Job):
                 weights = weights[each.channels[0] : each.channels[1]]
                 for mode in MODES:
                     factors[mode][each.name] = balancing(self.maxima.of(each), weights, mode).float()
-        return Calibration(model_hash, self.request.steps, prompts, self.precision, factors)
+        return Calibration(model_hash, self.request.steps, prompts, str(self.precision), factors)
 
     def _observing(self, transformer: Any) -> AbstractContextManager[None]:
         return self.maxima.observing(transformer)
@@ -72,7 +73,7 @@ def calibrate(context: Context, prompts: Sequence[str], request: Request) -> Gen
     if request.precision in (None, AUTO):
         request = replace(request, precision=context.source.defaults.precision)
     resolved = context.resolve(request)
-    if resolved.precision == "int8":
+    if resolved.form.is_int8:
         raise RequestError(
             "precision", "activations are measured before they are rounded: take --precision bf16, fp32 or fp8."
         )

@@ -28,6 +28,7 @@ from engine.folders import shown_path
 from engine.jobs.context import Context
 from engine.jobs.runtime import resident_set_bytes
 from engine.library.catalog import prompt_hint
+from engine.precision import Precision
 from engine.request import RequestError, Resolved
 from engine.text import size
 
@@ -77,7 +78,7 @@ class Job:
         self.steering = runtime.steering(self.request)
         self.request, self.layout = self.context.planned(self.request)
         runtime.components.arrange(self.precision, self.layout.placements)
-        runtime.begin_job(self.request.precision)
+        runtime.begin_job(self.precision)
         yield Planned(**self.stamp(), plan=self.layout.plan)
         recorded = runtime.repeat.salience
         if recorded is not None and recorded != self._salience_digest:
@@ -175,7 +176,7 @@ class Job:
         for text in prompts:
             self._check_tokens(tokens[text])
         known, parts = runtime.conditionings, self.encoders
-        keys = {text: (text, self.precision.partition("+")[0], parts[-1].name) for text in prompts}
+        keys = {text: (text, self.precision.kind, parts[-1].name) for text in prompts}
         missing = [text for text in tokens if keys[text] not in known]
         for text in tokens.keys() - missing:
             known.move_to_end(keys[text])  # the last to be forgotten
@@ -420,7 +421,7 @@ class Job:
         return Failed(**self.stamp(), phase=self.phase, message=message, bad_input=bad_input)
 
     @property
-    def precision(self) -> str:
+    def precision(self) -> Precision:
         """What everything is stored and computed in."""
         return self.request.form
 

@@ -11,6 +11,7 @@ import psutil
 from engine.events import MemoryUse
 from engine.folders import cache_dir
 from engine.library.catalog import guidance_limits
+from engine.precision import Precision
 from engine.request import RequestError, Resolved
 from engine.sampling.guidance import Steering, steering
 from engine.version import library_versions
@@ -131,9 +132,9 @@ class Runtime:
         self.components.clear()
         self.card.release()
 
-    def begin_job(self, precision: str | None) -> None:
+    def begin_job(self, precision: Precision) -> None:
         """Count traffic and peaks from here, of a picture in this precision."""
-        if precision == "int8" and self.kernel_warning:
+        if precision.is_int8 and self.kernel_warning:
             self.components.notices.append(self.kernel_warning)
             self.kernel_warning = ""
         self.components.begin_job()
@@ -154,7 +155,7 @@ class Runtime:
         negative, kernel = self.steering(request).negative_passes, self.choose_kernel(request.form)
         self._heed_the_context()
         layout = self.planner.plan(request, self.repeat.tile, kernel, negative, self.repeat.batch)
-        if request.precision != "int8" or not self.kernel_note:
+        if not request.form.is_int8 or not self.kernel_note:
             return layout
         return replace(layout, plan=replace(layout.plan, notes=(*layout.plan.notes, self.kernel_note)))
 
@@ -167,16 +168,16 @@ class Runtime:
             self.target = replace(self.target, context_bytes=beside)
             self.planner = Planner(self.components, self.target)
 
-    def choose_kernel(self, form: str) -> str | None:
+    def choose_kernel(self, precision: Precision) -> str | None:
         """How 8-bit layers multiply here; None where there are none."""
-        kind = form.partition("+")[0]
-        if kind not in ("fp8", "int8"):
+        if not precision.is_8_bits:
             return None
+        kind, is_int8 = precision.kind, precision.is_int8
         if self.target.simulated:  # a card that is there would have Triton
             fp8 = "scaled_mm" if self.target.profile.fp8_flops else "dequantize"
-            return fp8 if kind == "fp8" else "triton"
+            return "triton" if is_int8 else fp8
         if kind not in self.kernels:
-            self.kernels[kind] = self._fp8_kernel() if kind == "fp8" else self._int8_kernel()
+            self.kernels[kind] = self._int8_kernel() if is_int8 else self._fp8_kernel()
         return self.kernels[kind]
 
     def _fp8_kernel(self) -> str:

@@ -49,7 +49,8 @@ def levels(model: Model, *, on_card: bool) -> tuple[tuple[str, ...], ...]:
     preferred, known = model.defaults.precision, model.precisions
     if not on_card:
         return ((preferred,),)
-    if model.precision(model.family.core.name).startswith("fp8"):
+    stored = model.found.get(model.family.core.name)
+    if stored is not None and stored.is_fp8:
         wanted: Sequence[tuple[str, ...]] = ("fp8",), ("int8",)
     else:
         wanted = LEVELS[next(place for place, level in enumerate(LEVELS) if preferred in level) :]

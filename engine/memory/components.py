@@ -21,6 +21,7 @@ from torch import Tensor
 from engine.library.caches import what_could_go
 from engine.memory.ring import Ring, copying, host_memory, pin
 from engine.memory.units import Component, Unit, Weights, build, precision_of
+from engine.precision import Precision
 from engine.quantization import kernels
 from engine.quantization.fp8 import Fp8Linear
 from engine.quantization.salience import Folds
@@ -103,36 +104,36 @@ class Components:
         self._said_unpinned = False
         self.traffic = Traffic()
         self._open: dict[str, _Opened] = {}
-        self._precision: dict[str, str] = {}
-        self._forms: dict[str, Form] = {}  # for as long as this lives: tables and weights must agree
+        self._precision: dict[str, Precision] = {}
+        self._forms: dict[Precision, Form] = {}  # for as long as this lives: tables and weights must agree
         self._threads: ThreadPoolExecutor | None = None
 
-    def form(self, name: str, precision: str) -> Form | None:
+    def form(self, name: str, precision: Precision) -> Form | None:
         """The 8-bit form of a component in this precision; None where there is none.
 
         Raises `RequestError` where it needs balancing factors and there are none, or another model's.
         """
         precision = self._precision_of(name, precision)
-        if precision.partition("+")[0] not in self.model.family.part(name).forms:
+        if precision.kind not in self.model.family.part(name).forms:
             return None
         if precision not in self._forms:
             self._forms[precision] = self._made(precision)
         return self._forms[precision]
 
-    def _made(self, precision: str) -> Form:
-        kind, _, mode = precision.partition("+")
-        inputs = self.model.inputs
-        if kind == "fp8":
-            return Form(precision)
-        if not mode:
-            return Form(precision, Folds(inputs, {}))
+    def _made(self, precision: Precision) -> Form:
+        family, inputs = self.model.family, self.model.inputs
+        if not precision.is_int8:
+            return Form(family, precision)
+        if not precision.salience:
+            return Form(family, precision, Folds(inputs, {}))
         calibration = calibrations.read(self.model.name, self.model_hash, inputs)
-        return Form(precision, Folds(inputs, calibration.factors[mode]), calibration.digest(mode))
+        factors, digest = calibration.factors[precision.salience], calibration.digest(precision.salience)
+        return Form(family, precision, Folds(inputs, factors), digest)
 
-    def _precision_of(self, name: str, precision: str) -> str:
+    def _precision_of(self, name: str, precision: Precision) -> Precision:
         return precision_of(self.model.family.part(name), precision)
 
-    def component(self, name: str, precision: str) -> Component:
+    def component(self, name: str, precision: Precision) -> Component:
         """The component without weights; another precision of it is forgotten."""
         precision = self._precision_of(name, precision)
         if self._precision.get(name) != precision:
@@ -141,17 +142,19 @@ class Components:
             self._precision[name] = precision
         return self._open[name].component
 
-    def would_forget(self, name: str, precision: str) -> bool:
+    def would_forget(self, name: str, precision: Precision) -> bool:
         """Whether asking for this component would cost another precision of it that is open."""
         precision = self._precision_of(name, precision)
         return self._precision.get(name, precision) != precision
 
-    def keep(self, name: str, precision: str, placement: Placement, check: Callable[[], None]) -> Iterator[Progress]:
+    def keep(
+        self, name: str, precision: Precision, placement: Placement, check: Callable[[], None]
+    ) -> Iterator[Progress]:
         """Read what `placement` keeps into host memory; yields progress, nothing where it is there already."""
         opened = yield from self._opened(name, precision, check)
         yield from self._keep(opened, placement, check)
 
-    def arrange(self, precision: str, placements: Mapping[str, Placement]) -> None:
+    def arrange(self, precision: Precision, placements: Mapping[str, Placement]) -> None:
         """Let go of what a new plan does not keep, before anything is read for it."""
         for name, kept_in in list(self._precision.items()):
             if kept_in != self._precision_of(name, precision) or name not in placements:
@@ -174,7 +177,7 @@ class Components:
     def lend(
         self,
         name: str,
-        precision: str,
+        precision: Precision,
         placement: Placement,
         check: Callable[[], None],
         *,
@@ -222,7 +225,7 @@ class Components:
         if opened is not None:
             opened.close()
 
-    def _opened(self, name: str, precision: str, check: Callable[[], None]) -> Generator[Progress, None, _Opened]:
+    def _opened(self, name: str, precision: Precision, check: Callable[[], None]) -> Generator[Progress, None, _Opened]:
         """A component with its files open; the first use of 8 bits makes them."""
         component = self.component(name, precision)
         opened = self._open[name]
@@ -364,7 +367,7 @@ class Loan:
         components: Components,
         component: Component,
         where: Device,
-        precision: str,
+        precision: Precision,
         placement: Placement,
         check: Callable[[], None],
         passes: int,

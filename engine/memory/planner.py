@@ -19,7 +19,8 @@ from engine.memory.components import Components, Placement
 from engine.memory.measure import META, Activations
 from engine.memory.target import Target
 from engine.memory.units import Component, Unit, precision_of
-from engine.request import EIGHT_BITS, MIN_SIDE, SIDE_MULTIPLE, RequestError, Resolved
+from engine.precision import Precision
+from engine.request import MIN_SIDE, SIDE_MULTIPLE, RequestError, Resolved
 from engine.sampling.decode import parked_bytes, smaller_tiles
 from engine.text import duration, size
 
@@ -196,13 +197,13 @@ class Planner:
         )
         return [*needs, self._need(family.core, precision, activation)]
 
-    def _need(self, part: Part, precision: str, activation: int) -> _Need:
+    def _need(self, part: Part, precision: Precision, activation: int) -> _Need:
         component = self._component(part.name, precision)
         allowance = self.allowance(part.phase, activation, component.dtype)
         on_host = part.beside_card and self.target.is_card
         return _Need(part.name, part.phase, component, activation, allowance, on_host)
 
-    def _component(self, name: str, precision: str) -> Component:
+    def _component(self, name: str, precision: Precision) -> Component:
         owner = self._double if self._open.would_forget(name, precision) else self._open
         return owner.component(name, precision)
 
@@ -464,7 +465,7 @@ class Planner:
                 waited = _bytes(_named(missing, placement.streamed))
                 read[need.phase] -= waited
         profile, reader = self.target.profile, _reader(needs)
-        precision = str(request.precision)
+        precision = request.form
         seconds = {"load": profile.move_seconds(moved["denoise"] + moved["decode"], read["denoise"] + read["decode"])}
         if new_prompt:
             seconds["encode"] = profile.encode_seconds(
@@ -507,7 +508,7 @@ class Planner:
             [unit for unit in core.units if unit.name in placement.streamed and unit.name not in placement.kept]
         )
         if unkept:
-            smaller = request.precision not in EIGHT_BITS and "fp8" in self.model.precisions
+            smaller = not request.form.is_8_bits and "fp8" in self.model.precisions
             fp8 = ", or take --precision fp8" if smaller else ""
             notes.append(
                 f"{size(unkept)} of weights are read from disk in every step, because RAM has no room for them; "
@@ -524,7 +525,7 @@ class Planner:
         compute = profile.step_seconds(
             self._cost(request, self._core),
             _bytes(core.component.of_role("block")),
-            str(request.precision),
+            request.form,
             self._kernel,
         )
         crossing = max(
@@ -551,7 +552,7 @@ class Planner:
         """Up to three changes that need less, the cheapest first, each with the budget that it needs."""
         smaller = [self._smaller(request, share) for share in (0.75, 0.5)]
         candidates = []
-        if request.precision not in EIGHT_BITS and "fp8" in self.model.precisions:
+        if not request.form.is_8_bits and "fp8" in self.model.precisions:
             candidates.append(("--precision fp8", replace(request, precision="fp8")))
         candidates += [(f"--size {other.width}x{other.height}", other) for other in smaller if other != request]
         found, least = [], self._floor(request, None)

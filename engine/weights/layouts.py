@@ -74,6 +74,11 @@ class Found:
         """Whether its weights have 8 bits or fewer, so that more would only be padding."""
         return self.precision.startswith(("fp8", "int8", "Q", "IQ", "TQ"))
 
+    @property
+    def is_fp8(self) -> bool:
+        """Whether its weights are 8-bit floats."""
+        return self.precision.startswith("fp8")
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:

@@ -20,11 +20,10 @@ from engine.families.all import FAMILIES, family_of_pipeline, parts
 from engine.families.family import Family, Size
 from engine.families.others import PIPELINES
 from engine.folders import shown_path
+from engine.precision import EIGHT_BITS, PRECISIONS
 from engine.request import (
-    EIGHT_BITS,
     MAX_SIDE,
     MIN_SIDE,
-    PRECISIONS,
     SIDE_MULTIPLE,
     Defaults,
     Request,

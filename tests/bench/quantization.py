@@ -55,9 +55,10 @@ from engine.images.save import Destination
 from engine.jobs.picture import Job
 from engine.jobs.runtime import NOTHING_TO_REPEAT, Repeat
 from engine.library.catalog import DEMO_FOLDER
+from engine.precision import INT8, MODES
 from engine.quantization.int8 import KERNELS, Int8Linear, candidates, choose, quantize_rows, replace_linears
 from engine.quantization.kernels import set_kernel
-from engine.quantization.salience import MODES, Input
+from engine.quantization.salience import Input
 from engine.sampling import modulation
 from engine.sampling.decode import decode
 from engine.weights import calibrations
@@ -274,7 +275,7 @@ class LayerErrors:
         if (layer, name) not in self._quantized:
             quantized, scale = form.quantize(f"{layer}.weight", self.weights[f"{layer}.weight"], 0)
             self._quantized[layer, name] = (
-                dequantize(quantized, scale, torch.float32) if form.kind == "fp8" else int8_layer(quantized, scale)
+                int8_layer(quantized, scale) if form.precision.is_int8 else dequantize(quantized, scale, torch.float32)
             )
         ready = self._quantized[layer, name]
         if isinstance(ready, Tensor):
@@ -553,7 +554,7 @@ def speed_of(title: str, model: str | Path, side: int, rounds: int) -> None:
         for name, (precision, _) in ways.items():
             step_seconds(engines[name], precision, 64)  # reads and converts
         with Engine.open(model, device="cpu") as engine:
-            chosen = engine.runtime().choose_kernel("int8")
+            chosen = engine.runtime().choose_kernel(INT8)
             note = engine.runtime().kernel_note
         for number in range(rounds):
             for name, (precision, _) in ways.items():

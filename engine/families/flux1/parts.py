@@ -6,6 +6,7 @@ import re
 
 from engine.families.family import Config, Part, Tokenizer
 from engine.families.flux1 import published, tokenizers
+from engine.precision import FP32
 from engine.text import quoted
 from engine.untrusted.configs import (
     LAYERS,
@@ -190,7 +191,7 @@ PARTS = (
         "encode",
         Keys({}),
         beside_card=True,
-        fixed="fp32",  # it is too small for less
+        fixed=FP32,  # it is too small for less
         takes_place_of=T5,
         flag="--distill",
         fits="it gives as many numbers a token as the transformer takes",

@@ -13,6 +13,7 @@ from engine import Request
 from engine.memory.components import Placement
 from engine.memory.driver import process_bytes
 from engine.memory.enforce import card_is_full
+from engine.precision import BF16
 from engine.sampling.decode import decode, smaller_tiles
 from tests.bench.gpu.card import CardGauge, peak_bytes, restart_peaks, synchronize
 from tests.bench.gpu.pictures import OUT_OF_MEMORY, nothing, opened
@@ -27,10 +28,10 @@ def decode_peaks(spec: dict[str, Any]) -> dict[str, Any]:
     with opened(spec, "auto") as engine, ExitStack() as stack:
         runtime = engine.runtime()
         target, planner = runtime.target, runtime.planner
-        units = runtime.components.component("vae", "bf16").units
+        units = runtime.components.component("vae", BF16).units
         # The CPU computes with host copies where they lie; a card gets its own.
         here = Placement(kept=frozenset(unit.name for unit in units), in_place=not target.is_card)
-        loan = stack.enter_context(runtime.components.lend("vae", "bf16", here, nothing))
+        loan = stack.enter_context(runtime.components.lend("vae", BF16, here, nothing))
         for _ in loan.load():
             pass
         resident = sum(unit.nbytes for unit in units)
@@ -40,7 +41,7 @@ def decode_peaks(spec: dict[str, Any]) -> dict[str, Any]:
             size = model.size(Request("any", width=side, height=side).resolved(model.defaults))
             tiles = smaller_tiles(0, size)
             for tile in [0, *tiles[:1]]:
-                predicted = planner.activations.decode("bf16", size, tile)
+                predicted = planner.activations.decode(BF16, size, tile)
                 allowance = planner.allowance("decode", predicted, loan.dtype)
                 row: dict[str, Any] = {"side": side, "tile": tile, "activation_bytes": predicted}
                 row["predicted"] = resident + predicted + allowance
