@@ -16,7 +16,7 @@ from engine.families.flux1 import published as flux1
 from engine.images.metadata import Record, read_record
 from engine.library.catalog import published
 from engine.memory.choice import LEVELS, choose, levels
-from engine.memory.planner import BudgetError, Layout
+from engine.memory.layout import BudgetError, Layout
 from engine.precision import PRECISIONS
 from engine.quantization.int8 import Choice
 from engine.request import AUTO, Option
@@ -97,16 +97,14 @@ def test_where_none_fits_the_smallest_budget_of_all_is_named() -> None:
 def test_what_a_probe_measured_on_the_card_wins_over_its_profile(engines: dict[tuple[str, str], Engine]) -> None:
     engine = engines["rtx-3060", "12GiB"]
     runtime = engine.runtime()
-    before = runtime.target
+    before = runtime.target, runtime.planner
     try:
         runtime.heed(Choice("triton", 1.28))  # as on an H100
-        runtime.planner._layouts.clear()
         plan = engine.plan(FLUX)
         assert plan.precision == "fp8"
         assert "int8 would take 5" in plan.precision_reason or "int8 would take 4" in plan.precision_reason
     finally:
-        runtime.target = runtime.planner.target = before
-        runtime.planner._layouts.clear()
+        runtime.target, runtime.planner = before
 
 
 def test_nothing_is_chosen_that_has_more_bits_than_the_file(tmp_path: Path) -> None:

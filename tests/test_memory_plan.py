@@ -50,9 +50,7 @@ class Card:
 
     def planner(self, vram: float, ram: float = 64) -> Planner:
         target = resolve("auto", int(vram * GIB), int(ram * GIB), simulated=True, card=RTX_3060)
-        planner = Planner(self.components, target)
-        planner.activations = self.activations
-        return planner
+        return Planner(self.components, target, self.activations)
 
     def plan(self, vram: float, ram: float = 64, tile: int | None = None, **values: object) -> Plan:
         request = Request("a cat", seed=1).resolved(self.components.model.defaults)

@@ -27,7 +27,7 @@ from engine.jobs.runtime import Repeat
 from engine.memory.components import Components, Device, Placement
 from engine.memory.ledger import counted
 from engine.memory.measure import META, Activations
-from engine.memory.planner import CPU_PROCESS_BYTES
+from engine.memory.needs import CPU_PROCESS_BYTES
 from engine.precision import BF16, FP8, FP32, INT8, Precision
 from engine.sampling import flow
 from engine.sampling.denoise import Prompt, denoise

@@ -18,7 +18,7 @@ from engine.events import Event, ImageSaved, Noticed, Planned, StepFinished
 from engine.images.metadata import parameters_text, read_record
 from engine.images.save import plan_output
 from engine.jobs.runtime import Repeat
-from engine.memory.planner import CPU_PROCESS_BYTES
+from engine.memory.needs import CPU_PROCESS_BYTES
 from engine.precision import FP32
 from engine.request import Defaults, Resolved
 from engine.sampling.guidance import Steering, mean, steering, weights

@@ -27,7 +27,7 @@ from engine.weights import calibrations
 from engine.weights.model import Model, model_hash
 
 if TYPE_CHECKING:
-    from engine.memory.planner import Layout
+    from engine.memory.layout import Layout
 
 
 class Context:

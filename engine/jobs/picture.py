@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from engine.jobs.latents import KeptLatents
     from engine.jobs.runtime import Runtime
     from engine.memory.components import Loan, Progress
-    from engine.memory.planner import Layout
+    from engine.memory.layout import Layout
     from engine.sampling.guidance import Steering
     from engine.sampling.modulation import Tables
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from engine.families.networks import Conditioning
     from engine.memory.components import Components
     from engine.memory.enforce import CardMemory
-    from engine.memory.planner import Layout, Planner
+    from engine.memory.layout import Layout
+    from engine.memory.planner import Planner
     from engine.memory.target import Target
     from engine.quantization.int8 import Choice
     from engine.sampling.modulation import Tables
@@ -161,12 +162,16 @@ class Runtime:
 
     def _heed_the_context(self) -> None:
         """Plan with what CUDA and its libraries take by now, where that is more than was expected of them."""
-        from engine.memory.planner import Planner
-
         beside = self.card.look()
         if beside > self.target.context_bytes:
-            self.target = replace(self.target, context_bytes=beside)
-            self.planner = Planner(self.components, self.target)
+            self._plan_for(replace(self.target, context_bytes=beside))
+
+    def _plan_for(self, target: Target) -> None:
+        """From now on, with what is known better of the target; what was measured of the model holds."""
+        from engine.memory.planner import Planner
+
+        self.target = target
+        self.planner = Planner(self.components, target, self.planner.needs.activations)
 
     def choose_kernel(self, precision: Precision) -> str | None:
         """How 8-bit layers multiply here; None where there are none."""
@@ -206,8 +211,7 @@ class Runtime:
         self.kernel_note = choice.sentence()
         if choice.is_bad_news:
             self.kernel_warning = self.kernel_note
-        self.target = replace(self.target, profile=replace(self.target.profile, int8_ratio=choice.ratio))
-        self.planner.target = self.target
+        self._plan_for(replace(self.target, profile=replace(self.target.profile, int8_ratio=choice.ratio)))
 
     def memory_use(self) -> MemoryUse:
         """Bytes in use now."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from engine.memory.planner import BudgetError, Layout
+from engine.memory.layout import BudgetError, Layout
 from engine.request import Resolved
 from engine.text import duration, size
 from engine.weights.model import Model

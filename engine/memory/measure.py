@@ -46,7 +46,7 @@ class Activations:
         """Of this model, which must be a simulated one."""
         self.model = components.model
         self._known: dict[str, int] = {}
-        self._components = components
+        self.components = components
 
     def encode(self, name: str, precision: Precision, kernel: str | None = None) -> int:
         """Of a text encoder, for a prompt's full length. `kernel`: of 8-bit layers."""
@@ -95,7 +95,7 @@ class Activations:
         return self._known[key]
 
     def _run(self, name: str, precision: Precision, run: Callable[[Loan], object], kernel: str) -> int:
-        components = self._components
+        components = self.components
         component = components.component(name, precision)  # before the ledger, which would count what it is made with
         with (
             _shortened(component.module, component.cut.repeats),

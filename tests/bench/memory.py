@@ -275,7 +275,7 @@ def ledger_part(options: argparse.Namespace) -> None:
 def activations(model: Model, precision: str, side: int) -> Iterator[tuple[str, int, int]]:
     """Of each part that is no decoder: its name, the bytes predicted, and what a real run's ledger counted."""
     components, planner = prepared(model)
-    known = planner.activations
+    known = planner.needs.activations
     defaults = model.defaults
     request = Request("any", width=side, height=side, precision=precision, steps=2, seed=1).resolved(defaults)
     try:
@@ -309,8 +309,8 @@ def decode_part(options: argparse.Namespace) -> None:
             with lent(components, planner, "vae", request) as loan:
                 measured = allocated_by_decoder(loan, model, side, tile)
                 parked = parked_bytes(loan.module, model.size(request), loan.dtype) if tile else 0
-            predicted = planner.activations.decode(request.form, model.size(request), tile)
-            allowed = predicted + planner.allowance("decode", predicted, loan.dtype) + parked
+            predicted = planner.needs.activations.decode(request.form, model.size(request), tile)
+            allowed = predicted + planner.needs.allowance("decode", predicted, loan.dtype) + parked
             row(
                 f"decoder {name}, {precision}, {side}x{side}{f', tile {tile}' if tile else ''}: allocated, predicted",
                 f"{measured / MIB:.1f} {predicted / MIB:.1f}+{(allowed - predicted) / MIB:.1f} MiB",

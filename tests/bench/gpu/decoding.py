@@ -41,8 +41,8 @@ def decode_peaks(spec: dict[str, Any]) -> dict[str, Any]:
             size = model.size(Request("any", width=side, height=side).resolved(model.defaults))
             tiles = smaller_tiles(0, size)
             for tile in [0, *tiles[:1]]:
-                predicted = planner.activations.decode(BF16, size, tile)
-                allowance = planner.allowance("decode", predicted, loan.dtype)
+                predicted = planner.needs.activations.decode(BF16, size, tile)
+                allowance = planner.needs.allowance("decode", predicted, loan.dtype)
                 row: dict[str, Any] = {"side": side, "tile": tile, "activation_bytes": predicted}
                 row["predicted"] = resident + predicted + allowance
                 tokens = torch.randn(size.shape).to(device)
