@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.families.family import Family, Part, Published, Tokenizer
+from engine.families.facts import Part, Published, Tokenizer
+from engine.families.family import Family
 from engine.families.flux1 import FLUX1
 from engine.families.sources import Source
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import torch
 
     from engine.engine import Engine
-    from engine.families.family import Part, Size
+    from engine.families.facts import Part, Size
     from engine.families.networks import Conditioning, Tokens
     from engine.images.save import Destination
     from engine.jobs.latents import KeptLatents

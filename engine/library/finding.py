@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.families.all import family_of_pipeline, parts
-from engine.families.family import Tokenizer
+from engine.families.facts import Tokenizer
 from engine.folders import shown_path
 from engine.library import catalog, pairing, registry
 from engine.library.hub import MAX_REFERENCE_BYTES

@@ -7,9 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine.families import family as families
+from engine.families import facts as families
 from engine.families.all import FAMILIES, family_of_source
-from engine.families.family import Family, Tokenizer, Variant
+from engine.families.facts import Tokenizer, Variant
+from engine.families.family import Family
 from engine.folders import shown_path
 from engine.library import catalog, hub, pairing
 from engine.library.registry import ALONE, Registered, Registry

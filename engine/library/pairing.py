@@ -14,7 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from engine.families.all import FAMILIES
-from engine.families.family import Family, Part, Tokenizer
+from engine.families.facts import Part, Tokenizer
+from engine.families.family import Family
 from engine.folders import shown_path
 from engine.library import hub
 from engine.library.registry import ALONE, PARTS_ALONE, Registry

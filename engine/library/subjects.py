@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.families.all import FAMILIES, tokenizers
-from engine.families.family import Family, Tokenizer, Variant
+from engine.families.facts import Tokenizer, Variant
+from engine.families.family import Family
 from engine.folders import shown_path
 from engine.library import catalog, hub, pairing
 from engine.library.listings import Part, part_of_found, tokenizer_part

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import engine
-from engine.families.family import Size
+from engine.families.facts import Size
 from engine.families.networks import Tokens
 from engine.files import write_whole
 from engine.folders import cache_dir

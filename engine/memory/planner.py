@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from engine.events import Phase, PhasePlan, Plan, Turnaround
-from engine.families.family import Cost, Part
+from engine.families.facts import Cost, Part
 from engine.memory.components import Components, Placement
 from engine.memory.measure import META, Activations
 from engine.memory.target import Target
