@@ -19,10 +19,10 @@ from torch import Tensor
 from engine import Engine, ImageSaved, Request
 from engine.cancel import CancelledError
 from engine.demo.scenes import Scene, Thing, place, render
-from engine.families.family import Size
-from engine.families.flux1 import VAE_SCALE
+from engine.families.facts import Size
 from engine.families.flux1.latents import noise, pack, unpack
 from engine.families.flux1.networks import NETWORKS
+from engine.families.flux1.parts import VAE_SCALE
 from engine.images.save import plan_output
 from engine.library.catalog import DEMO_FOLDER
 from engine.memory.ledger import peak_of

@@ -18,6 +18,7 @@ from engine.events import Planned, Simulated
 from engine.families.all import FAMILIES
 from engine.families.flux1 import FLUX1
 from engine.images.save import plan_output
+from engine.library import inventory
 from engine.memory import choice
 from engine.precision import FP8, INT8
 from engine.untrusted.headers import read_header
@@ -171,17 +172,51 @@ def test_parts_of_one_name_keep_their_own_familys_forms(place: int, tmp_path: Pa
 def test_what_another_family_rounds_is_not_rounded_in_this_one() -> None:
     class Rounding(Toy):
         def eight_bit(self, part: str, name: str) -> bool:
-            return name == "transformer_blocks.0.norm1.linear.weight"
+            return name == "norm_out.linear.weight"
 
     other = Rounding()
     FAMILIES.append(other)
     try:
-        assert [
-            Form(family, FP8).covers("transformer", "transformer_blocks.0.norm1.linear.weight")
-            for family in (FLUX1, other)
-        ] == [False, True]
+        assert [Form(family, FP8).covers("transformer", "norm_out.linear.weight") for family in (FLUX1, other)] == [
+            False,
+            True,
+        ]
     finally:
         FAMILIES.remove(other)
+
+
+class Reader(Toy):
+    """A toy whose tokenizer has the name and the files of another family's."""
+
+    def tokenizer_in(self, folder: Path) -> str:
+        return "tokenizer"
+
+
+def _check_letters(folder: Path) -> None:
+    if "letters" not in (folder / "vocab.json").read_text():
+        raise RequestError("model", f"the tokenizer in {folder} does not read letters.")
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_tokenizers_of_one_name_are_told_apart(place: int, tmp_path: Path) -> None:
+    reader = Reader()
+    reader.tokenizers = (replace(Toy.tokenizers[0], check=_check_letters),)
+    save_toy(tmp_path / "toy")
+    save_tiny(tmp_path / "flux1", guided=True)
+    (tmp_path / "toy" / "tokenizer" / "merges.txt").touch()
+    FAMILIES.insert(place, reader)
+    try:
+        titles = {
+            name: [part.title for part in inventory.show(str(tmp_path / name)).parts if "tokenizer" in part.component]
+            for name in ("toy", "flux1", "toy/tokenizer")
+        }
+    finally:
+        FAMILIES.remove(reader)
+    assert titles == {
+        "toy": ["letters"],
+        "flux1": ["CLIP's tokenizer", "T5's tokenizer"],
+        "toy/tokenizer": ["letters"],
+    }
 
 
 def test_a_file_is_told_by_its_tensors_whatever_families_there_are(model: Path) -> None:

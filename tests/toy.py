@@ -16,7 +16,8 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from engine.families.family import Config, Configs, Cost, Family, Layout, Part, Size, Tokenizer, Traits, Variant
+from engine.families.facts import Config, Configs, Cost, Layout, Part, Size, Tokenizer, Traits, Variant
+from engine.families.family import Family
 from engine.families.flux1.parts import VAE_KEYS
 from engine.families.networks import Conditioning, Cut, Networks, Tokens
 from engine.families.rules import Shapes, count

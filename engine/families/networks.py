@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.families.family import Config, Configs, Size
+from engine.families.facts import Config, Configs, Size
 from engine.quantization.salience import Input
 
 Conditioning = Mapping[str, Tensor]  # what a prompt says to the core, by names that its family gives

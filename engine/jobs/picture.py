@@ -35,7 +35,7 @@ from engine.text import size
 if TYPE_CHECKING:
     import torch
 
-    from engine.families.family import Part, Size
+    from engine.families.facts import Part, Size
     from engine.families.networks import Conditioning, Tokens
     from engine.images.save import Destination
     from engine.jobs.latents import KeptLatents

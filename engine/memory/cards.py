@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from engine.families.family import Cost
+from engine.families.facts import Cost
 from engine.precision import Precision
 
 GIB = 2**30

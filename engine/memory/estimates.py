@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from engine.events import Turnaround
-from engine.families.family import Cost
+from engine.families.facts import Cost
 from engine.memory.components import Placement
 from engine.memory.layout import Pace, Task
 from engine.memory.needs import Need, bytes_of, named

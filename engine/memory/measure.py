@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from engine.families.family import Size
+from engine.families.facts import Size
 from engine.families.networks import Tokens
 from engine.files import write_whole
 from engine.folders import cache_dir

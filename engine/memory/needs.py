@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.events import Phase
-from engine.families.family import Part
+from engine.families.facts import Part
 from engine.memory.components import Components
 from engine.memory.layout import Task
 from engine.memory.measure import META, Activations

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from engine.families.family import Part
+from engine.families.facts import Part
 from engine.families.networks import Cut
 from engine.precision import FP8, Precision
 from engine.quantization import fp8, int8

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.families.all import FAMILIES, parts
-from engine.families.family import Family, Layout, Part
+from engine.families.facts import Layout, Part
+from engine.families.family import Family
 from engine.families.others import OTHERS
 from engine.families.rules import Rule
 from engine.folders import shown_path

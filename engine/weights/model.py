@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from engine.families.all import FAMILIES, family_of_pipeline, parts
-from engine.families.family import Family, Size
+from engine.families.facts import Size
+from engine.families.family import Family
 from engine.families.others import PIPELINES
 from engine.folders import shown_path
 from engine.precision import EIGHT_BITS, PRECISIONS

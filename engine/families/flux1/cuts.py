@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.families.family import Config
+from engine.families.facts import Config
 from engine.families.flux1.parts import DISTILL_T5, T5, TRANSFORMER, VAE
 from engine.families.networks import Cut
 from engine.quantization.salience import Input
