@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.cancel import CancelledError
-from engine.events import Cancelled, Event, Plan
+from engine.events import Cancelled, Event, Plan, TokenCount
 from engine.files import clean_up
 from engine.jobs.context import Context
 from engine.jobs.picture import Job
@@ -133,6 +133,10 @@ class Engine:
         Raises `RequestError` for a budget that cannot work, with the smallest that would and what to change.
         """
         return self.context.planned(self.resolve(request))[1].plan
+
+    def count_tokens(self, prompt: str) -> TokenCount | None:
+        """How much of the text encoders' limit a prompt takes, and what of it is cut off; see `Context`."""
+        return self.context.count_tokens(prompt)
 
     def load(self) -> Generator[Event, None, None]:
         """Import torch and bring what the plan keeps into RAM now, so that the first picture need not wait for it.

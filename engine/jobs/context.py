@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
+import re
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from engine.cancel import CancelFlag
+from engine.events import TokenCount
 from engine.jobs.runtime import Runtime, Settings
 from engine.request import (
     AUTO,
@@ -168,6 +171,18 @@ class Context:
             for level in levels(self.source, on_card=runtime.target.is_card)
         ]
         return choose(candidates, runtime.plan)
+
+    def count_tokens(self, prompt: str) -> TokenCount | None:
+        """How much of the text encoders' limit a prompt takes; None for a model whose tokenizers are not here."""
+        if not self.source.tokenizers:
+            return None
+        tokenize = self.runtime().tokenize
+        tokens = tokenize(prompt)
+        if tokens.count <= tokens.limit:
+            return TokenCount(tokens.count, tokens.limit)
+        ends = [match.end() for match in re.finditer(r"\S+", prompt)]
+        read = bisect.bisect_right(ends, tokens.limit, key=lambda end: tokenize(prompt[:end]).count)
+        return TokenCount(tokens.count, tokens.limit, prompt[ends[read - 1] if read else 0 :].strip())
 
     def require_weights(self) -> None:
         """Raises `RequestError` where this model can be planned and simulated, not run."""

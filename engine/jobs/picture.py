@@ -167,12 +167,8 @@ class Job:
 
         model, runtime, request = self.context.source, self.runtime, self.request
         networks = model.family.networks
-        if not runtime.tokenizers:
-            runtime.tokenizers = {
-                name: networks.load_tokenizer(name, folder) for name, folder in model.tokenizers.items()
-            }
         prompts = self._prompts
-        tokens = {text: networks.tokenize(text, runtime.tokenizers, model.limits) for text in prompts}
+        tokens = {text: runtime.tokenize(text) for text in prompts}
         for text in prompts:
             self._check_tokens(tokens[text])
         known, parts = runtime.conditionings, self.encoders

@@ -20,7 +20,7 @@ from engine.weights.model import Model
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from engine.families.networks import Conditioning
+    from engine.families.networks import Conditioning, Tokens
     from engine.memory.components import Components
     from engine.memory.enforce import CardMemory
     from engine.memory.layout import Layout
@@ -140,6 +140,13 @@ class Runtime:
             self.kernel_warning = ""
         self.components.begin_job()
         self.card.restart()
+
+    def tokenize(self, text: str) -> Tokens:
+        """A prompt as the text encoders read it; the first call reads their tokenizers."""
+        model, networks = self.components.model, self.components.model.family.networks
+        if not self.tokenizers:
+            self.tokenizers = {name: networks.load_tokenizer(name, folder) for name, folder in model.tokenizers.items()}
+        return networks.tokenize(text, self.tokenizers, model.limits)
 
     def sigmas(self, request: Resolved) -> Tensor:
         """The flow times of a complete request: [N + 1]."""
