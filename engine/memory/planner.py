@@ -15,8 +15,9 @@ import torch
 
 from engine.events import Phase, PhasePlan, Plan, Turnaround
 from engine.families.facts import Cost, Part
-from engine.memory.components import Components, Placement
+from engine.memory.components import Components
 from engine.memory.measure import META, Activations
+from engine.memory.placement import Placement
 from engine.memory.target import Target
 from engine.memory.units import Component, Unit, precision_of
 from engine.precision import PRECISIONS, Precision
