@@ -36,7 +36,8 @@ from engine.images.metadata import read_record
 from engine.images.save import Destination, plan_output
 from engine.jobs.latents import KeptLatents
 from engine.jobs.runtime import Repeat
-from engine.memory.components import Loan, Placement
+from engine.memory.loan import Loan
+from engine.memory.placement import Placement
 from engine.precision import FP32
 from engine.weights.reading import WeightFiles
 from tests.tiny import save_tiny

@@ -26,7 +26,7 @@ from engine.families.flux1.cuts import cut, inputs
 from engine.images.metadata import read_record
 from engine.images.save import plan_output
 from engine.jobs.runtime import Repeat
-from engine.memory.components import set_kernel
+from engine.memory.loan import set_kernel
 from engine.quantization import fp8, int8
 from engine.quantization.int8 import KERNELS, Choice, Int8Linear, probe_kernel, quantize_rows
 from engine.quantization.kernels import Kernel, Tokens

@@ -14,10 +14,10 @@ from torch import Tensor
 from engine.cancel import CancelledError
 from engine.errors_log import memory_shortage
 from engine.library.catalog import DEMO_FOLDER, open_model
-from engine.memory import components as loading
-from engine.memory import units
-from engine.memory.components import Components, Placement, Progress
+from engine.memory import host, units
+from engine.memory.components import Components
 from engine.memory.enforce import host_is_full
+from engine.memory.placement import Placement, Progress
 from engine.memory.ring import host_memory
 from engine.precision import BF16, FP8, FP32, INT8, Precision
 from engine.request import RequestError
@@ -63,7 +63,7 @@ def kept(components: Components, precision: Precision) -> tuple[dict[str, Tensor
     """Host copies of the transformer's units, and how they came."""
     placement = everything(components, precision)
     progress = [*components.keep("transformer", precision, placement, go_on)]
-    return components._open["transformer"].host, progress
+    return components._open["transformer"].copies, progress
 
 
 def nothing_is_read(components: Components) -> None:
@@ -72,7 +72,7 @@ def nothing_is_read(components: Components) -> None:
     assert weights is not None
     before = weights.files.bytes_read
     for _ in range(20):
-        components.threads.submit(int).result()
+        components.host.threads.submit(int).result()
     assert weights.files.bytes_read == before
 
 
@@ -110,7 +110,7 @@ def test_progress_is_exact_and_every_byte_is_read_once(components: Components, p
 
 def test_no_more_is_under_way_than_is_allowed(components: Components, monkeypatch: pytest.MonkeyPatch) -> None:
     largest = max(unit.nbytes for unit in components.component("transformer", FP32).units)
-    monkeypatch.setattr(loading, "AHEAD_BYTES", largest)
+    monkeypatch.setattr(host, "AHEAD_BYTES", largest)
     allocated = 0
 
     def counted(nbytes: int) -> Tensor:
@@ -118,11 +118,11 @@ def test_no_more_is_under_way_than_is_allowed(components: Components, monkeypatc
         allocated += nbytes
         return host_memory(nbytes)
 
-    monkeypatch.setattr(loading, "host_memory", counted)
+    monkeypatch.setattr(host, "host_memory", counted)
     under_way = []
 
     def look() -> None:
-        there = components._open["transformer"].host
+        there = components._open["transformer"].copies
         under_way.append(allocated - sum(memory.numel() for memory in there.values()))
 
     for _ in components.keep("transformer", FP32, everything(components, FP32), look):
@@ -139,14 +139,14 @@ def test_what_is_resident_crosses_while_the_next_is_read(components: Components)
         read_before = [at for at in loan.load() if at.total_bytes]
         opened = components._open["transformer"]
         assert opened.weights is not None
-        assert opened.host.keys() == placement.kept
+        assert opened.copies.keys() == placement.kept
         assert components.traffic.disk_bytes == opened.weights.files.bytes_read
         for unit in opened.component.units:
             if unit.name not in modulation:
                 for piece in unit.pieces:
                     parameter = piece.owner._parameters[piece.leaf]
                     assert parameter is not None
-                    assert torch.equal(parameter.data, piece.view(opened.host[unit.name]))
+                    assert torch.equal(parameter.data, piece.view(opened.copies[unit.name]))
     resident = sum(unit.nbytes for unit in loan.component.units if unit.name not in modulation)
     assert read_before[-1] == Progress("transformer", resident, resident)
 
@@ -165,9 +165,9 @@ def test_cancelling_leaves_no_thread_at_work(components: Components) -> None:
         list(components.keep("transformer", BF16, placement, cancel))
     nothing_is_read(components)
     opened = components._open["transformer"]
-    assert 0 < len(opened.host) < len(placement.kept)
+    assert 0 < len(opened.copies) < len(placement.kept)
     assert [*components.keep("transformer", BF16, placement, go_on)], "what is missing is read afterwards"
-    assert opened.host.keys() == placement.kept
+    assert opened.copies.keys() == placement.kept
 
 
 def test_a_file_that_shrinks_while_it_is_loaded_gives_a_sentence(tmp_path: Path) -> None:
@@ -196,6 +196,6 @@ def test_host_memory_has_its_size_and_can_be_written(nbytes: int) -> None:
 
 def test_a_thread_that_reads_weights_computes_alone(components: Components) -> None:
     usual = torch.get_num_threads()
-    counts = {components.threads.submit(torch.get_num_threads).result() for _ in range(20)}
+    counts = {components.host.threads.submit(torch.get_num_threads).result() for _ in range(20)}
     assert counts == {1}
     assert torch.get_num_threads() == usual

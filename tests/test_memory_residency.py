@@ -24,10 +24,11 @@ from engine.families.flux1.networks import NETWORKS
 from engine.images.metadata import read_record
 from engine.images.save import plan_output
 from engine.jobs.runtime import Repeat
-from engine.memory.components import Components, Device, Placement
+from engine.memory.components import Components
 from engine.memory.ledger import counted
 from engine.memory.measure import META, Activations
 from engine.memory.needs import CPU_PROCESS_BYTES
+from engine.memory.placement import Device, Placement
 from engine.precision import BF16, FP8, FP32, INT8, Precision
 from engine.sampling import flow
 from engine.sampling.denoise import Prompt, denoise
@@ -227,7 +228,7 @@ def test_with_little_ram_the_weights_are_read_again_as_the_plan_says(tmp_path: P
 
 def host_bytes(engine: Engine) -> dict[str, int]:
     opened = engine.runtime().components._open
-    return {name: sum(memory.numel() for memory in one.host.values()) for name, one in opened.items() if one.host}
+    return {name: sum(memory.numel() for memory in one.copies.values()) for name, one in opened.items() if one.copies}
 
 
 def test_changing_size_or_precision_keeps_no_more_in_ram_than_the_new_plan_says(tmp_path: Path) -> None:
@@ -244,7 +245,7 @@ def test_changing_size_or_precision_keeps_no_more_in_ram_than_the_new_plan_says(
         assert host_bytes(engine) == before, "to plan something else costs the open model nothing"
         components.arrange(FP8, {name: Placement(kept=frozenset({""})) for name in components._open})
         assert sum(host_bytes(engine).values()) < sum(before.values())
-        assert all(opened.host.keys() <= {""} for opened in components._open.values())
+        assert all(opened.copies.keys() <= {""} for opened in components._open.values())
 
 
 def test_a_stream_of_steps_is_in_the_turnaround(tmp_path: Path) -> None:

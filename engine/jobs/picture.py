@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     from engine.images.save import Destination
     from engine.jobs.latents import KeptLatents
     from engine.jobs.runtime import Runtime
-    from engine.memory.components import Loan, Progress
     from engine.memory.layout import Layout
+    from engine.memory.loan import Loan
+    from engine.memory.placement import Progress
     from engine.sampling.guidance import Steering
     from engine.sampling.modulation import Tables
 

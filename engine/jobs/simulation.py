@@ -18,7 +18,7 @@ from engine.request import Resolved
 
 if TYPE_CHECKING:
     from engine.images.save import Destination
-    from engine.memory.components import Loan
+    from engine.memory.loan import Loan
 
 
 class SimulatedJob(Job):

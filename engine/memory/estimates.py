@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from engine.events import Turnaround
 from engine.families.facts import Cost
-from engine.memory.components import Placement
 from engine.memory.layout import Pace, Task
 from engine.memory.needs import Need, bytes_of, named
+from engine.memory.placement import Placement
 from engine.memory.target import Target
 from engine.memory.units import Unit
 from engine.weights.model import Model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.events import Plan
-from engine.memory.components import Placement
+from engine.memory.placement import Placement
 from engine.request import RequestError, Resolved
 
 

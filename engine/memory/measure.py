@@ -20,8 +20,10 @@ from engine.families.facts import Size
 from engine.families.networks import Tokens
 from engine.files import write_whole
 from engine.folders import cache_dir
-from engine.memory.components import Components, Loan, Placement
+from engine.memory.components import Components
 from engine.memory.ledger import counted
+from engine.memory.loan import Loan
+from engine.memory.placement import Placement
 from engine.memory.units import precision_of
 from engine.precision import Precision
 from engine.sampling import modulation

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from engine.memory.components import Components, Placement
+from engine.memory.components import Components
 from engine.memory.estimates import Placed, core_of, pace_of
 from engine.memory.layout import BudgetError, Layout, Task
 from engine.memory.measure import Activations
 from engine.memory.needs import MIB, MIN_SLOTS, Need, Needs, bytes_of
+from engine.memory.placement import Placement
 from engine.memory.report import plan_of
 from engine.memory.target import Target
 from engine.memory.units import Unit

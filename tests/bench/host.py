@@ -29,7 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine import Engine
 from engine.families.flux1.latents import image_position_ids
 from engine.families.flux1.networks import NETWORKS
-from engine.memory.components import Components, Placement
+from engine.memory.components import Components
+from engine.memory.placement import Placement
 from engine.precision import BF16, FP8, INT8, Precision
 from engine.sampling import modulation
 from engine.sampling.denoise import Prompt, denoise

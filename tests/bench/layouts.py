@@ -96,7 +96,8 @@ def for_fp8(path: Path) -> dict[str, float]:
     """All units of the transformer, as a plan with enough RAM keeps them."""
     from engine.families.flux1 import FLUX1
     from engine.library.catalog import published
-    from engine.memory.components import Components, Placement
+    from engine.memory.components import Components
+    from engine.memory.placement import Placement
     from engine.weights.model import component_in, described
 
     part = component_in(path, "transformer")

@@ -40,7 +40,8 @@ from engine.families.flux1 import FLUX1
 from engine.families.flux1.published import DEV
 from engine.files import clean_up
 from engine.library.catalog import published
-from engine.memory.components import Components, Placement, _FromFiles
+from engine.memory.components import Components
+from engine.memory.placement import Placement
 from engine.precision import FP8, INT8
 from engine.quantization.salience import Folds
 from engine.weights.converted import converted_files
@@ -157,7 +158,7 @@ class Loading:
             pass
 
     def staged(self) -> None:
-        source = _FromFiles(self.opened, self.components)
+        source = self.components.host.source(self.opened)
         for number, unit in enumerate(self.units):
             source.read(unit, self.buffers[number % 2][: unit.nbytes])
 

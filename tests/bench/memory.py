@@ -42,8 +42,9 @@ from engine.families.flux1.networks import NETWORKS
 from engine.families.networks import Tokens
 from engine.images.save import plan_output
 from engine.library.catalog import DEMO_FOLDER, open_model
-from engine.memory.components import Components, Loan
+from engine.memory.components import Components
 from engine.memory.ledger import counted
+from engine.memory.loan import Loan
 from engine.memory.planner import Planner
 from engine.memory.target import resolve
 from engine.precision import BF16, FP8, Precision
@@ -206,7 +207,7 @@ def held_by_encoder(loan: Loan, model: Model) -> int:
     limit, module = model.limit_of(loan.name), loaded(loan)
     ids = {model.family.tokenizer_of(loan.name).name: torch.zeros(1, limit, dtype=torch.int64)}
     tokens = Tokens(ids, limit, limit)
-    table = [] if loan._opened is None or loan._opened.table is None else [loan._opened.table]
+    table = [] if loan._opened.table is None else [loan._opened.table]
     with counted("cpu") as ledger:
         ledger.ignore([*module.parameters(), *table])
         NETWORKS.encode(loan.name, module, tokens, loan.embedded, loan.device)

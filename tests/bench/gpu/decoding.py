@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from engine import Request
-from engine.memory.components import Placement
 from engine.memory.driver import process_bytes
 from engine.memory.enforce import card_is_full
+from engine.memory.placement import Placement
 from engine.precision import BF16
 from engine.sampling.decode import decode, smaller_tiles
 from tests.bench.gpu.card import CardGauge, peak_bytes, restart_peaks, synchronize
