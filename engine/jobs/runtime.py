@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 CARD_NAMES = ("rtx-3060", "rtx-3090", "rtx-4090", "h100")  # whose figures a simulated run can have
 DEFAULT_CARD = CARD_NAMES[0]
+CONTEXT_PIECE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +173,11 @@ class Runtime:
         """Plan with what CUDA and its libraries take by now, where that is more than was expected of them."""
         from engine.memory.planner import Planner
 
-        beside = self.card.look()
-        if beside > self.target.context_bytes:
-            self.target = replace(self.target, context_bytes=beside)
+        growth = self.card.look() - self.target.context_bytes
+        if growth > 0:
+            pieces = -(-growth // CONTEXT_PIECE_BYTES)  # so that not each byte more makes all plans anew
+            context = self.target.context_bytes + pieces * CONTEXT_PIECE_BYTES
+            self.target = replace(self.target, context_bytes=context)
             self.planner = Planner(self.components, self.target)
 
     def choose_kernel(self, precision: Precision) -> str | None:
