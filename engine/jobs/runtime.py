@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 CARD_NAMES = ("rtx-3060", "rtx-3090", "rtx-4090", "h100")  # whose figures a simulated run can have
 DEFAULT_CARD = CARD_NAMES[0]
+CONTEXT_PIECE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +170,11 @@ class Runtime:
 
     def _heed_the_context(self) -> None:
         """Plan with what CUDA and its libraries take by now, where that is more than was expected of them."""
-        beside = self.card.look()
-        if beside > self.target.context_bytes:
-            self._plan_for(replace(self.target, context_bytes=beside))
+        growth = self.card.look() - self.target.context_bytes
+        if growth > 0:
+            pieces = -(-growth // CONTEXT_PIECE_BYTES)  # so that not each byte more makes all plans anew
+            context = self.target.context_bytes + pieces * CONTEXT_PIECE_BYTES
+            self._plan_for(replace(self.target, context_bytes=context))
 
     def _plan_for(self, target: Target) -> None:
         """From now on, with what is known better of the target; what was measured of the model holds."""

@@ -1,9 +1,10 @@
 """The precision that a picture is painted in where nobody names one: `--precision auto`.
 
-The rule: the best picture that streams no weights in its steps; where all would, the fastest. Better is what is nearer
-to the weights as they are stored: those themselves, then bf16, then 8 bits, of which the faster form is taken, by what
-a probe measured on this card, else by the card's profile. Weights that are stored in FP8 stay in it, because int8 would
-round them anew; a GGUF has 8 bits at most. Without a card it is what the model prefers.
+The rule: the best picture that streams no weights in its steps; where all would, the fastest, counted from a new prompt
+to its pixels. Better is what is nearer to the weights as they are stored: those themselves, then bf16, then 8 bits, of
+which the faster form is taken, by what a probe measured on this card, else by the card's profile. Weights that are
+stored in FP8 stay in it, because int8 would round them anew; a GGUF has 8 bits at most. Without a card it is what the
+model prefers.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class _Tried:
 
     @property
     def seconds(self) -> float:
-        """Of a picture."""
+        """Of a picture, from a new prompt to its pixels."""
         assert self.layout is not None
         return self.layout.plan.new_prompt.seconds
 
@@ -93,8 +94,9 @@ def _explained(best: _Tried, others: Sequence[_Tried]) -> tuple[Resolved, Layout
     elif best.is_resident:
         reason = "; ".join(_why_not(each) for each in others[-2:])
     else:
-        rest = ", ".join(f"{each.request.precision} {_a_step(each.layout)}" for each in others if each.layout)
-        reason = f"none fits whole, and it is the fastest, {_a_step(layout)}{f' ({rest})' if rest else ''}"
+        slower = ", ".join(f"{each.request.precision} {duration(each.seconds)}" for each in others if each.layout)
+        rest = f" ({slower})" if slower else ""
+        reason = f"none fits whole, and it is the fastest, {duration(best.seconds)} a picture{rest}"
     return best.request, replace(layout, plan=replace(layout.plan, precision_reason=f"{precision}: {reason}"))
 
 
@@ -107,8 +109,4 @@ def _why_not(other: _Tried) -> str:
     assert other.layout is not None
     if other.streamed_bytes:
         return f"{name} would stream {size(other.streamed_bytes)} a step"
-    return f"{name} would take {_a_step(other.layout)}"
-
-
-def _a_step(layout: Layout) -> str:
-    return f"{duration(layout.pace.step_seconds(1))} a step"
+    return f"{name} would take {duration(other.seconds)} a picture"
