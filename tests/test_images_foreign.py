@@ -701,7 +701,7 @@ def test_pictures_of_other_programs_give_their_settings(
 @pytest.mark.parametrize(
     ("texts", "named"),
     [
-        ({"Dream": '"a cat" -s 50 -S 1'}, "an old InvokeAI"),
+        ({"Dream": "a cat -s 50 -S 1"}, "an old InvokeAI"),
         ({"Software": "NovelAI", "Comment": "none"}, "NovelAI"),
         ({"Description": "a cat --v 6 Job ID: 01234567-89ab-cdef-0123-456789abcdef"}, "Midjourney"),
         ({"XML__com.adobe.xmp": "<x><xmp:CreatorTool>Draw Things</xmp:CreatorTool></x>"}, "Draw Things"),
