@@ -229,6 +229,12 @@ def test_names_from_a_file_are_short_and_cannot_touch_the_terminal(tmp_path: Pat
     assert read_settings(path).left_out == ("LoRA \\x1b]0;x\\x07",)
 
 
+def test_numbers_without_end_are_none(tmp_path: Path) -> None:
+    for number in (1e308, 10**4000, 0.5, True, []):
+        text = {"steps": 4, "seed": 1, "width": number, "height": number, "prompt": "a cat"}
+        assert "does not say its size" in refusal(picture(tmp_path, parameters=text))
+
+
 # What is given replaces what is said
 
 

@@ -97,15 +97,15 @@ def _details(line: str) -> tuple[dict[str, str], list[str]]:
     """
     pairs: dict[str, str] = {}
     unread: list[str] = []
+    if len(line) > MAX_DETAILS_CHARACTERS:
+        end = max(line.rfind(",", 0, MAX_DETAILS_CHARACTERS), 0)  # no value is cut in two
+        line, unread = line[:end], [line[end + 1 :].strip()]
     position = 0
-    end_of_line = len(line)
-    if end_of_line > MAX_DETAILS_CHARACTERS:
-        end_of_line = max(line.rfind(",", 0, MAX_DETAILS_CHARACTERS), 0)  # no value is cut in two
-    while position < end_of_line:
-        match = DETAIL.match(line, position, end_of_line)
+    while position < len(line):
+        match = DETAIL.match(line, position)
         if match is None:
-            comma = line.find(",", position, end_of_line)
-            end = comma if comma >= 0 else end_of_line
+            comma = line.find(",", position)
+            end = comma if comma >= 0 else len(line)
             if piece := line[position:end].strip():
                 unread.append(piece)
             position = end + 1
@@ -116,8 +116,6 @@ def _details(line: str) -> tuple[dict[str, str], list[str]]:
                 _, end = json.JSONDecoder().raw_decode(line, match.start(2))
                 value, position = line[match.start(2) : end], end + 1
         pairs.setdefault(match[1], value)
-    if len(line) > end_of_line:
-        unread.append(line[end_of_line + 1 :].strip())
     return pairs, unread
 
 

@@ -6,7 +6,6 @@ of it comes from strangers' files: no value is judged here, and each name is sho
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -113,13 +112,13 @@ def shown(text: str) -> str:
 
 
 def whole(value: Any) -> int | None:
-    """A whole number, also one in a text or with zeros behind its point."""
-    if isinstance(value, float) and math.isfinite(value) and value == int(value):
-        return int(value)
+    """A whole number of at most 20 digits, also one in a text or with zeros behind its point."""
     if isinstance(value, str):
         match = WHOLE.fullmatch(value)
         return int(match[1]) if match else None
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e20:
+        return None
+    return int(value) if value == int(value) else None
 
 
 def decimal(value: Any) -> float | None:
