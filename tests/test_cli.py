@@ -625,10 +625,13 @@ def test_a_picture_of_another_program_is_repeated_and_what_is_left_out_is_said(t
     assert "add --size 1008x1008, the nearest one." in run.stderr
     run = main("generate", "--from", path, "--size", "64x64", "--json", "-o", str(tmp_path))
     assert run.returncode == DONE, run.stderr
-    left_out = "left out: LoRA ink, sampler DPM++ 2M, model flux1-dev"
-    assert left_out in run.stderr.splitlines()
+    account = (
+        "taken over from Forge: prompt, negative prompt, steps, seed, guidance, CFG scale; "
+        "left out: LoRA ink, sampler DPM++ 2M, model flux1-dev"
+    )
+    assert account in run.stderr.splitlines()
     noticed, *others = [line for line in json_lines(run.stdout) if line["event"] == "noticed"]
-    assert (noticed["message"], noticed["job"], noticed["image"]) == (left_out, 0, 0)
+    assert (noticed["message"], noticed["job"], noticed["image"]) == (account, 0, 0)
     assert [each["message"] for each in others] == [
         "demo was made for 128x128 pixels; at 64x64 things may be repeated or cut off."
     ]
@@ -647,7 +650,11 @@ def test_a_guidance_that_a_model_does_not_take_is_left_out_and_said(tmp_path: Pa
     flags = ("--model", str(tmp_path / "schnell"), "--size", "64x64", "--seed", "-1", "-o", str(tmp_path / "new.png"))
     run = main("generate", "--from", forge_picture(tmp_path), *flags)
     assert run.returncode == DONE, run.stderr
-    assert "left out: LoRA ink, sampler DPM++ 2M, guidance 2.5" in run.stderr.splitlines()
+    account = (
+        "taken over from Forge: prompt, negative prompt, steps, CFG scale; "
+        "left out: LoRA ink, sampler DPM++ 2M, guidance 2.5"
+    )
+    assert account in run.stderr.splitlines()
     request = read_record(tmp_path / "new.png").request
     assert (request.guidance, request.cfg) == (None, 2.0)
     assert request.seed is not None

@@ -87,7 +87,7 @@ OF_FLUX = re.compile(
     r"|(img|txt|time|vector|guidance)_in|text_encoder(_2)?|distill_t5|tokenizer_2|guidance_embeds|lm_head|enc\\.blk"
 )
 CLASSES_OF_FLUX = re.compile(r"(Flux|CLIP|T5|Distill|AutoencoderKL)[A-Z]?\w*")
-ROOMS_OF_FLUX = ("engine/families/", "engine/demo/", "engine/images/comfyui.py")
+ROOMS_OF_FLUX = ("engine/families/", "engine/demo/", "engine/images/foreign/")
 NO_TENSOR = {"text_encoder"}  # a field of the plan: how the prompt is read
 
 

@@ -572,7 +572,8 @@ def test_remix_puts_prompt_and_parameters_back_on_the_main_screen() -> None:
 def test_what_a_picture_of_another_program_says_is_taken_over_and_the_rest_is_named() -> None:
     path = save("000001_seed42.png")
     info = PngInfo()
-    line = "Steps: 20, Sampler: DPM++ 2M, Seed: -1, Size: 1000x1000, Guidance: 2.5, Version: stable-diffusion.cpp"
+    line = "Steps: 20, Sampler: DPM++ 2M, Seed: -1, Size: 1000x1000, Guidance: 2.5, Model: x, "
+    line += "Version: stable-diffusion.cpp"
     info.add_text("parameters", f"ein K\u00e4tzchen <lora:ink:1>\n{line}")
     Image.new("RGB", (64, 64)).save(path, pnginfo=info)
 
@@ -589,7 +590,10 @@ def test_what_a_picture_of_another_program_says_is_taken_over_and_the_rest_is_na
             await press(app, pilot, "escape", "a")
             assert app.main.prompt.text == "ein K\u00e4tzchen"
             assert app.session.parameters.chosen == {"steps": 20, "guidance": 2.5}
-            assert notes(app)[-1] == "Left out: LoRA ink, sampler DPM++ 2M, size 1000x1000."
+            assert notes(app)[-1] == (
+                "Taken over from stable-diffusion.cpp: prompt, steps, guidance; "
+                "left out: LoRA ink, sampler DPM++ 2M, size 1000x1000, model x."
+            )
 
     run(test())
 

@@ -90,7 +90,6 @@ from engine.request import (
     Request,
     RequestError,
 )
-from engine.text import some_of
 
 if TYPE_CHECKING:
     from engine.cli.progress import Display
@@ -557,8 +556,8 @@ def _generate(
             jobs, idle = _without_guidance(jobs)
             left_out += idle
         jobs = _resolved(jobs, engine, display)
-        if left_out:
-            _note(display, f"left out: {some_of(left_out, MAX_NAMED)}", as_json=as_json)
+        if said is not None and (account := said.account(left_out, most=MAX_NAMED)):
+            _note(display, account, as_json=as_json)
         if said is not None and (changed := _changes_since(said.record, engine)):
             display.note(f"{changed} changed since this picture was made; the new one may differ")
         codes: set[int] = set()

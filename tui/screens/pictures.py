@@ -15,7 +15,6 @@ from textual.screen import Screen
 
 from engine.folders import shown_path
 from engine.request import Request, RequestError
-from engine.text import some_of
 from tui.jobs import Job
 from tui.screens.dialogs import Confirm, ReadText
 from tui.text import duration
@@ -240,33 +239,36 @@ class PicturesScreen(Screen[None]):
         said = self._said()
         if said is None:
             return
-        request, left_out = said
+        request, says = said
         not_offered = self.t2i.session.parameters.take(request, seed=seed)
         self.t2i.take_prompt(escape(request.prompt) if seed or request.template is None else request.template)
         self.t2i.parameters_changed()
         sentences = []
         if not_offered:
             sentences.append(f"This model does not take {', '.join(not_offered)} as they were; its own choice holds.")
-        if left_out:
-            sentences.append(f"Left out: {some_of(left_out)}.")
+        if says is not None:
+            left_out = [*says.left_out, *([f"model {says.model}"] if says.model else [])]
+            not_taken = {*not_offered} if seed else {*not_offered, "seed"}
+            if account := says.account(left_out, without=not_taken):
+                sentences.append(f"{account[0].upper()}{account[1:]}.")
         if sentences:
             self.t2i.say(" ".join(sentences), "warning")
 
-    def _said(self) -> tuple[Request, tuple[str, ...]] | None:
-        """What the selected picture's file says, and what of it is left out; without a file, what its job asked for."""
+    def _said(self) -> tuple[Request, Said | None] | None:
+        """What the selected picture's file says; without a file, what its job asked for."""
         from engine.images.metadata import read_settings
 
         job, path = self.selected_job(), self.selected_path()
         if path is not None:
             try:
                 said = read_settings(path, lenient=True)
-                return said.record.request, said.left_out
+                return said.record.request, said
             except RequestError as error:
                 if job is None:
                     self.t2i.say(str(error), "error")
                     return None
         if job is not None:
-            return job.request, ()
+            return job.request, None
         self._nothing()
         return None
 
