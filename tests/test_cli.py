@@ -22,9 +22,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import engine.cli.commands
+import engine.cli.generate
 from engine import Engine, events
 from engine.cli.entry import _writes_there
 from engine.cli.interrupts import Interrupts
+from engine.cli.prompts import EXAMPLE
 from engine.images.metadata import encode_png, read_record
 from tests.commands import isolated_environment, json_lines, t2i
 from tests.conftest import share_plans
@@ -181,7 +183,7 @@ def test_escape_sequences_are_never_printed_raw(tmp_path: Path, main: Main) -> N
 def test_without_a_verb_and_a_terminal_t2i_says_what_works_instead(environment: dict[str, str]) -> None:
     run = t2i(env=environment)
     assert run.returncode == BAD_INPUT
-    assert run.stderr == f"error: the app needs a terminal; without one this works: {engine.cli.commands.EXAMPLE}\n"
+    assert run.stderr == f"error: the app needs a terminal; without one this works: {EXAMPLE}\n"
 
 
 def test_verbs_and_version(environment: dict[str, str], main: Main) -> None:
@@ -191,7 +193,7 @@ def test_verbs_and_version(environment: dict[str, str], main: Main) -> None:
     assert "Did you mean 'generate'?" in run.stderr
     run = main("generate")
     assert run.returncode == BAD_INPUT
-    assert engine.cli.commands.EXAMPLE in run.stderr
+    assert EXAMPLE in run.stderr
 
 
 # Pictures
@@ -254,7 +256,7 @@ def test_prompts_from_standard_input_come_in_order_with_one_seed(batch: Run) -> 
 
 
 def documented_fields() -> dict[str, set[str]]:
-    joined = re.sub(r",\n {22}", ", ", engine.cli.commands.__doc__ or "")
+    joined = re.sub(r",\n {22}", ", ", engine.cli.generate.__doc__ or "")
     table = re.findall(r"^ {4}([a-z_]+)  +([a-z_, ]+)$", joined, flags=re.MULTILINE)
     return {name: set(listed.split(", ")) for name, listed in table if name != "event"}
 
@@ -270,7 +272,7 @@ def test_the_documented_schema_is_the_events_own() -> None:
         expected[name] = own
     assert documented_fields() == {**expected, "error": {"field", "message"}}
     for name in (*common, "job", *(field.name for field in fields(events.MemoryUse))):
-        assert f"`{name}`" in (engine.cli.commands.__doc__ or "")
+        assert f"`{name}`" in (engine.cli.generate.__doc__ or "")
 
 
 def test_json_lines_are_as_documented(batch: Run) -> None:

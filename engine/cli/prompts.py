@@ -8,6 +8,7 @@ import sys
 
 from engine.request import RequestError
 
+EXAMPLE = 't2i generate --prompt "a large red circle above a small blue square on a white background"'
 MAX_BYTES = 16 * 2**20  # more is no list of prompts (a device, a video), and would fill the RAM
 
 
