@@ -27,7 +27,7 @@ from engine import Engine, events
 from engine.cli.entry import _writes_there
 from engine.cli.interrupts import Interrupts
 from engine.cli.prompts import EXAMPLE
-from engine.images.metadata import encode_png, read_record
+from engine.images.metadata import encode_png, read_parameters, read_record
 from tests.commands import isolated_environment, json_lines, t2i
 from tests.conftest import share_plans
 from tests.tiny import save_tiny
@@ -72,9 +72,12 @@ def main(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: p
         ("--steps 0", "steps", "from 1 to 1000, got 0"),
         ("--steps 1001", "steps", "got 1001"),
         ("--steps many", "steps", "valid integer"),
-        ("--size 100x100", "width", "not a multiple of 16; the nearest are 96 and 112"),
+        ("--size 100x100", "size", "the nearest are 96x96 and 112x112: take one of them, or add --fit"),
+        ("--width 100", "width", "not a multiple of 16; the nearest are 96 and 112"),
+        ("--width 100 --fit", "fit", "add --size, or both"),
         ("--size 128x4096", "height", "from 64 to 2048"),
-        ("--size 128", "size", "such as 512x384"),
+        ("--size landscap", "size", "did you mean landscape?"),
+        ("--size 9:1", "size", "would be 384x48 with this model, whose sides go from 64 to 256"),
         ("--size 128x128 --width 128", "size", "exclude each other"),
         ("--width 32", "width", "from 64 to 2048"),
         ("--seed -2", "seed", "from 0 to 2**64 - 1, got -2"),
@@ -85,6 +88,8 @@ def main(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: p
         ("--precision fp7", "precision", "fp32, bf16, fp8"),
         ("--output {folder}/a.png --count 2", "output", "give a folder"),
         ("--output {folder}/none/a.png", "output", "does not exist"),
+        ("--output {folder}/none", "output", "end it with a slash to have it made"),
+        ("--output {folder}/none/new/", "output", "create that first"),
         ("--output=", "output", "--output is empty"),
         ("--model=", "model", "--model is empty"),
         ("--size 2048x2048", "width", "too large for demo"),
@@ -92,7 +97,7 @@ def main(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: p
         ("--from {folder}/none.png", "from", "cannot be read"),
         ("--from {folder}/text.txt", "from", "not a PNG"),
         ("--prompts-file {folder}/text.txt", "prompt", "exclude each other"),
-        ("extra words", "prompt", "in quotes after --prompt"),
+        ("extra", "prompt", "twice, alone and after --prompt"),
         ("--stepz 3", "arguments", "No such option: --stepz (Possible options: "),
         ("--steps", "arguments", "requires an argument"),
     ],
@@ -127,12 +132,13 @@ def test_a_prompt_must_say_something_and_not_too_much(prompt: str, main: Main) -
         (None, "cannot read"),
         (b"", "holds no prompt"),
         (b"\n  \n\r\n", "holds no prompt"),
+        (b"# nothing\n", "holds no prompt"),
         (b"a red circle\n\xff\xfe\xfd\n", "line 2 of "),
         (b"a red circle\na\0b\n", "line 2 of "),
         (b"a red circle\n\n" + b"x" * 10_001, "line 3 of "),
         (b"x" * (16 * 2**20 + 1), "larger than 16 MiB"),
     ],
-    ids=["missing", "empty", "blank", "binary", "nul", "long line", "huge"],
+    ids=["missing", "empty", "blank", "comment", "binary", "nul", "long line", "huge"],
 )
 def test_every_prompt_of_a_file_is_checked_first(content: bytes | None, words: str, tmp_path: Path, main: Main) -> None:
     if content is not None:
@@ -209,7 +215,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) 
 @pytest.fixture
 def batch(tmp_path: Path, main: Main) -> Run:
     """Two prompts from standard input, no seed, with --json."""
-    prompts = f"{PROMPT}\r\n\n  a green star\n".encode()
+    prompts = f"# shapes\r\n{PROMPT}\r\n\n  # and\n  a green star\n".encode()
     return main("generate", "-p", "-", "--json", "--size", "64x80", "-o", str(tmp_path), stdin=prompts)
 
 
@@ -253,6 +259,43 @@ def test_prompts_from_standard_input_come_in_order_with_one_seed(batch: Run) -> 
     assert f"seed {saved[0]['seed']}\n" in batch.stderr
     assert len({line["seed"] for line in saved}) == 1
     assert {(line["width"], line["height"]) for line in saved} == {(64, 80)}
+
+
+def test_a_prompt_needs_no_flag_and_a_folder_with_a_slash_is_made(tmp_path: Path, main: Main) -> None:
+    prompt = "a (red:1.4) circle, <lora:ink:0.8> BREAK (red:1.4) at 10:30 (ratio 3:2)"
+    run = main("generate", prompt, "--steps", "1", "--size", "3:2", "--json", "--seed", "-1", "-o", f"{tmp_path}/new/")
+    assert run.returncode == DONE, run.stderr
+    (made,) = (tmp_path / "new").iterdir()
+    request = read_record(made).request
+    assert (request.prompt, request.width, request.height, request.crop) == (prompt, 160, 112, None)
+    said = [line["message"] for line in json_lines(run.stdout) if line["event"] == "noticed"]
+    folder = f"made the folder '{tmp_path / 'new'}'."
+    idle = "(red:1.4), <lora:ink:0.8>, BREAK mean nothing here and are painted as text."
+    assert said[:2] == [folder, idle]
+    assert {folder, idle} <= set(run.stderr.splitlines())
+    run = main("generate", "a", "red", "circle")
+    assert (run.returncode, run.stderr) == (BAD_INPUT, "error: a prompt goes in quotes: t2i generate 'a red circle'\n")
+
+
+def test_a_size_that_does_not_fit_is_painted_larger_and_cropped_and_repeated(tmp_path: Path, main: Main) -> None:
+    first, again, whole = (tmp_path / f"{name}.png" for name in ("first", "again", "whole"))
+    fixed = ("--steps", "1", "--seed", "5")
+    run = main("generate", "a star", "--size", "100x90", "--fit", *fixed, "--json", "-o", str(first))
+    assert run.returncode == DONE, run.stderr
+    saved = json_lines(run.stdout)[-1]
+    assert (saved["width"], saved["height"]) == (100, 90)
+    assert "Size: 100x90," in read_parameters(first)
+    assert main("generate", "--from", str(first), "-q", "-o", str(again)).returncode == DONE
+    assert main("generate", "--from", str(first), "-q", "--size", "112x96", "-o", str(whole)).returncode == DONE
+    with Image.open(first) as one, Image.open(again) as two, Image.open(whole) as all_of_it:
+        assert one.size == (100, 90)
+        assert one.tobytes() == two.tobytes() == all_of_it.crop((6, 3, 106, 93)).tobytes()
+
+
+def test_a_plan_takes_the_same_sizes(main: Main) -> None:
+    for size, planned in (("portrait", "112x160"), ("128", "128x128"), ("100x90 --fit", "112x96")):
+        run = main("plan", "--size", *size.split())
+        assert run.stdout.startswith(f"demo {planned}, "), run.stderr
 
 
 def documented_fields() -> dict[str, set[str]]:

@@ -101,6 +101,7 @@ class TestList:
     def test_fits_in_80_columns(self, t2i, comfy):
         bare = t2i("models", "list")
         assert (bare.code, bare.stderr) == (DONE, "")
+        assert t2i("models") == bare
         assert [line.split()[0] for line in bare.stdout.splitlines()] == [
             *("name", "demo", "flux.1-schnell", "flux.1-dev", "distillt5", "tokenizers")
         ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated
+from fractions import Fraction
+from typing import Annotated, Any
 
 import typer
 
@@ -18,11 +18,19 @@ from engine.request import (
     SIDE_MULTIPLE,
     RequestError,
 )
+from engine.sizes import SHAPES, check_multiples, fitted, read_size, shaped
 
 DEFAULT_MODEL = "demo"
 
 StepsOption = Annotated[int | None, typer.Option("--steps", help="Denoising steps, 1 to 1000.")]
-SizeOption = Annotated[str | None, typer.Option("--size", metavar="WxH", help="Pixels, multiples of 16: 512x384.")]
+SizeOption = Annotated[
+    str | None,
+    typer.Option("--size", metavar="WxH|N|A:B|NAME", help=f"512x384, 512, 16:9, {', '.join(SHAPES)}; multiples of 16."),
+]
+FitOption = Annotated[
+    bool | None,
+    typer.Option("--fit/--no-fit", help="A size that is no multiple of 16: paint the next larger one and crop it."),
+]
 WidthOption = Annotated[int | None, typer.Option("--width", help="Instead of --size.")]
 HeightOption = Annotated[int | None, typer.Option("--height", help="Instead of --size.")]
 PrecisionOption = Annotated[
@@ -75,16 +83,40 @@ CardOption = Annotated[
 ]
 
 
-def sides(size: str | None, width: int | None, height: int | None) -> tuple[int | None, int | None]:
-    """Width and height in pixels, of `--size` or of the two flags."""
-    if size is None:
-        return width, height
-    if width is not None or height is not None:
+def size_values(values: dict[str, Any]) -> Fraction | None:
+    """Put width, height and crop in the place of size and fit; returns the ratio where only that is known.
+
+    Width and height are stand-ins then, until there is a model to ask: see `shape`. Raises `RequestError`.
+    """
+    size, fit = values.pop("size", None), values.pop("fit", None)
+    sides = [name for name in ("width", "height") if values.get(name) is not None]
+    if size is not None and sides:
         raise RequestError("size", "--size and --width or --height exclude each other; give one or the other.")
-    sides = re.fullmatch(r"\s*([0-9]{1,9})\s*[xX\u00d7*]\s*([0-9]{1,9})\s*", size)
-    if sides is None:
-        raise RequestError("size", f"size must be width x height in pixels, such as 512x384, got {size[:40]!r}.")
-    return int(sides[1]), int(sides[2])
+    if fit and size is None and len(sides) < 2:
+        raise RequestError("fit", "--fit crops to a size: add --size, or both --width and --height.")
+    if size is None and not sides:
+        return None
+    values["crop"] = None  # which a picture that is repeated may have
+    read = read_size(size) if size is not None else None
+    if isinstance(read, Fraction):
+        values |= {"width": MIN_SIDE, "height": MIN_SIDE}
+        return read
+    if read is not None:
+        values["width"], values["height"] = read
+    if fit:
+        values["width"], values["height"], values["crop"] = fitted(values["width"], values["height"])
+    elif read is not None:
+        check_multiples(*read)
+    return None
+
+
+def shape(ratio: Fraction, model: str) -> dict[str, int]:
+    """The sides that this ratio has with a model."""
+    from engine.library.catalog import open_model
+
+    source = open_model(model)
+    own = source.defaults
+    return dict(zip(("width", "height"), shaped(ratio, own.width, own.height, source.max_side), strict=True))
 
 
 def tile_side(text: str | None) -> tuple[int | None, bool]:

@@ -30,6 +30,7 @@ fault and is null where the fault is not the input's. A run that is cancelled be
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,13 +45,14 @@ from engine.cli.painting import TO_STDOUT, Job, at, paint_all
 from engine.cli.prompts import EXAMPLE, read_prompts
 from engine.cli.repeat import repeated, to_repeat
 from engine.jobs.runtime import DEFAULT_CARD
+from engine.prompts.weights import idle_notice
 from engine.request import Request, RequestError
 
 
 def generate(
-    words: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]", help="What the picture shows.")] = None,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="What the picture shows. '-': standard input, one a line.")
+        str | None, typer.Option("--prompt", "-p", help="The same as a flag. '-': standard input, one a line.")
     ] = None,
     prompts_file: Annotated[
         str | None, typer.Option(metavar="FILE", help="Prompts from a text file, one a line, a picture for each.")
@@ -62,6 +64,7 @@ def generate(
     steps: flags.StepsOption = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same picture. -1: random.")] = None,
     size: flags.SizeOption = None,
+    fit: flags.FitOption = None,
     width: flags.WidthOption = None,
     height: flags.HeightOption = None,
     count: Annotated[int | None, typer.Option(help="Pictures of each prompt; picture k uses seed + k.")] = None,
@@ -92,15 +95,15 @@ def generate(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; errors and results only.")] = False,
 ) -> Callable[[], int]:
     """Make pictures from prompts and print where they were saved."""
-    if words:
-        raise RequestError("prompt", f"a prompt goes in quotes after --prompt: {EXAMPLE}")
+    prompt = _the_prompt(words, prompt)
     for name, text in (("output", output), ("model", model), ("from", from_image), ("prompts-file", prompts_file)):
         if text is not None and not text.strip():
             raise RequestError(name, f"--{name} is empty; name a file or folder, or leave it out.")
-    width, height = flags.sides(size, width, height)
     given = {
         "steps": steps,
         "seed": seed,
+        "size": size,
+        "fit": fit,
         "width": width,
         "height": height,
         "count": count,
@@ -119,12 +122,16 @@ def generate(
         changes["seed"] = None
     if prompt is not None and prompts_file is not None:
         raise RequestError("prompt", "--prompt and --prompts-file exclude each other; give one of them.")
+    ratio = flags.size_values(changes)
     template = Request("to be read", **changes)  # the flags are checked before a prompt is read or a file opened
     said = None
     if from_image is not None:
         other_words = prompt is not None or prompts_file is not None
         said, template, model = repeated(Path(from_image), changes, model, other_words=other_words)
         device = device or said.record.device.split(":")[0] or None
+    model = model or flags.DEFAULT_MODEL
+    if ratio is not None:
+        template = replace(template, **flags.shape(ratio, model))
     if prompt == "-" or prompts_file is not None:
         prompts = read_prompts(None if "-" in (prompt, prompts_file) else prompts_file)
         jobs = []
@@ -142,7 +149,7 @@ def generate(
     return partial(
         paint_all,
         jobs,
-        model or flags.DEFAULT_MODEL,
+        model,
         opening={
             "device": device or "auto",
             "vram": flags.checked_size(vram, "vram"),
@@ -151,12 +158,24 @@ def generate(
             "card": card,
             "repeat": to_repeat(said.record if said is not None else None, template, flags.tile_side(tile)),
         },
+        notice=idle_notice(job.request.prompt for job in jobs) if said is None or not said.program else "",
         said=said,
         guidance_given=guidance is not None,
-        output=None if output is None else Path(output),
+        output=output,
         as_json=as_json,
         quiet=quiet,
     )
+
+
+def _the_prompt(words: list[str] | None, prompt: str | None) -> str | None:
+    """The prompt, be it the argument or the flag's. Raises `RequestError`."""
+    if not words:
+        return prompt
+    if prompt is not None:
+        raise RequestError("prompt", "the prompt stands there twice, alone and after --prompt; leave one of them out.")
+    if len(words) > 1:
+        raise RequestError("prompt", f"a prompt goes in quotes: t2i generate {shlex.quote(' '.join(words)[:200])}")
+    return words[0]
 
 
 def _check_stdout(count: int, *, as_json: bool) -> None:

@@ -44,14 +44,17 @@ from engine.text import printable, size
 if TYPE_CHECKING:
     from engine.library.inventory import Scanned
 
-models_app = typer.Typer(
-    help="The models that there are: list, add, scan, show, check, calibrate, pull, remove, cache.",
-    rich_markup_mode=None,
-)
+models_app = typer.Typer(rich_markup_mode=None)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON objects on stdout; the fields: engine/cli/models.py.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A name of t2i models list, a folder or a file.")]
 Work = Callable[[], int]
+
+
+@models_app.callback(invoke_without_command=True)
+def models(context: typer.Context) -> Work | None:
+    """The models that there are: list, add, scan, show, check, calibrate, pull, remove, cache."""
+    return list_models() if context.invoked_subcommand is None else None
 
 
 @models_app.command("list")

@@ -59,7 +59,8 @@ def paint_all(
     opening: dict[str, Any],
     said: Said | None,
     guidance_given: bool,
-    output: Path | None,
+    notice: str,
+    output: str | None,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -67,20 +68,22 @@ def paint_all(
     from engine.engine import Engine
     from engine.images.save import plan_output
 
-    to_stdout = output == Path(TO_STDOUT)
+    to_stdout = output == TO_STDOUT
     if to_stdout:
-        output = Path(tempfile.mkdtemp(prefix="texttoimagetool-"))
+        output = tempfile.mkdtemp(prefix="texttoimagetool-")
     destination = plan_output(output, sum(job.request.count for job in jobs))
     display = open_display(quiet=quiet, stdout_shared=as_json and sys.stdout is not None and sys.stdout.isatty())
     hush_libraries()
     with (
-        _removed_if_empty(output if to_stdout else None),
+        _removed_if_empty(destination.path if to_stdout else None),
         closing(display),
         Interrupts() as interrupts,
         collector_paused(),
         Engine.open(model, **opening) as engine,
     ):
         interrupts.at_last(display.abandon)
+        if destination.is_new:
+            _note(display, f"made the folder {shown_path(destination.path)}.", as_json=as_json)
         left_out = list(said.left_out) if said is not None else []
         if said is not None and said.program and engine.defaults.guidance is None and not guidance_given:
             jobs, idle = _without_guidance(jobs)
@@ -88,6 +91,8 @@ def paint_all(
         jobs = _resolved(jobs, engine, display)
         if left_out:
             _note(display, f"left out: {some_of(left_out, MAX_NAMED)}", as_json=as_json)
+        if notice:
+            _note(display, notice, as_json=as_json)
         if said is not None and (changed := changes_since(said.record, engine)):
             display.note(f"{changed} changed since this picture was made; the new one may differ")
         codes: set[int] = set()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -30,6 +30,7 @@ MAX_PLAN_COLUMNS = 120
 def plan(
     steps: flags.StepsOption = None,
     size: flags.SizeOption = None,
+    fit: flags.FitOption = None,
     width: flags.WidthOption = None,
     height: flags.HeightOption = None,
     precision: flags.PrecisionOption = None,
@@ -47,9 +48,10 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="The plan as one JSON object on stdout.")] = False,
 ) -> Callable[[], int]:
     """Say whether a picture fits into memory, and how, before anything is loaded. Needs no weights and no card."""
-    width, height = flags.sides(size, width, height)
     given: dict[str, Any] = {
         "steps": steps,
+        "size": size,
+        "fit": fit,
         "width": width,
         "height": height,
         "precision": precision,
@@ -59,7 +61,12 @@ def plan(
         "cfg": cfg,
         "guidance_schedule": guidance_schedule,
     }
-    request = Request("a plan", seed=0, **{name: value for name, value in given.items() if value is not None})
+    values = {name: value for name, value in given.items() if value is not None}
+    ratio = flags.size_values(values)
+    request = Request("a plan", seed=0, **values)
+    model = model or flags.DEFAULT_MODEL
+    if ratio is not None:
+        request = replace(request, **flags.shape(ratio, model))
     opening = {
         "device": device,
         "vram": flags.checked_size(vram, "vram"),
@@ -67,7 +74,7 @@ def plan(
         "card": card,
         "repeat": Repeat(tile=flags.tile_side(tile)[0]),
     }
-    return partial(_plan, request, model or flags.DEFAULT_MODEL, opening=opening, as_json=as_json)
+    return partial(_plan, request, model, opening=opening, as_json=as_json)
 
 
 def _plan(request: Request, model: str, *, opening: dict[str, Any], as_json: bool) -> int:

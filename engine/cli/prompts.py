@@ -13,9 +13,10 @@ MAX_BYTES = 16 * 2**20  # more is no list of prompts (a device, a video), and wo
 
 
 def read_prompts(path: str | None) -> list[tuple[str, str]]:
-    """The lines of a text file (None: of standard input) that are not blank, each as (place, prompt).
+    """The lines of a text file (None: of standard input) that are neither blank nor comments, each as (place, prompt).
 
-    The place is for messages: "line 3 of prompts.txt". Raises `RequestError` for what is no text or has no prompt.
+    A comment begins with `#`, a prompt that does with `\\#`. The place is for messages: "line 3 of prompts.txt".
+    Raises `RequestError` for what is no text or has no prompt.
     """
     name = path if path is not None else "standard input"
     data = _read(name, path)
@@ -31,8 +32,9 @@ def read_prompts(path: str | None) -> list[tuple[str, str]]:
         place = f"line {number} of {name}"
         if "\0" in line:
             raise RequestError("prompt", f"{place} is not text.")
-        if line.strip():
-            prompts.append((place, line.strip()))
+        prompt = line.strip()
+        if prompt and not prompt.startswith("#"):
+            prompts.append((place, prompt[1:] if prompt.startswith("\\#") else prompt))
     if not prompts:
         raise RequestError("prompt", f"{name} holds no prompt; write one a line.")
     return prompts
