@@ -298,6 +298,44 @@ def test_a_plan_takes_the_same_sizes(main: Main) -> None:
         assert run.stdout.startswith(f"demo {planned}, "), run.stderr
 
 
+def test_variants_are_painted_each_and_repeated_as_they_were(tmp_path: Path, main: Main) -> None:
+    template, fixed = "a {red|blue} star", ("--steps", "1", "--seed", "3", "--size", "64x64")
+    run = main("generate", template, *fixed, "-o", str(tmp_path))
+    assert run.returncode == DONE, run.stderr
+    assert "2 variants: red / blue" in run.stderr.splitlines()
+    requests = [read_record(path).request for path in run.stdout.splitlines()]
+    assert [(each.prompt, each.template) for each in requests] == [
+        ("a red star", template),
+        ("a blue star", template),
+    ]
+    again = main("generate", "--from", run.stdout.splitlines()[1], "-q", "-o", str(tmp_path / "again.png"))
+    assert again.returncode == DONE
+    assert read_record(tmp_path / "again.png").request == requests[1]
+    literal = main("generate", template, *fixed, "--no-variants", "-q", "-o", str(tmp_path / "literal.png"))
+    assert literal.returncode == DONE
+    assert read_record(tmp_path / "literal.png").request.prompt == template
+    (tmp_path / "many.txt").write_text("{1-99} stars\na __nothing__\n")
+    run = main("generate", "--prompts-file", str(tmp_path / "many.txt"), "--simulate")
+    assert run.returncode == BAD_INPUT
+    assert "line 2 of " in run.stderr
+    assert "there is no wildcard 'nothing'; write one line each into nothing.txt in" in run.stderr
+
+
+def test_what_a_wildcard_draws_goes_by_the_seed_and_is_in_the_picture(tmp_path: Path, main: Main) -> None:
+    (tmp_path / "shape.txt").write_text("\n".join(f"star {number}" for number in range(100)))
+    drawn = ("a __shape__", "--wildcards", str(tmp_path), "--steps", "1", "--seed", "5", "--size", "64x64", "-q")
+    several = main("generate", *drawn, "--count", "2", "-o", str(tmp_path))
+    assert several.returncode == DONE, several.stderr
+    requests = [read_record(path).request for path in several.stdout.splitlines()]
+    assert [(each.seed, each.template) for each in requests] == [(5, "a __shape__"), (6, "a __shape__")]
+    assert requests[0].prompt != requests[1].prompt
+    single = main("generate", *drawn, "-o", str(tmp_path / "single.png"))
+    assert single.returncode == DONE
+    assert read_record(tmp_path / "single.png").request == requests[0]
+    refused = main("generate", "x", "--wildcards", str(tmp_path / "none"))
+    assert (refused.returncode, refused.stderr) == (BAD_INPUT, f"error: there is no folder '{tmp_path / 'none'}'.\n")
+
+
 def documented_fields() -> dict[str, set[str]]:
     joined = re.sub(r",\n {22}", ", ", engine.cli.generate.__doc__ or "")
     table = re.findall(r"^ {4}([a-z_]+)  +([a-z_, ]+)$", joined, flags=re.MULTILINE)

@@ -366,7 +366,7 @@ def test_without_stderr_bad_input_still_ends_with_2() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 2
 
 
-@pytest.mark.parametrize("module", ["tui.settings", "tui.profile", "tui.variants"])
+@pytest.mark.parametrize("module", ["tui.settings", "tui.profile", "engine.prompts.variants"])
 def test_what_runs_before_the_first_paint_imports_little(module: str) -> None:
     code = f"import sys, {module}; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -110,7 +110,7 @@ def size_values(values: dict[str, Any]) -> Fraction | None:
     return None
 
 
-def shape(ratio: Fraction, model: str) -> dict[str, int]:
+def shape(ratio: Fraction, model: str) -> dict[str, Any]:
     """The sides that this ratio has with a model."""
     from engine.library.catalog import open_model
 

@@ -30,6 +30,8 @@ fault and is null where the fault is not the input's. A run that is cancelled be
 
 from __future__ import annotations
 
+import os
+import random
 import shlex
 import sys
 from collections.abc import Callable
@@ -41,11 +43,13 @@ from typing import Annotated, Any
 import typer
 
 from engine.cli import flags
-from engine.cli.painting import TO_STDOUT, Job, at, paint_all
-from engine.cli.prompts import EXAMPLE, read_prompts
+from engine.cli.painting import TO_STDOUT, paint_all
+from engine.cli.prompts import EXAMPLE, Job, at, expanded, read_prompts
 from engine.cli.repeat import repeated, to_repeat
+from engine.folders import shown_path
 from engine.jobs.runtime import DEFAULT_CARD
 from engine.prompts.weights import idle_notice
+from engine.prompts.wildcards import Wildcards
 from engine.request import Request, RequestError
 
 
@@ -56,6 +60,12 @@ def generate(
     ] = None,
     prompts_file: Annotated[
         str | None, typer.Option(metavar="FILE", help="Prompts from a text file, one a line, a picture for each.")
+    ] = None,
+    variants: Annotated[
+        bool, typer.Option("--variants/--no-variants", help="A picture for each of {red|blue}; or paint that as it is.")
+    ] = True,
+    wildcards: Annotated[
+        list[str] | None, typer.Option(metavar="DIR", help="Where NAME.txt of __NAME__ is looked for, too.")
     ] = None,
     from_image: Annotated[
         str | None,
@@ -132,18 +142,26 @@ def generate(
     model = model or flags.DEFAULT_MODEL
     if ratio is not None:
         template = replace(template, **flags.shape(ratio, model))
-    if prompt == "-" or prompts_file is not None:
-        prompts = read_prompts(None if "-" in (prompt, prompts_file) else prompts_file)
-        jobs = []
-        for place, text in prompts:
-            with at(place):
-                jobs.append(Job(replace(template, prompt=text), place))
-    elif prompt is not None:
-        jobs = [Job(replace(template, prompt=prompt))]
-    elif said is not None:
-        jobs = [Job(template)]
+    drawn = template.seed is None  # one seed serves all prompts
+    template = replace(template, seed=random.SystemRandom().randrange(2**32) if drawn else template.seed)
+    notes: list[str] = []
+    if prompt is None and prompts_file is None:
+        if said is None:
+            raise RequestError("prompt", f"there is no prompt; say what the picture should show: {EXAMPLE}")
+        jobs = [Job(template)]  # what was painted, whatever it stood for then
     else:
-        raise RequestError("prompt", f"there is no prompt; say what the picture should show: {EXAMPLE}")
+        prompts = [("", prompt or "")]
+        if prompt == "-" or prompts_file is not None:
+            prompts = read_prompts(None if "-" in (prompt, prompts_file) else prompts_file)
+        if variants:
+            jobs, notes = expanded(prompts, template, Wildcards(*map(_folder, wildcards or ())))
+        else:
+            jobs = []
+            for place, text in prompts:
+                with at(place):
+                    jobs.append(Job(replace(template, prompt=text), place))
+    if drawn and len(jobs) > 1:  # a single job's seed is in its own summary
+        notes.append(f"seed {template.seed}")
     if output == TO_STDOUT:
         _check_stdout(sum(job.request.count for job in jobs), as_json=as_json)
     return partial(
@@ -158,13 +176,21 @@ def generate(
             "card": card,
             "repeat": to_repeat(said.record if said is not None else None, template, flags.tile_side(tile)),
         },
-        notice=idle_notice(job.request.prompt for job in jobs) if said is None or not said.program else "",
+        notes=notes,
+        notices=[notice] if (notice := idle_notice(job.request.prompt for job in jobs)) else [],
         said=said,
         guidance_given=guidance is not None,
         output=output,
         as_json=as_json,
         quiet=quiet,
     )
+
+
+def _folder(text: str) -> Path:
+    folder = Path(os.path.expanduser(text))
+    if not folder.is_dir():
+        raise RequestError("wildcards", f"there is no folder {shown_path(folder)}.")
+    return folder
 
 
 def _the_prompt(words: list[str] | None, prompt: str | None) -> str | None:

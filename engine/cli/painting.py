@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gc
 import json
-import random
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +26,12 @@ from engine.cli.console import (
 )
 from engine.cli.interrupts import Interrupts
 from engine.cli.progress import open_display
+from engine.cli.prompts import Job, at
 from engine.cli.repeat import changes_since
 from engine.events import Cancelled, Failed, ImageSaved, MemoryUse, Noticed, PhaseStarted, Simulated
 from engine.folders import shown_path
 from engine.libraries import collector_paused, hush_libraries
-from engine.request import Request, RequestError
+from engine.request import RequestError
 from engine.text import some_of
 
 if TYPE_CHECKING:
@@ -44,14 +44,6 @@ TO_STDOUT = "-"
 MAX_NAMED = 300  # characters of what is left out of a picture's settings
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One request, and where its prompt was read ("line 3 of prompts.txt"; empty for the command line)."""
-
-    request: Request
-    place: str = ""
-
-
 def paint_all(
     jobs: list[Job],
     model: str,
@@ -59,7 +51,8 @@ def paint_all(
     opening: dict[str, Any],
     said: Said | None,
     guidance_given: bool,
-    notice: str,
+    notes: Sequence[str],
+    notices: Sequence[str],
     output: str | None,
     as_json: bool,
     quiet: bool,
@@ -88,15 +81,20 @@ def paint_all(
         if said is not None and said.program and engine.defaults.guidance is None and not guidance_given:
             jobs, idle = _without_guidance(jobs)
             left_out += idle
-        jobs = _resolved(jobs, engine, display)
+        resolved = []
+        for job in jobs:
+            with at(job.place):
+                resolved.append(replace(job, request=engine.resolve(job.request)))
         if left_out:
             _note(display, f"left out: {some_of(left_out, MAX_NAMED)}", as_json=as_json)
-        if notice:
+        for note in notes:
+            display.note(note)
+        for notice in notices:
             _note(display, notice, as_json=as_json)
         if said is not None and (changed := changes_since(said.record, engine)):
             display.note(f"{changed} changed since this picture was made; the new one may differ")
         codes: set[int] = set()
-        for number, job in enumerate(jobs):
+        for number, job in enumerate(resolved):
             if interrupts.requested:
                 codes.add(CANCELLED)
                 break
@@ -141,20 +139,6 @@ def _removed_if_empty(folder: Path | None) -> Iterator[None]:
         if folder is not None:
             with suppress(OSError):
                 folder.rmdir()
-
-
-def _resolved(jobs: list[Job], engine: Engine, display: Display) -> list[Job]:
-    """The jobs with every open choice filled in; one random seed serves all prompts when none was given."""
-    seed = random.SystemRandom().randrange(2**32)
-    drawn = any(job.request.seed is None for job in jobs)
-    resolved = []
-    for job in jobs:
-        request = job.request if job.request.seed is not None else replace(job.request, seed=seed)
-        with at(job.place):
-            resolved.append(Job(engine.resolve(request), job.place))
-    if drawn and len(jobs) > 1:  # a single job's seed is in its own summary
-        display.note(f"seed {seed}")
-    return resolved
 
 
 def _paint(
@@ -206,12 +190,3 @@ def _paint(
                 case Cancelled():
                     codes.add(CANCELLED)
     return codes
-
-
-@contextmanager
-def at(place: str) -> Iterator[None]:
-    """Put the place of a prompt ("line 3 of prompts.txt") in front of what is wrong with it."""
-    try:
-        yield
-    except RequestError as error:
-        raise RequestError(error.field, f"{place}: {error}" if place else str(error)) from None
