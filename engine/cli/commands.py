@@ -30,13 +30,15 @@ from engine.cli.console import (
 from engine.cli.generate import generate
 from engine.cli.models import models_app
 from engine.cli.plan import plan
+from engine.cli.presets import list_presets
 from engine.request import RequestError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command()(generate)
 app.command()(plan)
+app.command("presets")(list_presets)
 app.add_typer(models_app, name="models")
-VERBS = ("generate", "plan", "models", "doctor")
+VERBS = ("generate", "plan", "presets", "models", "doctor")
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "t2i") -> int:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from engine import presets
 from engine.jobs.runtime import CARD_NAMES
 from engine.request import (
     DEFAULT_CFG,
@@ -30,6 +31,9 @@ SizeOption = Annotated[
 FitOption = Annotated[
     bool | None,
     typer.Option("--fit/--no-fit", help="A size that is no multiple of 16: paint the next larger one and crop it."),
+]
+PresetOption = Annotated[
+    str | None, typer.Option("--preset", metavar="NAME", help="Choices under a name (t2i presets); flags change them.")
 ]
 WidthOption = Annotated[int | None, typer.Option("--width", help="Instead of --size.")]
 HeightOption = Annotated[int | None, typer.Option("--height", help="Instead of --size.")]
@@ -81,6 +85,17 @@ DistillOption = Annotated[
 CardOption = Annotated[
     str, typer.Option("--card", metavar="|".join(CARD_NAMES), help="Whose figures a simulated run has.")
 ]
+
+
+def chosen(preset: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """What the flags choose, over what a preset does."""
+    values = {name: value for name, value in given.items() if value is not None}
+    if preset is None:
+        return values
+    of_preset = presets.read(preset)
+    if values.keys() & {"size", "width", "height"}:
+        of_preset = {name: value for name, value in of_preset.items() if name not in ("size", "width", "height", "fit")}
+    return of_preset | values
 
 
 def size_values(values: dict[str, Any]) -> Fraction | None:

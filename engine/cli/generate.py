@@ -38,7 +38,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -71,6 +71,7 @@ def generate(
         str | None,
         typer.Option("--from", metavar="IMAGE", help="Repeat a picture, of other programs, too; flags change it."),
     ] = None,
+    preset: flags.PresetOption = None,
     steps: flags.StepsOption = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same picture. -1: random.")] = None,
     size: flags.SizeOption = None,
@@ -110,6 +111,7 @@ def generate(
         if text is not None and not text.strip():
             raise RequestError(name, f"--{name} is empty; name a file or folder, or leave it out.")
     given = {
+        "model": model,
         "steps": steps,
         "seed": seed,
         "size": size,
@@ -127,8 +129,9 @@ def generate(
         "salience": salience,
         "distill": distill,
     }
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if seed == -1:  # so other programs call a random one
+    changes = flags.chosen(preset, given)
+    model = changes.pop("model", None)
+    if changes.get("seed") == -1:  # so other programs call a random one
         changes["seed"] = None
     if prompt is not None and prompts_file is not None:
         raise RequestError("prompt", "--prompt and --prompts-file exclude each other; give one of them.")
@@ -179,7 +182,7 @@ def generate(
         notes=notes,
         notices=[notice] if (notice := idle_notice(job.request.prompt for job in jobs)) else [],
         said=said,
-        guidance_given=guidance is not None,
+        guidance_given="guidance" in changes,
         output=output,
         as_json=as_json,
         quiet=quiet,

@@ -28,6 +28,7 @@ MAX_PLAN_COLUMNS = 120
 
 
 def plan(
+    preset: flags.PresetOption = None,
     steps: flags.StepsOption = None,
     size: flags.SizeOption = None,
     fit: flags.FitOption = None,
@@ -49,6 +50,7 @@ def plan(
 ) -> Callable[[], int]:
     """Say whether a picture fits into memory, and how, before anything is loaded. Needs no weights and no card."""
     given: dict[str, Any] = {
+        "model": model,
         "steps": steps,
         "size": size,
         "fit": fit,
@@ -61,10 +63,10 @@ def plan(
         "cfg": cfg,
         "guidance_schedule": guidance_schedule,
     }
-    values = {name: value for name, value in given.items() if value is not None}
+    values = flags.chosen(preset, given)
+    model = values.pop("model", flags.DEFAULT_MODEL)
     ratio = flags.size_values(values)
-    request = Request("a plan", seed=0, **values)
-    model = model or flags.DEFAULT_MODEL
+    request = Request("a plan", **{**values, "seed": 0, "count": 1})
     if ratio is not None:
         request = replace(request, **flags.shape(ratio, model))
     opening = {
