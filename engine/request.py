@@ -107,6 +107,7 @@ class Request:
     cfg_zero: bool = False  # CFG-Zero*
     apg: bool = False  # adaptive projected guidance
     template: str | None = None
+    crop: str | None = None  # "1080x1920": the middle of what is painted, which alone is the picture
 
     def __post_init__(self) -> None:
         _check_text("prompt", self.prompt)
@@ -129,6 +130,7 @@ class Request:
                     f"{name} {side} is not a multiple of {SIDE_MULTIPLE}; "
                     f"the nearest are {lower} and {lower + SIDE_MULTIPLE}.",
                 )
+        _check_crop(self.crop, self.width, self.height)
         _check_number("guidance", self.guidance, 0, MAX_GUIDANCE)
         _check_number("cfg", self.cfg, MIN_CFG, MAX_GUIDANCE)
         for name, choices in (("precision", PRECISION_CHOICES), ("salience", SALIENCES)):
@@ -225,6 +227,13 @@ class Resolved(Request):
     height: int = field(kw_only=True)
     precision: str = field(kw_only=True)
 
+    @property
+    def picture_box(self) -> tuple[int, int, int, int]:
+        """What of the painted pixels is the picture: left, top, right, bottom."""
+        width, height = map(int, self.crop.split("x")) if self.crop else (self.width, self.height)
+        left, top = (self.width - width) // 2, (self.height - height) // 2
+        return left, top, left + width, top + height
+
 
 def read_schedule(text: str) -> tuple[str, dict[str, float]]:
     """A schedule's kind and all its options, of "interval:low=0.2,high=0.8". Raises `RequestError`."""
@@ -254,6 +263,21 @@ def read_schedule(text: str) -> tuple[str, dict[str, float]]:
             name, f"of the schedule interval low must be below high, got {options['low']:g} and {options['high']:g}."
         )
     return kind, options
+
+
+def _check_crop(crop: object, width: int | None, height: int | None) -> None:
+    if crop is None:
+        return
+    sides = re.fullmatch("([0-9]{1,4})x([0-9]{1,4})", crop) if isinstance(crop, str) else None
+    painted = ((width or 0), (height or 0))
+    if sides is None or not all(
+        side - SIDE_MULTIPLE < int(kept) <= side for kept, side in zip(sides.groups(), painted, strict=True)
+    ):
+        raise RequestError(
+            "crop",
+            f"crop must be width x height, each less than {SIDE_MULTIPLE} pixels below that of the size, "
+            f"got {_shown(crop)} of {width}x{height}.",
+        )
 
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:

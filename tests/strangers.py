@@ -278,7 +278,7 @@ def read_picture(place: Path, rng: Random) -> Sequence[str]:
 
 def read_prompt_file(place: Path, rng: Random) -> Sequence[str]:
     """Prompts, one a line, each a request and perhaps a template of several."""
-    from tui.variants import expand
+    from engine.prompts.variants import expand
 
     cli.app(
         ["generate", "--prompts-file", str(place / "input" / "prompts.txt")], prog_name="t2i", standalone_mode=False

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 import engine.cli.commands
 import engine.cli.models
+import engine.cli.pull
 from engine.cli import console
 from engine.families.flux1.published import FLUX_FILES, FLUX_NEEDED
 from engine.families.sources import Repository, Source
@@ -101,6 +102,7 @@ class TestList:
     def test_fits_in_80_columns(self, t2i, comfy):
         bare = t2i("models", "list")
         assert (bare.code, bare.stderr) == (DONE, "")
+        assert t2i("models") == bare
         assert [line.split()[0] for line in bare.stdout.splitlines()] == [
             *("name", "demo", "flux.1-schnell", "flux.1-dev", "distillt5", "tokenizers")
         ]
@@ -334,7 +336,7 @@ class TestPull:
         ("answer", "code"), [("y\n", DONE), ("n\n", CANCELLED), ("\n", CANCELLED), ("", CANCELLED)]
     )
     def test_on_a_terminal_it_asks(self, flux, t2i, monkeypatch, answer, code):
-        monkeypatch.setattr(engine.cli.models, "is_terminal", lambda: True)
+        monkeypatch.setattr(engine.cli.pull, "is_terminal", lambda: True)
         monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
         run = t2i("models", "pull", "flux.1-dev")
         assert run.code == code

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from engine import Engine, Request, RequestError
-from engine.cli.commands import _to_repeat, main
+from engine.cli.commands import main
+from engine.cli.repeat import to_repeat
 from engine.events import Event, Failed, ImageSaved, Noticed, Planned
 from engine.families.flux1 import FLUX1, blocks
 from engine.families.flux1.cuts import cut, inputs
@@ -380,9 +381,9 @@ class TestPictures:
             saved = events_of(engine, replace(SMALL, precision="fp8"), tmp_path)[-1]
         record = read_record(path_of(saved))
         assert record.reproduce["kernel"] == "dequantize"
-        same = _to_repeat(record, record.request, (None, False))
-        other = _to_repeat(record, replace(record.request, precision="int8"), (None, False))
-        guided = _to_repeat(record, replace(record.request, negative_prompt=""), (None, False))
+        same = to_repeat(record, record.request, (None, False))
+        other = to_repeat(record, replace(record.request, precision="int8"), (None, False))
+        guided = to_repeat(record, replace(record.request, negative_prompt=""), (None, False))
         assert (same.kernel, other.kernel) == ("dequantize", None)
         assert (same.batch, guided.batch) == (1, None)
 

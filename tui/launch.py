@@ -28,13 +28,13 @@ def main(argv: Sequence[str]) -> int:
     gc.disable()  # until the first paint: importing and composing make few cycles and many objects
     flags = parse_arguments(argv)
     if not is_terminal():
-        from engine.cli.commands import EXAMPLE
+        from engine.cli.prompts import EXAMPLE
 
         say(f"error: the app needs a terminal; without one this works: {EXAMPLE}")
         return 2
     term = os.environ.get("TERM", "")
     if term.strip().lower() in DUMB and sys.platform != "win32":
-        from engine.cli.commands import EXAMPLE
+        from engine.cli.prompts import EXAMPLE
 
         say(f"error: a terminal of TERM={term.strip()} shows lines alone, and the app a screen; this works: {EXAMPLE}")
         return 2

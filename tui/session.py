@@ -29,12 +29,12 @@ from engine.events import (
     StepFinished,
 )
 from engine.process import JobEvent, JobRefused, LoadEvent, Message, ModelLoaded, ModelOpened, ModelRefused
+from engine.prompts.variants import expand
 from engine.request import MAX_SEED, Request, RequestError
 from tui.history import History
 from tui.jobs import Job, State
 from tui.parameters import Parameters
 from tui.text import duration
-from tui.variants import expand
 from tui.watchdog import OVER_SECONDS, WORDS, Doing, Watchdog
 
 MAX_NEW_JOBS = 1000  # of one press of Enter

@@ -122,7 +122,7 @@ def parameters_text(record: Record) -> str:
         "CFG scale": 1 if request.cfg is None else _short_number(request.cfg),
         "Distilled CFG Scale": None if request.guidance is None else _short_number(request.guidance),
         "Seed": request.seed,
-        "Size": f"{request.width}x{request.height}",
+        "Size": request.crop or f"{request.width}x{request.height}",
         "Model hash": record.model_hash[:10] or None,
         "Model": re.split(r"[\\/]", record.model.rstrip("\\/"))[-1] or None,  # a folder's name, not the way to it
         "Template": request.template,

@@ -32,6 +32,7 @@ MAX_SLUG_BYTES = 100  # in UTF-8: a whole name stays below 143 bytes, the least 
 OTHER_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".webp", ".avif", ".jxl", ".heic", ".gif", ".bmp", ".tif", ".tiff")
 NUMBERED = re.compile(r"([0-9]{6,9})_seed[0-9]+.*\.png", re.IGNORECASE)
 MAX_NUMBER = 999_999_999  # nobody has so many pictures: what is numbered like this or beyond is not ours
+SLASHES = tuple(mark for mark in (os.sep, os.altsep) if mark)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -41,13 +42,15 @@ class Destination:
 
     path: Path  # absolute
     is_file: bool = False
+    is_new: bool = False  # a folder that was made for them
 
 
-def plan_output(output: Path | None, count: int) -> Destination:
+def plan_output(output: Path | str | None, count: int) -> Destination:
     """Where `count` pictures will be saved, after trying that they can be. None is the default folder.
 
-    An existing folder is used whatever its name; otherwise a path that ends in .png is one file, and only the default
-    folder is created. Raises `RequestError("output", ...)` with one sentence that says what to do.
+    An existing folder is used whatever its name; otherwise a path that ends in .png is one file. The default folder is
+    made, and so is one whose text ends in a slash where its parent is there. Raises `RequestError("output", ...)` with
+    one sentence that says what to do.
     """
     try:
         if output is None:
@@ -57,14 +60,18 @@ def plan_output(output: Path | None, count: int) -> Destination:
             default.mkdir(parents=True, exist_ok=True)
             destination = Destination(default)
         else:
-            destination = _named_destination(Path(os.path.expanduser(output)).absolute(), count)
+            path = Path(os.path.expanduser(output)).absolute()
+            if str(output).endswith(SLASHES) and _mode(path) is None:
+                destination = _made(path)
+            else:
+                destination = _named_destination(path, count, can_be_made=isinstance(output, str))
         folder = _target(destination.path).parent if destination.is_file else destination.path
         _try_writing(folder)
         remove_leftovers(folder)
     except RequestError:
         raise
     except (OSError, ValueError) as error:
-        path = default_output_dir() if output is None else output
+        path = default_output_dir() if output is None else Path(output)
         number = getattr(error, "errno", None)
         advice = "free some space or choose another folder" if number in DISK_FULL else "choose another folder"
         machine = number in (*DISK_FULL, errno.EIO)
@@ -105,7 +112,7 @@ def file_name(number: int, record: Record) -> str:
     return name
 
 
-def _named_destination(path: Path, count: int) -> Destination:
+def _named_destination(path: Path, count: int, *, can_be_made: bool) -> Destination:
     mode = _mode(path)
     if mode is not None and stat.S_ISDIR(mode):
         return Destination(path)
@@ -115,8 +122,9 @@ def _named_destination(path: Path, count: int) -> Destination:
     if suffix != ".png":
         if mode is not None:
             raise _refused(path, "is a file; give a folder, or a name that ends in .png.")
+        advice = "end it with a slash to have it made" if can_be_made else "create the folder first"
         or_else = ", or give a name that ends in .png" if count == 1 else ""
-        raise _refused(path, f"does not exist; create the folder first{or_else}.")
+        raise _refused(path, f"does not exist; {advice}{or_else}.")
     if count > 1:
         raise _refused(path, f"is one file and {count} pictures were asked for; give a folder.")
     if mode is not None and not stat.S_ISREG(mode):
@@ -127,6 +135,14 @@ def _named_destination(path: Path, count: int) -> Destination:
     if not stat.S_ISDIR(parent):
         raise _refused(path, f"cannot be saved: {shown_path(path.parent)} is not a folder; choose another.")
     return Destination(path, is_file=True)
+
+
+def _made(path: Path) -> Destination:
+    """A new folder. Raises `OSError`, and `RequestError` where there is nothing to make it in."""
+    if not path.parent.is_dir():
+        raise _refused(path, f"cannot be made: there is no folder {shown_path(path.parent)}; create that first.")
+    path.mkdir()
+    return Destination(path, is_new=True)
 
 
 def _mode(path: Path) -> int | None:

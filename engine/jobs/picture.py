@@ -385,14 +385,16 @@ class Job:
                 **self.decoded,
             },
         )
-        path, notice = save_image(Image.fromarray(pixels.numpy()), record, self.destination)
+        left, top, right, bottom = request.picture_box
+        image = Image.fromarray(pixels[top:bottom, left:right].numpy())
+        path, notice = save_image(image, record, self.destination)
         yield self._end("save", began)
         return ImageSaved(
             **self.stamp(),
             path=path,
             seed=request.seed,
-            width=request.width,
-            height=request.height,
+            width=image.width,
+            height=image.height,
             seconds_by_phase=dict(self.seconds),
             notice=notice,
             predicted_peak_bytes=self.layout.plan.peak_bytes,

@@ -22,6 +22,7 @@ from textual.widgets import OptionList, Static, TextArea
 
 from engine.cli.plan_text import plan_summary
 from engine.events import Preview
+from engine.prompts.variants import expand
 from engine.request import MAX_PROMPT_CHARACTERS, RequestError
 from tui.bindings import LIST_BAR, PROMPT_BAR, bindings_of
 from tui.jobs import Job
@@ -30,7 +31,6 @@ from tui.profile import PreviewSize
 from tui.screens.dialogs import AskText, Confirm, ParametersWindow, SearchPrompts
 from tui.screens.pictures import PicturesScreen
 from tui.text import clean, counted, duration
-from tui.variants import expand
 from tui.widgets.gauge import Gauge, Level
 from tui.widgets.joblist import JobList
 from tui.widgets.lines import HeaderLine, KeyBar, WorkLine

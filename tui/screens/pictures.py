@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from textual.screen import Screen
 
 from engine.folders import shown_path
+from engine.prompts.variants import escape
 from engine.request import Request, RequestError
 from tui.jobs import Job
 from tui.screens.dialogs import Confirm, ReadText
 from tui.text import duration
-from tui.variants import escape
 
 if TYPE_CHECKING:
     from engine.images.metadata import Record, Said
