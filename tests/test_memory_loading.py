@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ def test_memory_that_there_is_not_is_no_fault_of_a_disk() -> None:
             take(2**60)
         assert host_is_full(refused.value)
         assert memory_shortage(refused.value)
+    assert memory_shortage(OSError(errno.ENOMEM, "Cannot allocate memory", "a folder that is listed for an import"))
+    assert not memory_shortage(OSError(errno.EIO, "Input/output error"))
 
 
 def go_on() -> None:
