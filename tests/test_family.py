@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from engine.events import Planned, Simulated
 from engine.families.all import FAMILIES
 from engine.families.flux1 import FLUX1
 from engine.images.save import plan_output
-from engine.library import inventory
+from engine.library import inventory, pairing
+from engine.library.registry import Registry
 from engine.memory import choice
 from engine.precision import FP8, INT8
 from engine.untrusted.headers import read_header
@@ -183,6 +185,45 @@ def test_what_another_family_rounds_is_not_rounded_in_this_one() -> None:
         ]
     finally:
         FAMILIES.remove(other)
+
+
+class Doubled(Toy):
+    """A toy whose transformer has tensors that begin as FLUX.1's do."""
+
+    parts = (replace(Toy.parts[0], prefixes=("model.diffusion_model.",)), *Toy.parts[1:])
+
+    def part_of(self, names: Sequence[str]) -> str:
+        return "transformer" if "double_blocks.toy" in names else super().part_of(names)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_what_a_file_is_does_not_follow_from_the_order_of_the_families(place: int, tmp_path: Path) -> None:
+    other = Doubled()
+    save_toy(tmp_path / "toy")
+    save_tiny(tmp_path / "flux1", guided=True)
+    model = tmp_path / "toy" / "transformer" / "model.safetensors"
+    marked = {**load_file(model), "double_blocks.toy": torch.zeros(1)}
+    save_file(marked, tmp_path / "alone.safetensors")
+    save_file({f"model.diffusion_model.{name}": value for name, value in marked.items()}, tmp_path / "all.safetensors")
+    shutil.copy(model, tmp_path / "toy.safetensors")
+    shutil.copy(next((tmp_path / "toy" / "vae").glob("*.safetensors")), tmp_path / "vae.safetensors")
+    FAMILIES.insert(place, other)
+    try:
+        found = {path: recognise([read_header(tmp_path / path)])[0].family.name for path in TOLD}
+        pairs = pairing.paired(tmp_path / "toy.safetensors", {}, Registry())
+        assert found == TOLD
+        assert pairs.found["vae"].family is other, "a model asks for its own family's"
+    finally:
+        FAMILIES.remove(other)
+
+
+TOLD = {
+    "alone.safetensors": "toy",
+    "all.safetensors": "toy",
+    "flux1/transformer/diffusion_pytorch_model.safetensors": "flux1",
+    "flux1/vae/diffusion_pytorch_model.safetensors": "flux1",
+    "vae.safetensors": "flux1",  # either's; the first by name
+}
 
 
 class Reader(Toy):
