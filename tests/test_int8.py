@@ -253,7 +253,7 @@ def in_blocks(transformer: Any, factors: dict[str, Tensor], given: dict[str, Any
     reader = detach(ours, cuts, given["hidden_states"].dtype)
     embedding = reader.embedder[0](given["timestep"] * 1000, given["guidance"] * 1000, given["pooled_projections"])
     row = torch.cat([reader.linears[name][0](F.silu(embedding)) for name in reader.places], dim=1)
-    reader.stand(folds.tables(row, reader.places))
+    reader.set_row(folds.tables(row, reader.places))
     return ours
 
 
@@ -265,7 +265,7 @@ def in_plain_blocks(transformer: Any, kernels: Mapping[str, Kernel], given: dict
     dtype = given["hidden_states"].dtype
     reader = detach(ours, cuts, dtype)
     embedding = reader.embedder[0](given["timestep"] * 1000, given["guidance"] * 1000, given["pooled_projections"])
-    reader.stand(torch.cat([reader.linears[name][0](F.silu(embedding)) for name in reader.places], dim=1))
+    reader.set_row(torch.cat([reader.linears[name][0](F.silu(embedding)) for name in reader.places], dim=1))
     return ours
 
 

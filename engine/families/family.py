@@ -77,6 +77,10 @@ class Family(ABC):
         """The tokenizer of this name. Raises `KeyError`."""
         return next((each for each in self.tokenizers if each.name == name), None) or _unknown(name)
 
+    def key_of(self, part: str) -> str:
+        """What keys of caches call a part, where families differ in what they do with the same configuration."""
+        return f"{self.name}/{part}"
+
     @property
     @abstractmethod
     def networks(self) -> Networks:

@@ -24,7 +24,7 @@ class Cut:
 
     units: tuple[str, ...] = ()  # modules whose weights move on their own, in the order of use
     step_only: tuple[str, ...] = ()  # the embedder of the step, then linears whose outputs follow from it alone
-    by_library: tuple[str, ...] = ()  # those of them that the library's own code reads, in the dtype computed in
+    read_by_library: tuple[str, ...] = ()  # those whose outputs the library's code reads: in the dtype computed in
     host_tables: tuple[str, ...] = ()  # names of a table whose rows are looked up on the host; files have the first
     repeats: tuple[str, ...] = ()  # lists of layers whose first few have the peak of all
     unused: tuple[str, ...] = ()  # beginnings of parameters that the files have, and nothing here needs

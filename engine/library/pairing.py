@@ -76,7 +76,7 @@ def paired(path: Path, given: Mapping[str, Path], registry: Registry) -> Pairing
     elsewhere: list[str] = []
     for part in family.parts:
         if part.name in given:
-            found[part.name] = _part_in(given[part.name], part.name)
+            found[part.name] = _part_in(given[part.name], part.name, family)
             if wrong := misfit(found[part.name], core):
                 raise RequestError(
                     "model", f"{part.title} in {shown_path(given[part.name])} {wrong}; give the right one."
@@ -278,16 +278,19 @@ def misfit(part: Found, core: Found) -> str:
     return family.foreign(part.component, part.config) or family.misfit(part.component, part.config, core.config)
 
 
-def parts_at(place: Path) -> Sequence[Found]:
+def parts_at(place: Path, families: Sequence[Family] = FAMILIES) -> Sequence[Found]:
     """The parts in a file or in a component's folder; none where nothing there can be used."""
     try:
-        return recognised(place)
+        return recognised(place, families)
     except (RequestError, OSError):
         return ()
 
 
-def recognised(place: Path) -> Sequence[Found]:
-    """The parts in a file or in a component's folder. Raises `RequestError` with the reason where there are none."""
+def recognised(place: Path, families: Sequence[Family] = FAMILIES) -> Sequence[Found]:
+    """The parts in a file or in a component's folder, of one of the families.
+
+    Raises `RequestError` with the reason where there are none.
+    """
     if not place.is_dir():
         check_whole(place)
     files = weight_files(place) if place.is_dir() else (place,)
@@ -299,24 +302,26 @@ def recognised(place: Path) -> Sequence[Found]:
         except OSError as error:
             if file != config:
                 raise unreadable(file, error) from None
-    return _parts_of(files, tuple(stamps))
+    return _parts_of(files, tuple(stamps), tuple(families))
 
 
 @lru_cache(maxsize=MAX_REMEMBERED)
-def _parts_of(files: tuple[Path, ...], stamps: tuple[tuple[int, int], ...]) -> Sequence[Found]:
+def _parts_of(
+    files: tuple[Path, ...], stamps: tuple[tuple[int, int], ...], families: tuple[Family, ...]
+) -> Sequence[Found]:
     """What these files hold; where a stamp is another, that is looked at anew."""
-    parts = recognise([read_header(file) for file in files])
+    parts = recognise([read_header(file) for file in files], families)
     with_own = len(stamps) > len(files) and _alone(files)
     return tuple(with_config(part, trusted=False) if with_own else part for part in parts)
 
 
-def _part_in(place: Path, component: str) -> Found:
+def _part_in(place: Path, component: str, family: Family) -> Found:
     """A part that the person named, by its file, its folder or its model's. Raises `RequestError`."""
     inside = place / component
-    for part in parts_at(inside if inside.is_dir() else place):
+    for part in parts_at(inside if inside.is_dir() else place, [family]):
         if part.component == component:
             return part
-    return component_in(place, component)  # which says what is wrong
+    return component_in(place, component, [family])  # which says what is wrong
 
 
 def _alone(files: Sequence[Path]) -> bool:
@@ -372,7 +377,7 @@ def _from_elsewhere(found: Found) -> str:
 
 def _fitting(component: str, core: Found, places: Iterable[Path]) -> Iterator[Found]:
     for place in places:
-        for part in parts_at(place):
+        for part in parts_at(place, [core.family]):
             if part.component == component and not misfit(part, core):
                 yield part
 

@@ -99,7 +99,7 @@ def _tokenizers_in(folder: Path) -> list[tuple[Tokenizer, Path]]:
 
 def check_names(part: Found) -> None:
     """Raises `RequestError` where the tensors are not those of the part, as far as their names and shapes tell."""
-    entries([read_header(file) for file in part.files], part.component)
+    entries([read_header(file) for file in part.files], part.component, [part.family])
 
 
 def why_unusable(parts: Iterable[Found], transformers: Iterable[Found]) -> str:

@@ -83,9 +83,9 @@ class Activations:
     ) -> int:
         precision = precision_of(self.model.family.part(name), precision)
         kernel = kernel if kernel is not None and precision.is_8_bits else "dequantize"
-        config = self.model.configs[name]
+        part, config = self.model.family.key_of(name), self.model.configs[name]
         key = hashlib.sha256(
-            json.dumps([FORMAT, _versions(), name, config, str(precision), sizes, kernel]).encode()
+            json.dumps([FORMAT, _versions(), part, config, str(precision), sizes, kernel]).encode()
         ).hexdigest()[:32]
         if key not in self._known:
             file = cache_dir() / "plans" / f"{key}.json"

@@ -1,6 +1,7 @@
 """Where the 8-bit form of which weights lies in the cache; `engine.weights.converted` makes it. torch is not imported.
 
-A file's name has 32 digits that are called its content. What has the same content is kept once.
+A file's name has 32 digits that are called its content. What has the same content is kept once, for all families: one
+that calls a part as another does, and rounds the same of its layers, finds what was made for that.
 
 What a set of files contains is known without reading them whole, from an index, by the files' names, sizes, times and
 samples of their content.

@@ -207,7 +207,7 @@ def part_of(files: Sequence[Path], component: str, families: Sequence[Family] = 
     raise RequestError("model", f"{shown_path(files[0])} holds {others}, not the {wanted} that is needed there.")
 
 
-def component_in(path: Path, component: str) -> Found:
+def component_in(path: Path, component: str, families: Sequence[Family] = FAMILIES) -> Found:
     """A component in a model's folder, in the component's own folder, or in a file.
 
     Its configuration is config.json's where there is one beside the weights, else what the shapes tell.
@@ -225,7 +225,7 @@ def component_in(path: Path, component: str) -> Found:
         files = (path,)
     else:
         raise RequestError("model", f"{shown_path(path)} is not there; give a file or a folder with weights.")
-    return with_config(part_of(files, component))
+    return with_config(part_of(files, component, families))
 
 
 def with_config(found: Found, *, trusted: bool = True) -> Found:

@@ -628,7 +628,7 @@ def detached(config: Mapping[str, Any], device: torch.device) -> Any:
     reader = modulation.detach(transformer, cut("transformer", transformer), torch.bfloat16)
     reader.embedder.clear()
     reader.linears.clear()
-    reader.stand(torch.randn(1, reader.total, device=device).mul_(0.1).bfloat16())
+    reader.set_row(torch.randn(1, reader.total, device=device).mul_(0.1).bfloat16())
     return transformer
 
 
@@ -643,7 +643,7 @@ def in_int8(transformer: Any) -> None:
             target._parameters[leaf] = nn.Parameter(value, requires_grad=False)
         layer.weight = None
     blocks.install(transformer, KERNELS, folded=True)
-    transformer.time_text_embed.stand(transformer.time_text_embed.row.float())
+    transformer.time_text_embed.set_row(transformer.time_text_embed.row.float())
 
 
 def step(transformer: Any, config: Mapping[str, Any], side: int, text: int, kernel: str | None = None) -> Tensor:

@@ -52,6 +52,9 @@ class Flux1(Family):
 
         return NETWORKS
 
+    def key_of(self, part: str) -> str:
+        return part  # its caches are older than other families
+
     def part_of(self, names: Sequence[str]) -> str:
         return files.part_of(names)
 
