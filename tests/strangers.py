@@ -302,7 +302,7 @@ def read_app(place: Path, rng: Random) -> Sequence[str]:
         if rng.random() < 0.1:
             app.client.start = lambda opening: None  # type: ignore[method-assign]
             asyncio.run(_run(app))
-            said = [text for _, text in app.said]
+            said = [text for _, text in app.shared.said]
     finally:
         app.session.history.close()
     return [line for text in said for line in text.split("\n") if not line.startswith("From last time")]

@@ -375,7 +375,7 @@ def test_hostile_prompts_are_only_text(text: str) -> None:
                 assert "\x07" not in shown
             job = app.session.running
             app.session._finish("failed", f"in denoise: {text}")
-            app.say(f"failed: {text}", "error")
+            app.shared.say(f"failed: {text}", "error")
             app.main.update()
             await pilot.pause()
             assert app.is_running
@@ -853,8 +853,8 @@ def test_a_second_press_does_not_cancel_the_next_job() -> None:
 def test_the_messages_can_be_read_again() -> None:
     async def test() -> None:
         async with running(engine=False) as (app, pilot):
-            app.say("first [/b]")
-            app.say("second")
+            app.shared.say("first [/b]")
+            app.shared.say("second")
             await pilot.press("escape", "m")
             assert isinstance(app.screen, ReadText)
             text = screen_text(app)

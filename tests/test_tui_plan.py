@@ -233,7 +233,7 @@ def test_what_the_engine_notices_is_told_once() -> None:
 def test_the_gauge_of_a_card_shows_budget_and_prediction() -> None:
     async def test() -> None:
         async with running((120, 40), engine=False) as (app, pilot):
-            app.card_sample = CardSample("RTX 3060", 5 * GIB, 12 * GIB, 97, 71, 140.0)
+            app.shared.card.sample = CardSample("RTX 3060", 5 * GIB, 12 * GIB, 97, 71, 140.0)
             app.session.peak_bytes = 3 * GIB
             await submit(app, pilot)
             app.main.update_progress()
@@ -291,10 +291,10 @@ def test_the_gauge_of_an_earlier_card_does_not_stay() -> None:
         async with running(engine=False) as (app, pilot):
             from tui.client import Received
 
-            app.card_sample = CardSample("RTX 3060", 5 * GIB, 12 * GIB)
+            app.shared.card.sample = CardSample("RTX 3060", 5 * GIB, 12 * GIB)
             app.post_message(Received(None, ModelLoaded("cpu", "CPU", None, 0.1)))  # type: ignore[arg-type]
             await pilot.pause()
-            assert app.card_sample is None
+            assert app.shared.card.sample is None
 
     run(test())
 
@@ -350,7 +350,7 @@ def test_what_needs_a_picture_refuses_and_the_rest_works() -> None:
             app.main.prompt.put("")
             await pilot.press("escape", "home")
             for key in ("v", "f3", "o", "ctrl+o", "f", "c", "y", "Y"):
-                app.said.clear()
+                app.shared.said.clear()
                 await pilot.press(key)
                 assert app.screen is app.main, key
                 assert [note for note in notes(app) if "This job is simulated" in note], key

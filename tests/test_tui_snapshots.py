@@ -89,8 +89,8 @@ def test_the_models_look_as_they_did(size: tuple[int, int], tmp_path: Path, monk
             await settled(pilot, app)
             await pilot.press("down", "down")
             progress = PullProgress(3 * 2**30, 31 * 2**30, 11 * 2**20, 2600.0, "")
-            app.library.pull = Pull("flux.1-schnell", progress)
-            app.models_changed.publish(None)
+            app.shared.library.pull = Pull("flux.1-schnell", progress)
+            app.shared.models_changed.publish(None)
             await settled(pilot, app)
             text = screen_text(app) + "\n"
             if UPDATE:

@@ -206,7 +206,7 @@ def test_an_engine_that_hangs_is_said_and_ended_and_its_picture_begins_anew(monk
             assert not session.cancelling
 
             # It hangs, and the picture was given up: the second press ends the engine, and the next picture begins.
-            app.last_cancel = None
+            app.dispatcher.last_cancel = None
             monkeypatch.setattr("tui.session.OVER_SECONDS", 60.0)  # before it is said
             second = await hang(app, pilot)
             await pilot.press("ctrl+c", "ctrl+c")

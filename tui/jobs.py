@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from engine.request import Request
 
@@ -29,3 +31,39 @@ class Job:
     seconds: float | None = None  # that it took, loading included; of a simulated one an estimate
     simulated: bool = False  # only its plan, memory and time are played through
     peak_bytes: int | None = None  # of the card, measured; of a simulated one what it held
+
+
+def job_to_json(job: Job) -> str:
+    """All of a job but its id and state, as ASCII."""
+    values = {field.name: getattr(job, field.name) for field in fields(job) if field.name not in ("id", "state")}
+    values["request"] = job.request.to_dict()
+    values["path"] = None if job.path is None else str(job.path)
+    return json.dumps(values)
+
+
+def job_from_json(id: Any, state: Any, text: Any) -> Job:
+    """The job whose other values are in `text`; all three are not trusted.
+
+    Raises `ValueError`, `TypeError`, `KeyError` or `RecursionError` for what is none.
+    """
+    if not isinstance(text, str) or not text.isascii():  # ours are; others may hold bytes that are no text at all
+        raise ValueError
+    values = json.loads(text)
+    values["request"] = Request.from_dict(values["request"])
+    values["path"] = None if values["path"] is None else Path(values["path"])
+    job = Job(id=id, state=state, **values)
+    texts = (job.id, job.model, job.output, job.message)
+    if job.state not in STATES or not all(isinstance(value, str) for value in texts):
+        raise ValueError
+    if "\0" in job.output or b"\0" in os.fsencode(job.path or "") or type(job.simulated) is not bool:
+        raise ValueError  # as `os.fsencode` does for what no path can hold
+    if type(job.peak_bytes) is float:
+        raise ValueError
+    measured = [value for value in (job.seconds, job.peak_bytes) if value is not None]
+    if not all(map(_is_number, (job.created, *measured))):
+        raise ValueError
+    return job
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value < 2**63  # type: ignore[operator]

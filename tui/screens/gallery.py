@@ -25,6 +25,7 @@ from engine.images.save import NUMBERED
 from engine.request import RequestError
 from tui.bindings import GALLERY_BAR, bindings_of
 from tui.screens.pictures import PicturesScreen
+from tui.shared import Shared
 from tui.text import shortened
 from tui.widgets.field import Field
 from tui.widgets.grid import PictureFile, PictureGrid
@@ -77,8 +78,8 @@ class Gallery(PicturesScreen):
         generation: int
         frames: dict[PictureFile, Preview | None]
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
+    def __init__(self, shared: Shared, folder: Path) -> None:
+        super().__init__(shared)
         self._folder = folder.expanduser().absolute()  # as the engine spells its pictures: stars go by the path
         self._files: list[PictureFile] = []  # all of them
         self._shown: list[PictureFile] = []  # those that pass the filters
@@ -92,9 +93,9 @@ class Gallery(PicturesScreen):
 
     def compose(self) -> ComposeResult:
         """From top to bottom."""
-        t2i = self.t2i
-        yield HeaderLine(ascii_only=t2i.profile.ascii, id="header")
-        yield PictureGrid(self._caption, rendering=t2i.rendering, ascii_only=t2i.profile.ascii, id="grid")
+        shared = self.shared
+        yield HeaderLine(ascii_only=shared.profile.ascii, id="header")
+        yield PictureGrid(self._caption, rendering=shared.profile.rendering, ascii_only=shared.profile.ascii, id="grid")
         yield Static(id="status", markup=False)
         yield Field(placeholder="words of the prompt", id="filter")
         yield KeyBar(id="keys")
@@ -106,7 +107,7 @@ class Gallery(PicturesScreen):
         self.filter.cursor_blink = False
         self._show_keys()
         self.grid.focus()
-        self._favourites = self.t2i.session.history.favourites()
+        self._favourites = self.shared.session.history.favourites()
         self._show()
         self.refresh_folder()
 
@@ -115,7 +116,7 @@ class Gallery(PicturesScreen):
     def refresh_folder(self) -> None:
         """Look for new pictures; returns at once."""
         self._listing += 1
-        generation, folder, keys = self._listing, self._folder, self.t2i.keys
+        generation, folder, keys = self._listing, self._folder, self.shared.keys
 
         def read() -> None:
             files: list[PictureFile] = []
@@ -144,7 +145,7 @@ class Gallery(PicturesScreen):
     def _wanted(self, event: PictureGrid.Wanted) -> None:
         """What is on the screen: texts first, then the thumbnails, a few at a time."""
         self._drawing += 1
-        generation, thumbnails = self._drawing, self.t2i.thumbnails
+        generation, thumbnails = self._drawing, self.shared.thumbnails
         unknown = [file for file in event.files if file not in self._facts]
 
         def read() -> None:
@@ -224,7 +225,7 @@ class Gallery(PicturesScreen):
 
     def _sentence(self) -> str:
         """Why there is no picture, where there is none."""
-        keys = self.t2i.keys
+        keys = self.shared.keys
         if self._problem is not None:
             return self._problem
         if not self._files:
@@ -256,7 +257,7 @@ class Gallery(PicturesScreen):
             return ""
         place = f"{self.grid.place + 1}/{len(self._shown)}"
         prompt, name = self._facts.get(file, Facts()).prompt, file.path.name
-        ellipsis = "..." if self.t2i.profile.ascii else "\u2026"
+        ellipsis = "..." if self.shared.profile.ascii else "\u2026"
         room = self.size.width - 2 - len(place) - 4
         name = shortened(name, max(room - cell_len(prompt), room // 3), ellipsis)
         return f"{place}  {shortened(prompt, room - cell_len(name), ellipsis)}  {name}"
@@ -265,12 +266,12 @@ class Gallery(PicturesScreen):
         facts = self._facts.get(file)
         if facts is None:
             return ""
-        star = ("+ " if self.t2i.profile.ascii else "\u2605 ") if file.path in self._favourites else ""
+        star = ("+ " if self.shared.profile.ascii else "\u2605 ") if file.path in self._favourites else ""
         text = f"{facts.seed} {facts.prompt}" if facts.seed is not None else file.path.name
         return f"{star}{text}"
 
     def _show_keys(self) -> None:
-        keys = self.t2i.keys
+        keys = self.shared.keys
         bar = tuple((keys.shown(name), keys[name].label) for name in GALLERY_BAR)
         self.query_one(KeyBar).show((("Enter", "Keep"), ("Esc", "All pictures")) if self.filter.display else bar)
 
@@ -335,11 +336,10 @@ class Gallery(PicturesScreen):
         return self._shown[place + step].path
 
     def pictures_changed(self) -> None:
-        """Stars, or the folder; the main screen's list shows both, too."""
-        self._favourites = self.t2i.session.history.favourites()
+        """Stars, or the folder."""
+        self._favourites = self.shared.session.history.favourites()
         self._show()
         self.refresh_folder()
-        self.t2i.main.pictures_changed()
 
 
 def pictures_in(folder: Path) -> list[PictureFile]:

@@ -20,6 +20,7 @@ from engine.images.metadata import Record, read_record
 from engine.request import RequestError
 from tui.bindings import bindings_of
 from tui.screens.pictures import PicturesScreen
+from tui.shared import Shared
 from tui.text import shortened
 from tui.thumbnails import read_small
 from tui.widgets.picture import PictureView
@@ -52,9 +53,9 @@ class Viewer(PicturesScreen):
         frame: Preview | None
         record: Record | None
 
-    def __init__(self, path: Path, neighbour: Callable[[Path, int], Path | None]) -> None:
+    def __init__(self, shared: Shared, path: Path, neighbour: Callable[[Path, int], Path | None]) -> None:
         """`neighbour` gives the picture before (-1) or after (1) another one, if there is one."""
-        super().__init__()
+        super().__init__(shared)
         self._file = path
         self._neighbour = neighbour
         self._next_file: Path | None = None  # where a deleted picture leaves a gap
@@ -64,9 +65,9 @@ class Viewer(PicturesScreen):
 
     def compose(self) -> ComposeResult:
         """The picture, and a line of text below it."""
-        images = self.t2i.images
+        images = self.shared.images
         if images is None:
-            yield PictureView(rendering=self.t2i.rendering, id="picture")
+            yield PictureView(rendering=self.shared.profile.rendering, id="picture")
         else:
             self._image = images()
             with Container(id="frame"):
@@ -84,7 +85,7 @@ class Viewer(PicturesScreen):
 
     def _load(self) -> None:
         self._loading += 1
-        generation, path, thumbnails = self._loading, self._file, self.t2i.thumbnails
+        generation, path, thumbnails = self._loading, self._file, self.shared.thumbnails
         room = None if self._image is not None else self.query_one(PictureView).room
 
         def read() -> None:
@@ -118,7 +119,7 @@ class Viewer(PicturesScreen):
         self._show_line(self._description())
 
     def _show_line(self, text: str) -> None:
-        text = shortened(text, self.size.width, "..." if self.t2i.profile.ascii else "\u2026")
+        text = shortened(text, self.size.width, "..." if self.shared.profile.ascii else "\u2026")
         if self._image is not None:
             self.query_one("#line", Static).update(Content(text), layout=False)
         else:
@@ -128,7 +129,7 @@ class Viewer(PicturesScreen):
         loaded, name = self._loaded, self._file.name
         if loaded is None or loaded.frame is None:
             return f"{name} cannot be shown"
-        star = ("+ " if self.t2i.profile.ascii else "\u2605 ") * self.t2i.session.history.is_favourite(self._file)
+        star = ("+ " if self.shared.profile.ascii else "\u2605 ") * self.shared.session.history.is_favourite(self._file)
         if loaded.record is None:
             return f"{star}{name}"
         request = loaded.record.request
@@ -152,8 +153,9 @@ class Viewer(PicturesScreen):
 
     def action_back(self) -> None:
         """To the screen below, where the gallery follows. (Not before: Textual paints this screen for it, too.)"""
-        below = screen_below(self)
-        if below is not None:
+        stack = self.app.screen_stack
+        below = stack[max(0, stack.index(self) - 1)]
+        if isinstance(below, PicturesScreen):
             below.select(self._file)
         self.dismiss()
 
@@ -172,19 +174,9 @@ class Viewer(PicturesScreen):
 
     def pictures_changed(self) -> None:
         """A star, or the picture has gone."""
-        below = screen_below(self)
-        if below is not None:
-            below.pictures_changed()
         if self._file.is_file():
             self._show_line(self._description())
         elif self._next_file is not None:
             self._go_to(self._next_file)
         else:
             self.dismiss()
-
-
-def screen_below(screen: PicturesScreen) -> PicturesScreen | None:
-    """The screen with pictures that `screen` lies on."""
-    stack = screen.app.screen_stack
-    below = stack[max(0, stack.index(screen) - 1)]
-    return below if isinstance(below, PicturesScreen) and below is not screen else None
