@@ -630,6 +630,37 @@ def test_an_older_history_is_brought_up_to_date(folder: Path, monkeypatch: pytes
     assert ask(folder, "PRAGMA user_version") == [(database.SCHEMA_VERSION,)]
 
 
+def test_a_history_of_the_first_version_is_read_and_taken_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as old:  # as the program was: a history, and one that was used while that was locked
+        old.setattr(database, "VERSIONS", (database.SCHEMA,))
+        old.setattr(database, "SCHEMA_VERSION", 1)
+        old.setattr(database, "TABLES", ("favourites", "sessions", "saved", "jobs"))
+        for name, prompt in (("history-2.sqlite3", "beside"), ("history.sqlite3", "first")):
+            folder.mkdir(exist_ok=True)
+            db = database._connect(folder / name, [])
+            db.execute(database.ADD_PROMPT, (prompt.encode(),))
+            db.close()
+    one = History.open(folder)
+    assert (one.notices, one.prompts()) == ([], ["beside", "first"])
+    one.put(a_job("new", "done", id="new"), {"samples": [1]})
+    assert one.course("new") == {"samples": [1]}
+    one.close()
+
+
+def test_a_course_is_kept_with_its_job_and_goes_with_it(open_history: Callable[..., History], folder: Path) -> None:
+    one = open_history()
+    job = a_job("one", "done", id="one")
+    one.put(job, {"samples": [[1, 2]]})
+    one.put(replace(job, message="told later"))
+    other = open_history()
+    assert other.course("one") == {"samples": [[1, 2]]}
+    assert other.course("none") is None
+    ask(folder, "UPDATE courses SET course = ?", "{no json")
+    assert other.course("one") is None
+    other.remove("one")
+    assert ask(folder, "SELECT * FROM courses") == []
+
+
 @pytest.mark.parametrize("version", [-1, 0, database.SCHEMA_VERSION])
 def test_another_programs_database_is_set_aside(folder: Path, version: int) -> None:
     folder.mkdir()

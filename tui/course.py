@@ -29,6 +29,7 @@ GAP_SECONDS = 0.005  # between two phases, that is no loading
 SAVE_SECONDS = 0.05  # foreseen
 MAX_SAMPLES = 4000  # then every second one goes
 KEPT_SAMPLES, KEPT_STEPS = 240, 200  # in the short form
+TICKS = 10_000  # a second, in the short form
 MAX_BYTES, MAX_SECONDS = 2**50, 10**7  # of what is read back
 
 
@@ -55,8 +56,10 @@ class Slope:
 class Course:
     """One picture on its way."""
 
-    def __init__(self, plan: Plan | None = None) -> None:
+    def __init__(self, plan: Plan | None = None, *, simulated: bool = False) -> None:
+        """`simulated`: nobody waits for it, and its time is what events say that it would take."""
         self.plan = plan
+        self._simulated = simulated
         self.in_ram = False  # there is no card: memory is the process's
         self.steps = 0 if plan is None else plan.steps
         self.step_ends: list[float] = []
@@ -80,10 +83,7 @@ class Course:
 
     def take(self, event: Event) -> None:
         """Take over what an event says."""
-        now, estimated = max(self._now, event.elapsed_seconds), False
-        if isinstance(event, PhaseFinished | StepFinished) and event.estimated:  # nobody waits in a simulation
-            estimated = True
-            now = self._now + (event.seconds if isinstance(event, StepFinished) or event.phase != "denoise" else 0)
+        now = self._estimated(event) if self._simulated else max(self._now, event.elapsed_seconds)
         match event:
             case Planned(plan=plan):
                 self.plan, self.steps = plan, plan.steps
@@ -102,14 +102,25 @@ class Course:
             if self._running is not None and not isinstance(event, Simulated):
                 self._done.append(Stretch(*self._running, now))
             self._running, self.ended = None, True
-        elif self.plan is not None and (estimated or not isinstance(event, PhaseStarted)):
+        elif self.plan is not None and not (self._simulated and isinstance(event, PhaseStarted)):
             memory = event.memory
             used = memory.ram_bytes if self.in_ram else memory.device_bytes
             if used is not None:
-                if estimated:
+                if self._simulated:
                     self._add(self._now, used)
                 self._add(now, used)
         self._now = now
+
+    def _estimated(self, event: Event) -> float:
+        """When an event of a simulated run would come."""
+        match event:
+            case PhaseStarted(phase=phase):
+                return self._now + self._loading_before(phase)
+            case StepFinished(seconds=seconds):
+                return self._now + seconds
+            case PhaseFinished(phase=phase, seconds=seconds) if phase != "denoise":
+                return self._now + seconds
+        return self._now
 
     def sampled(self, samples: Iterable[MemorySample]) -> None:
         """Take over what was measured."""
@@ -215,10 +226,10 @@ class Course:
     # The short form.
 
     def to_dict(self) -> dict[str, Any]:
-        """A few kilobytes of plain values: milliseconds and KiB, as whole numbers."""
+        """A few kilobytes of plain values: tenths of milliseconds and KiB, as whole numbers."""
 
         def moments(values: Sequence[float]) -> list[int]:
-            return [round(1000 * value) for value in values]
+            return [round(TICKS * value) for value in values]
 
         step = max(1, math.ceil(len(self.step_ends) / KEPT_STEPS))
         return {
@@ -226,7 +237,7 @@ class Course:
             "budget": self.budget_bytes >> 10,
             "stretches": [[each.phase, *moments((each.began, each.ended))] for each in self.stretches()],
             "steps": moments(self.step_ends[step - 1 :: step]),
-            "samples": [[round(1000 * when), used >> 10] for when, used in _thinned(self.samples, KEPT_SAMPLES)],
+            "samples": [[round(TICKS * when), used >> 10] for when, used in _thinned(self.samples, KEPT_SAMPLES)],
             "slopes": [
                 [*moments((each.began, each.ended)), each.first_bytes >> 10, each.last_bytes >> 10]
                 for each in self.slopes()
@@ -274,4 +285,4 @@ def _whole(value: object, most: int) -> int:
 
 
 def _seconds(moment: object) -> float:
-    return _whole(moment, 1000 * MAX_SECONDS) / 1000
+    return _whole(moment, TICKS * MAX_SECONDS) / TICKS

@@ -44,9 +44,13 @@ SCHEMA = (  # of version 1; text that may hold what UTF-8 cannot (lone surrogate
     "CREATE INDEX jobs_finished ON jobs (finished)",
     "CREATE INDEX jobs_position ON jobs (session, position)",
 )
-VERSIONS = (SCHEMA,)  # statements that make each version out of the one before, the first out of nothing
+COURSES = (  # of version 2: a job's memory over time, which goes when the job does
+    f"CREATE TABLE courses (job TEXT PRIMARY KEY, course TEXT NOT NULL){STRICT}",
+    "CREATE TRIGGER job_gone AFTER DELETE ON jobs BEGIN DELETE FROM courses WHERE job = OLD.id; END",
+)
+VERSIONS = (SCHEMA, COURSES)  # statements that make each version out of the one before, the first out of nothing
 SCHEMA_VERSION = len(VERSIONS)
-TABLES = ("favourites", "sessions", "saved", "jobs")  # and prompts: what a history holds
+TABLES = ("favourites", "sessions", "saved", "jobs", "courses")  # and prompts: what a history holds
 ADD_PROMPT = "INSERT OR REPLACE INTO prompts (text) VALUES (?)"  # under a new id, the highest
 RESULTS = "jobs WHERE finished NOT NULL ORDER BY finished DESC, rowid DESC"
 
@@ -174,10 +178,7 @@ def _prepare(db: sqlite3.Connection) -> bool:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version == 0 and db.execute("SELECT 1 FROM sqlite_master").fetchone():
             raise sqlite3.DatabaseError("another program made it")
-        for statements in VERSIONS[version:]:
-            for statement in statements:
-                db.execute(statement)
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")  # always: the trial that it can be written
+        _bring_up_to_date(db, version)
         older = "(SELECT id FROM {} LIMIT -1 OFFSET ?)"
         db.execute(f"DELETE FROM prompts WHERE id IN {older.format('prompts ORDER BY id DESC')}", (PROMPTS_KEPT,))
         db.execute(f"DELETE FROM jobs WHERE id IN {older.format(RESULTS)}", (RESULTS_KEPT,))
@@ -186,6 +187,13 @@ def _prepare(db: sqlite3.Connection) -> bool:
     with suppress(sqlite3.OperationalError):  # no WAL now (another app has a lock) or here: the plain journal will do
         db.execute("PRAGMA journal_mode = WAL")
     return bool(version == 0)
+
+
+def _bring_up_to_date(db: sqlite3.Connection, version: int) -> None:
+    for statements in VERSIONS[version:]:
+        for statement in statements:
+            db.execute(statement)
+    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")  # always: the trial that it can be written
 
 
 def _take_over(db: sqlite3.Connection, other: Path) -> None:
@@ -198,8 +206,10 @@ def _take_over(db: sqlite3.Connection, other: Path) -> None:
     with closing(sqlite3.connect(other, timeout=0, isolation_level=None)) as source:
         source.execute("PRAGMA locking_mode = EXCLUSIVE")  # nobody else has it open
         with transaction(source):
-            if source.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
+            version = source.execute("PRAGMA user_version").fetchone()[0]
+            if not 0 < version <= SCHEMA_VERSION:
                 return
+            _bring_up_to_date(source, version)
             held = rows(source)
             if any(held.values()):
                 with transaction(db):

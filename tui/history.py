@@ -161,18 +161,27 @@ class History:
 
     # Jobs
 
-    def put(self, job: Job) -> None:
-        """Keep `job` as it is now. A new one, or one that is queued again, goes to the end of this session's queue."""
-        self.put_all([job])
+    def put(self, job: Job, course: dict[str, Any] | None = None) -> None:
+        """Keep `job` as it is now, and its `course` (JSON values). A new one, or one that is queued again, goes to the
+        end of this session's queue."""
+        self.put_all([job], course=course)
 
-    def put_all(self, jobs: Sequence[Job], order: Sequence[str] | None = None, prompt: str | None = None) -> None:
+    def put_all(
+        self,
+        jobs: Sequence[Job],
+        order: Sequence[str] | None = None,
+        prompt: str | None = None,
+        course: dict[str, Any] | None = None,
+    ) -> None:
         """Keep several jobs as they are now, put the queue into `order`, and make `prompt` the newest: one sync."""
         rows = [self._row(job) for job in jobs]
+        courses = [(job.id, json.dumps(course)) for job in jobs] if course is not None else []
 
         def change() -> None:
             if prompt is not None:
                 self._db.execute(database.ADD_PROMPT, (_blob(prompt),))
             self._db.executemany(PUT_JOB, rows)
+            self._db.executemany("INSERT OR REPLACE INTO courses VALUES (?, ?)", courses)
             if order is not None:
                 self._order(order)
 
@@ -201,6 +210,12 @@ class History:
     def queue(self) -> list[Job]:
         """This session's jobs that are running or queued, in this order."""
         return self._jobs(self._read(QUEUE, self._session))
+
+    def course(self, job_id: str) -> Any:
+        """What was kept of a job's course, as JSON values that are not trusted; None where nothing was."""
+        length = f"CASE WHEN length(course) <= {MAX_TEXT} THEN course END"
+        rows = self._read(f"SELECT {length} FROM courses WHERE job = ?", job_id)
+        return _parsed(rows[0][0]) if rows else None
 
     def results(self, limit: int = 200) -> list[Job]:
         """What all sessions finished, failed at or cancelled, the newest first."""
