@@ -120,6 +120,44 @@ def test_a_sampler_of_another_name_is_known_by_its_inputs(tmp_path: Path) -> Non
     assert said(tmp_path, prompt=graph).record.request.seed == 7
 
 
+@pytest.mark.parametrize(
+    ("loader", "left_out"),
+    [
+        (
+            node("Power Lora Loader (rgthree)", lora_1={"on": True, "lora": "ink.safetensors", "strength": 1}),
+            "LoRA ink.safetensors",
+        ),
+        (
+            node("LoraLoader|pysssss", lora_name={"content": "ink.safetensors"}, strength_model=1),
+            "LoRA ink.safetensors",
+        ),
+        (node("CR Apply LoRA Stack", lora_stack=["9", 0]), "CR Apply LoRA Stack"),
+        (node("LoraTagLoader", text="<lora:ink:1>"), "LoraTagLoader"),
+        (node("Lora Stacker", lora_name_1="None", lora_name_2="ink.safetensors"), "LoRA ink.safetensors"),
+        (node("Power Lora Loader (rgthree)", lora_1={"on": False, "lora": "ink.safetensors", "strength": 1}), None),
+        (node("LoraLoaderModelOnly", lora_name="ink.safetensors", strength_model=0), None),
+        (node("Odd Patch"), "Odd Patch"),
+    ],
+    ids=lambda value: value["class_type"] if isinstance(value, dict) else str(value),
+)
+def test_adapters_are_named_however_they_are_listed(loader: Any, left_out: str | None, tmp_path: Path) -> None:
+    loader = {**loader, "inputs": {**loader["inputs"], "model": ["1", 0]}}
+    found = said(tmp_path, prompt=changed(SIMPLE, "5", model=["8", 0]) | {"8": loader})
+    assert found.left_out == (() if left_out is None else (left_out,))
+    assert found.model == "flux1-dev-fp8.safetensors"
+
+
+def test_an_adapter_in_a_loader_of_everything_is_named(tmp_path: Path) -> None:
+    found = said(tmp_path, prompt=changed(SIMPLE, "1", lora_name="ink.safetensors"))
+    assert (found.left_out, found.model) == (("LoRA ink.safetensors",), "flux1-dev-fp8.safetensors")
+
+
+def test_what_comes_from_nodes_that_are_not_known_is_named(tmp_path: Path) -> None:
+    inputs = {name: ["8", 0] for name in ("cfg", "denoise", "sampler_name", "scheduler", "model")}
+    found = said(tmp_path, prompt=changed(SIMPLE, "5", **inputs) | {"8": node("Odd")})
+    assert found.left_out == ("scheduler", "denoise", "sampler", "CFG scale", "Odd", "model")
+
+
 def test_what_python_writes_instead_of_json_does_not_matter(tmp_path: Path) -> None:
     graph = SIMPLE | {"9": {**node("Random"), "is_changed": [float("nan")]}}
     assert said(tmp_path, prompt=graph).record.request.prompt == "a cat"

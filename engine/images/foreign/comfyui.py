@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from engine.images.foreign.graph import (
@@ -61,7 +60,8 @@ def _read_sampler(nodes: Graph, sampler: Node, found: Found) -> None:
     _read_steps_done(nodes, sampler, found)
 
     guide = guider if guider is not None else sampler
-    cfg: Any = next((n for name in ("cfg", "true_gs") if (n := number_of(nodes, guide, name)) is not None), None)
+    named = next((name for name in ("cfg", "true_gs") if name in guide.inputs), "cfg")
+    cfg = _number(nodes, guide, named, found, "CFG scale")
     if cfg is None and (guide.kind == "BasicGuider" or "conditioning" in guide.inputs):
         cfg = 1
     if cfg is not None:
@@ -93,14 +93,22 @@ def _read_steps_done(nodes: Graph, sampler: Node, found: Found) -> None:
 
 
 def _take(nodes: Graph, node: Node, name: str, found: Found, setting: str = "") -> None:
-    value = text_of(nodes, node.inputs.get(name), found) if name in ("sampler_name", "scheduler") else None
+    value: Any = text_of(nodes, node.inputs.get(name), found) if name in ("sampler_name", "scheduler") else None
     if value is None:
-        value = number_of(nodes, node, name)
+        value = _number(nodes, node, name, found, setting or name)
     if name == "denoise":
         if value is not None and value != 1:
             found.left_out.append(("denoise", value))
     elif value is not None:
         found.values.append((setting or name, value))
+
+
+def _number(nodes: Graph, node: Node, name: str, found: Found, setting: str) -> Any:
+    """A number that is an input of `node`; named as left out where it comes from a node that is not known."""
+    value = number_of(nodes, node, name)
+    if value is None and is_link(node.inputs.get(name)):
+        found.left_out.append((setting, ""))
+    return value
 
 
 def _read_conditioning(nodes: Graph, link: Any, found: Found, *, positive: bool) -> None:
@@ -111,7 +119,7 @@ def _read_conditioning(nodes: Graph, link: Any, found: Found, *, positive: bool)
             if node.kind != "Reroute" and not positive:
                 return
             continue
-        guidance = number_of(nodes, node, "guidance")
+        guidance = _number(nodes, node, "guidance", found, "guidance")
         if guidance is not None and positive:
             found.values.append(("guidance", guidance))
         other = "negative" if not positive or slot == 2 else "positive"
@@ -140,31 +148,45 @@ def _read_model(nodes: Graph, link: Any, found: Found) -> None:
     def before(node: Node, slot: int) -> Any:
         return next((node.inputs[name] for name in ("model", "unet", "") if is_link(node.inputs.get(name))), None)
 
+    named = not is_link(link)
     for node, _slot in walk(nodes, link, before):
         name = next((node.inputs[key] for key in MODEL_NAMES if isinstance(node.inputs.get(key), str)), None)
-        adapters = list(_adapters(node))
+        adapters = _adapters(node)
         found.left_out += [("LoRA", adapter) for adapter in adapters]
-        if name is not None and not adapters:
+        if name is not None and not (adapters and "lora" in node.kind.lower()):
             found.values.append(("model", name))
+            named = True
         elif node.kind == "ModelSamplingFlux":
             shifts = number_of(nodes, node, "max_shift"), number_of(nodes, node, "base_shift")
             if shifts != (1.15, 0.5):  # else it is what FLUX.1 does by itself
                 found.left_out.append((f"shift {shifts[0]} to {shifts[1]}", ""))
-        elif "lora" not in node.kind.lower() and node.kind != "Reroute":
+        elif not adapters and not _lists_adapters(node) and node.kind != "Reroute":
             found.left_out.append((node.kind, ""))
+    if not named:
+        found.left_out.append(("model", ""))
 
 
-def _adapters(node: Node) -> Iterator[str]:
+def _lists_adapters(node: Node) -> bool:
+    """Whether a node says which LoRAs it takes, be it none: a stack of them can come from elsewhere."""
     if "lora" not in node.kind.lower():
-        return
+        return False
+    lists = [value for key, value in node.inputs.items() if isinstance(value, dict) or key.startswith("lora")]
+    return bool(lists) and not any(map(is_link, lists))
+
+
+def _adapters(node: Node) -> list[str]:
+    """The LoRAs that a node takes with a strength of more than 0."""
+    found = []
     for key, value in node.inputs.items():
-        if isinstance(value, dict):  # a list with switches
-            if value.get("on", True) and value.get("strength", 1) != 0:
-                yield str(value.get("lora", ""))
+        if isinstance(value, dict) and "lora" in node.kind.lower():  # a list with switches
+            name = value.get("lora", value.get("content", ""))
+            if name and value.get("on", True) and value.get("strength", 1) != 0:
+                found.append(str(name))
         elif key.startswith("lora") and isinstance(value, str) and "." in value:
             strength = node.inputs.get(key.replace("lora_name", "strength_model"), 1)
             if strength != 0:
-                yield value.replace("\\", "/").rpartition("/")[2]
+                found.append(value.replace("\\", "/").rpartition("/")[2])
+    return found
 
 
 def _latents(nodes: Graph, sampler: Node, seen: set[str], found: Found) -> str | None:
