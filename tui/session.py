@@ -324,7 +324,7 @@ class Session:
 
     @property
     def work(self) -> Work:
-        """What it is at."""
+        """What the engine is at."""
         pixels = 0.0 if self.running is None else self.parameters.pixels(self.running.request)
         on_card = self.device not in ("", "CPU")
         return Work(self.progress, self.plan, pixels, on_card, self.running is not None, self.cancelling)
