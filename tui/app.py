@@ -297,7 +297,7 @@ class T2IApp(App[None]):
 
     def action_help_quit(self) -> None:
         """Textual's meaning of Ctrl+C where it has none of ours: an engine that is silent it ends everywhere."""
-        if self.session.silence:
+        if self.session.watch.silence:
             self.dispatcher.cancel(after_step=False)
         else:
             super().action_help_quit()

@@ -7,7 +7,6 @@ import time
 from engine.events import ImageSaved, Noticed, Planned
 from engine.process import JobEvent, JobRefused, LoadEvent, Message, ModelLoaded, ModelOpened, ModelRefused, OpenModel
 from tui.client import EngineClient, EngineEnded, Received, Stepped
-from tui.session import LISTEN_SECONDS
 from tui.shared import Shared
 from tui.text import counted
 
@@ -150,14 +149,13 @@ class Dispatcher:
             cancelled, _ = self.last_cancel
             if job is None or job.id != cancelled:
                 return
-        deaf = session.at_once is not None and session.at_once >= LISTEN_SECONDS
-        if session.silence or deaf:
+        if session.watch.silence or session.watch.is_deaf:
             self._end_engine()
         elif job is not None:
             self.last_cancel = job.id, now
             session.cancelling = True
-            if not after_step and session.at_once is None:
-                session.at_once = 0.0
+            if not after_step and session.watch.at_once is None:
+                session.watch.at_once = 0.0
             self.client.cancel(job.id, after_step=after_step)
             self.watch()
         self.host.show_progress()
@@ -166,15 +164,16 @@ class Dispatcher:
         """Once a tick while the engine has something to do: whether it still says anything, or is to be ended."""
         session = self.session
         if session.is_busy and not self.client.is_dying:
-            sentence = session.look(self.client.doing(), self.client.pid, self.shared.keys.shown("job.cancel"))
+            key = self.shared.keys.shown("job.cancel")
+            sentence = session.watch.look(session.work, self.client.doing(), self.client.pid, key)
             if sentence:
                 self.shared.say(sentence, "warning")
-            if session.must_end:
+            if session.watch.must_end(session.work):
                 self._end_engine()
 
     def _end_engine(self) -> None:
         """The engine does not listen. `EngineEnded` follows, and then the next job, in a fresh process."""
-        session = self.session
-        if self.client.end(f"the engine did not listen, said nothing for {session.watch.said} and was ended."):
-            session.ending, session.silence = True, ""
+        watch = self.session.watch
+        if self.client.end(f"the engine did not listen, said nothing for {watch.said} and was ended."):
+            watch.ending, watch.silence = True, ""
             self.last_cancel = "", time.monotonic()  # one press more is not meant for the picture that begins next

@@ -203,5 +203,19 @@ def summary(scan: Scan) -> str:
     return f"{'; '.join([news, *others])}."
 
 
+def found_rows(scan: Scan) -> list[tuple[str, str]]:
+    """What was found, one by one, for reading; nothing where the summary says it all."""
+    found = scan.found
+    if found is None or scan.failed or scan.stopping or not (found.loose or found.refused):
+        return []
+    unreadable = f"; {found.unreadable} could not be read" if found.unreadable else ""
+    looked = f"{counted(found.folders, 'folder')} and {counted(found.files, 'file')} were looked at{unreadable}."
+    lines = [("", looked), ("", "")]
+    lines += [("new", f"{listing.name}: {listing.place}") for listing in found.added]
+    lines += [("known", f"{listing.name}: {listing.place}") for listing in found.known]
+    lines += [("a part", f"{part.title}: {part.place}") for part in found.loose]
+    return lines + [("not usable", sentence) for sentence in found.refused]
+
+
 def _words(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__

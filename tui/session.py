@@ -34,12 +34,10 @@ from engine.request import MAX_SEED, Request, RequestError
 from tui.history import History
 from tui.jobs import Job, State
 from tui.parameters import Parameters
-from tui.text import duration
-from tui.watchdog import OVER_SECONDS, WORDS, Doing, Watchdog
+from tui.watchdog import Watchdog, Work
 
 MAX_NEW_JOBS = 1000  # of one press of Enter
 SHOWN_RESULTS = 200
-LISTEN_SECONDS = 1.0  # for the engine to stop at once, before it is looked whether it can
 MAX_DEATHS = 2  # of the engine in a row, before the queue waits for the person
 
 
@@ -61,11 +59,7 @@ class Session:
         self.paused = False
         self.held = False  # paused, and by the person
         self.cancelling = False  # the person gave the running job up
-        self.at_once: float | None = None  # how long that was waited for since "at once" was said
-        self.ending = False  # the engine's process is being ended, for it said nothing
         self.watch = Watchdog()
-        self.silence = ""  # of the engine, in words; "" while it is no longer than it may be
-        self._doing: Doing = "unknown"  # what its process did, when that was looked at last
         self.last_seed: int | None = next((job.request.seed for job in self.results), None)
         self.progress = PictureProgress()
         self.preview: Preview | None = None
@@ -129,10 +123,9 @@ class Session:
         self._new_progress()
         self.preview, self.hint, self.ended_in = None, "", None
         self.cancelling = self.restored = False
-        self.at_once = None
         self._highest_bytes = 0
         self.progress.start("load")  # until the engine says otherwise
-        self.watch.restart()
+        self.watch.begin()
         return job
 
     def move(self, job_id: str, step: int) -> None:
@@ -164,23 +157,6 @@ class Session:
         self.save_order()
         return again
 
-    def lock_seed(self) -> str:
-        """Lock the last used seed; let go of it where it is the locked one. Returns a sentence."""
-        if self.last_seed is None:
-            raise RequestError("seed", "no seed was used yet; make a picture first.")
-        if self.parameters.seed == self.last_seed:
-            self.parameters.seed = None
-            return "The seed is drawn for each picture."
-        self.parameters.seed = self.last_seed
-        return f"The seed stays {self.last_seed}."
-
-    def change_seed(self, step: int) -> None:
-        """One more or less than the locked or the last used seed, and lock it."""
-        base = self.parameters.seed if self.parameters.seed is not None else self.last_seed
-        if base is None:
-            raise RequestError("seed", "no seed was used yet; make a picture first.")
-        self.parameters.seed = min(max(0, base + step), MAX_SEED)
-
     def forget_picture(self, path: Path) -> None:
         """Its file is in the trash: take it off the results."""
         for job in [job for job in self.results if job.path == path]:
@@ -197,14 +173,15 @@ class Session:
 
         Simulated ones count for nothing: their seconds are a card's, not ours.
         """
+        work = self.parameters.work
         last = next((job for job in self.results if job.seconds is not None and not job.simulated), None)
         waiting = [job for job in self.queue if not job.simulated]
-        if last is None or last.seconds is None or not self._work(last) or not waiting:
+        if last is None or last.seconds is None or not work(last.request) or not waiting:
             return None
-        each = last.seconds / self._work(last)
-        total = each * sum(map(self._work, waiting))
+        each = last.seconds / work(last.request)
+        total = each * sum(work(job.request) for job in waiting)
         if self.running is not None and not self.running.simulated:
-            total += self.progress.remaining_seconds or each * self._work(self.running)
+            total += self.progress.remaining_seconds or each * work(self.running.request)
         return total
 
     @property
@@ -222,18 +199,6 @@ class Session:
         news = sentence not in self._told
         self._told.add(sentence)
         return news
-
-    def _work(self, job: Job) -> float:
-        """Steps times pixels: what a picture's time goes with."""
-        return self._chosen(job, "steps") * self._pixels(job)
-
-    def _pixels(self, job: Job) -> float:
-        return self._chosen(job, "width") * self._chosen(job, "height")
-
-    def _chosen(self, job: Job, name: str) -> float:
-        """A number of the request, or the open model's own."""
-        default = next((option.default for option in self.parameters.options if option.name == name), None)
-        return float(getattr(job.request, name) or default or 0)
 
     def find(self, job_id: str) -> Job | None:
         """The job of this id, wherever it is."""
@@ -267,7 +232,7 @@ class Session:
 
     def receive(self, message: Message) -> str:
         """Take a message over; returns a sentence for the person, or "" where the screen says enough."""
-        self._heard()
+        self.watch.heard(self.work)
         match message:
             case ModelOpened(model=model, options=options) as opened:
                 self.engine_state, self.opened = "loading", model
@@ -310,7 +275,7 @@ class Session:
 
     def step(self, job_id: str, event: StepFinished) -> None:
         """The latest of the running job's steps."""
-        self._heard()
+        self.watch.heard(self.work)
         if self._runs(job_id):
             self._apply(event)
 
@@ -319,7 +284,7 @@ class Session:
         self.engine_state, self.opened = "gone", ""
         self._deaths += 1
         job, self.preview = self.running, None
-        ending, self.ending, self.silence, self.at_once = self.ending, False, "", None
+        ending = self.watch.ended()
         self.progress.memory = None
         if job is None:
             self.progress = PictureProgress()
@@ -352,71 +317,17 @@ class Session:
             told += " It is the second time in a row, so the queue waits."
         return told
 
-    # What the engine does not say.
-
     @property
     def is_busy(self) -> bool:
         """Whether the engine has something to do, so that it may be waited for."""
         return self.running is not None or self.engine_state in ("starting", "loading")
 
-    def look(self, doing: Doing, pid: int | None, key: str) -> str:
-        """Once a tick: how long the engine has said nothing; returns a sentence where that has become too long.
-
-        `doing` is what its process `pid` does meanwhile, and `key` what ends it.
-        """
-        ticked = self.watch.tick()
-        if self.at_once is not None:
-            self.at_once += ticked
-        self._doing, told = doing, bool(self.silence)
-        expected = self._expected_silence
-        if self.watch.seconds <= expected + OVER_SECONDS or self.ending:
-            self.silence = ""
-            return ""
-        said = f"the engine has said nothing for {self.watch.said}"
-        self.silence = f"{said}; {key} ends it: {WORDS[doing]}"
-        if told:
-            return ""
-        if expected:
-            said += f", and {duration(expected)} were to be expected"
-        what = "starts another" if self.running is not None else "the next picture starts another"
-        if self.running is not None and not self.cancelling:
-            what += ", which begins this picture anew"
-        return f"{said}: {self._explained(pid)}. {key} ends it and {what}; nothing of the queue is lost."
-
     @property
-    def must_end(self) -> bool:
-        """Whether the engine did not listen when it was told to stop at once."""
-        if self.at_once is None or self.ending:
-            return False
-        patient = self.at_once >= LISTEN_SECONDS
-        idle = self._doing == "waiting" or (self._doing == "idle" and not self._on_card)  # a card is waited for so
-        return self._doing == "stopped" or (patient and (idle or self.watch.seconds > self._expected_silence))
-
-    @property
-    def _expected_silence(self) -> float:
-        if self._doing == "stopped":
-            return 0.0
-        pixels = 0.0 if self.running is None else self._pixels(self.running)
-        return self.watch.expected_seconds(self.progress, self.plan, pixels)
-
-    @property
-    def _on_card(self) -> bool:
-        return self.device not in ("", "CPU")
-
-    def _explained(self, pid: int | None) -> str:
-        """What the engine's process does, as far as that can be told apart from outside."""
-        text = WORDS[self._doing]
-        if self._doing == "stopped":
-            return f"{text} (kill -CONT {pid} lets it go on)"
-        if self._on_card and self._doing in ("busy", "idle"):
-            text += ", as it does while it waits for the card"
-        if self._doing == "busy" and self.watch.is_new(self.progress):
-            text += "; what it does for the first time (reading, compiling) may take minutes"
-        return text
-
-    def _heard(self) -> None:
-        self.watch.heard(self.progress, 0.0 if self.running is None else self._pixels(self.running))
-        self.silence = ""
+    def work(self) -> Work:
+        """What the engine is at."""
+        pixels = 0.0 if self.running is None else self.parameters.pixels(self.running.request)
+        on_card = self.device not in ("", "CPU")
+        return Work(self.progress, self.plan, pixels, on_card, self.running is not None, self.cancelling)
 
     def _apply(self, event: Event) -> str:
         job = self.running
@@ -475,7 +386,7 @@ class Session:
     ) -> None:
         assert self.running is not None
         job = replace(self.running, state=state, message=message, path=path, seconds=seconds, peak_bytes=peak_bytes)
-        self.running, self.cancelling, self.at_once = None, False, None
+        self.running, self.cancelling, self.watch.at_once = None, False, None
         self.results.insert(0, job)
         del self.results[SHOWN_RESULTS:]
         if job.simulated:  # no picture: nothing of it is kept but its prompt

@@ -48,7 +48,7 @@ def state(session: Session, pause_keys: str) -> str:
     """What goes on, where the phases do not say it; `pause_keys` go on with a queue that is paused."""
     texts = []
     if session.cancelling:
-        texts.append("cancelling ..." if session.at_once is None else "cancelling at once ...")
+        texts.append("cancelling ..." if session.watch.at_once is None else "cancelling at once ...")
     last = session.results[0] if session.results else None
     ready = last.message if last is not None and last.simulated and last.state == "done" else "ready"
     if session.running is None:

@@ -141,7 +141,7 @@ class MainScreen(PicturesScreen):
         self.timeline.show(
             session.progress,
             status.state(session, self.shared.pause_keys),
-            silence="ending the engine ..." if session.ending else session.silence,
+            silence="ending the engine ..." if session.watch.ending else session.watch.silence,
             skipped=session.restored,
             failed=session.ended_in,
             estimated=session.estimated,
@@ -311,7 +311,7 @@ class MainScreen(PicturesScreen):
             self.app.copy_to_clipboard(selected)
             return
         session = self.session
-        if session.running is None and not session.silence:
+        if session.running is None and not session.watch.silence:
             self.shared.say(f"Nothing runs. {self.shared.keys.shown('app.quit')} leaves.")
             return
         self.dispatcher.cancel(after_step=not session.cancelling)
@@ -371,7 +371,7 @@ class MainScreen(PicturesScreen):
     def action_lock_seed(self) -> None:
         """Lock the last used seed, or let go of it."""
         try:
-            self.shared.say(self.session.lock_seed())
+            self.shared.say(self.session.parameters.lock_seed(self.session.last_seed))
         except RequestError as error:
             self.shared.say(str(error), "warning")
         self.shared.parameters_changed()
@@ -379,7 +379,7 @@ class MainScreen(PicturesScreen):
     def action_change_seed(self, step: int) -> None:
         """One more or less."""
         try:
-            self.session.change_seed(step)
+            self.session.parameters.change_seed(self.session.last_seed, step)
         except RequestError as error:
             self.shared.say(str(error), "warning")
         self.shared.parameters_changed()

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
-from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
@@ -23,8 +22,8 @@ from textual.widgets.option_list import Option
 from engine.folders import shown_path
 from engine.request import RequestError
 from tui.bindings import MODELS_BAR, bindings_of
-from tui.library import Scan
-from tui.listing import State, about, is_named, name_of, rows, state_of, title
+from tui.library import Scan, found_rows
+from tui.listing import State, about, is_named, is_part, name_of, rows, state_of, title, why_it_stays
 from tui.screens.dialogs import ReadText
 from tui.screens.model_dialogs import AskPlace, PullWindow, RemoveWindow
 from tui.shared import Shared
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from engine.library.hub import Prepared
     from engine.library.inventory import Listing
 
-PARTS_OF_MODELS = ("autoencoder", "text encoder", "tokenizers")  # kinds that are no model of their own
+T = TypeVar("T")
 
 
 class ModelsScreen(Screen[None]):
@@ -57,36 +56,6 @@ class ModelsScreen(Screen[None]):
         &.-tiny-height #models { max-height: 100%; height: 1fr; }
     }
     """
-
-    @dataclass
-    class Listed(Message, bubble=False):
-        """All models; `problem` is a sentence."""
-
-        listings: list[Listing]
-        problem: str = ""
-        select: str = ""  # the model to go to
-
-    @dataclass
-    class Checked(Message, bubble=False):
-        """Whether a model can be opened; `problem` says why not."""
-
-        name: str
-        problem: str
-
-    @dataclass
-    class Refused(Message, bubble=False):
-        """A place that cannot be added, and why."""
-
-        place: str
-        problem: str
-
-    @dataclass
-    class Done(Message, bubble=False):
-        """Something was done to the list, or could not be; the sentence says what."""
-
-        sentence: str
-        select: str = ""
-        failed: bool = False
 
     def __init__(self, shared: Shared, open_model: Callable[[str], None]) -> None:
         """`open_model` makes the next pictures with a model."""
@@ -126,31 +95,31 @@ class ModelsScreen(Screen[None]):
     def refresh_list(self, *, select: str = "") -> None:
         """Read it anew; returns at once."""
 
-        def read() -> None:
+        def read() -> tuple[list[Listing], str]:
             from engine.library import inventory, registry
 
-            try:
-                listings = inventory.listed()
-                for place in dict.fromkeys(part.place for part in inventory.loose()):
-                    with suppress(RequestError):
-                        listings.append(inventory.show(place))
-                self.post_message(self.Listed(listings, registry.known().problem, select=select))
-            except (RequestError, OSError) as error:
-                self.post_message(self.Listed([], str(error)))
+            listings = inventory.listed()
+            for place in dict.fromkeys(part.place for part in inventory.loose()):
+                with suppress(RequestError):
+                    listings.append(inventory.show(place))
+            return listings, registry.known().problem
 
-        self.run_worker(read, name="models", thread=True, exit_on_error=False)
+        def listed(found: tuple[list[Listing], str]) -> None:
+            self._listed(*found, select)
 
-    @on(Listed)
-    def _listed(self, event: Listed) -> None:
-        if event.problem and event.listings and event.problem != self._problem:
-            self.shared.say(event.problem, "warning")
-        self._busy, self._problem = "", event.problem
+        self._run("models", read, listed, lambda problem: self._listed([], problem, select))
+
+    def _listed(self, listings: list[Listing], problem: str, select: str) -> None:
+        """All models; `problem` is a sentence, and `select` the model to go to."""
+        if problem and listings and problem != self._problem:
+            self.shared.say(problem, "warning")
+        self._problem = problem
         before = self.selected
-        wanted = event.select or (before.name if before is not None else "")
-        self._listings = event.listings
-        place = next((index for index, listing in enumerate(self._listings) if is_named(listing, wanted)), None)
-        if place is None and self._listings:
-            place = min(self.list.highlighted or 0, len(self._listings) - 1)  # where the one was that has gone
+        wanted = select or (before.name if before is not None else "")
+        self._listings = listings
+        place = next((index for index, listing in enumerate(listings) if is_named(listing, wanted)), None)
+        if place is None and listings:
+            place = min(self.list.highlighted or 0, len(listings) - 1)  # where the one was that has gone
         self._show(place)
         self.update_work()
 
@@ -214,7 +183,7 @@ class ModelsScreen(Screen[None]):
 
     def _can_open(self, listing: Listing) -> bool:
         """A simulated one needs no weights."""
-        return listing.kind not in PARTS_OF_MODELS and (listing.here or self.shared.session.simulate)
+        return not is_part(listing) and (listing.here or self.shared.session.simulate)
 
     def on_resize(self) -> None:
         """Columns and lines are made for the room that there is."""
@@ -271,7 +240,7 @@ class ModelsScreen(Screen[None]):
         listing = self._chosen()
         if listing is None:
             return
-        if listing.kind in PARTS_OF_MODELS:
+        if is_part(listing):
             self.shared.say(f"{name_of(listing)} is no model by itself: every model that it fits uses it.")
             return
         name, simulate = listing.name, self.shared.session.simulate
@@ -282,24 +251,15 @@ class ModelsScreen(Screen[None]):
         def check() -> None:
             from engine.library.catalog import open_model
 
-            try:
-                open_model(name)
-                self.post_message(self.Checked(name, ""))
-            except (RequestError, OSError) as error:
-                self.post_message(self.Checked(name, str(error)))
+            open_model(name)
 
-        self._begin(f"opening {name} ...")
-        self.run_worker(check, name="check", thread=True, exit_on_error=False)
-
-    @on(Checked)
-    def _checked(self, event: Checked) -> None:
-        self._begin("")
-        if event.problem:
-            self.shared.say(event.problem, "error")
-        else:
+        def checked(_: None) -> None:
             if self.is_current:
                 self.dismiss()
-            self._open_model(event.name)
+            self._open_model(name)
+
+        self._begin(f"opening {name} ...")
+        self._run("check", check, checked, self._failed)
 
     # To add and to find some.
 
@@ -312,29 +272,26 @@ class ModelsScreen(Screen[None]):
             if place is None:
                 return
 
-            def add() -> None:
+            def add() -> Listing:
                 from engine.library import inventory
 
-                try:
-                    listing = inventory.add(Path(place).expanduser())
-                    what = "it goes with every model that it fits" if listing.kind in PARTS_OF_MODELS else listing.kind
-                    self.post_message(self.Done(f"{name_of(listing)} is in the list: {what}.", listing.name))
-                except (RequestError, OSError) as error:
-                    self.post_message(self.Refused(place, str(error)))
+                return inventory.add(Path(place).expanduser())
+
+            def added(listing: Listing) -> None:
+                what = "it goes with every model that it fits" if is_part(listing) else listing.kind
+                self._done(f"{name_of(listing)} is in the list: {what}.", listing.name)
+
+            def refused(problem: str) -> None:
+                if self.is_current:
+                    self._ask_place(place, problem)
+                else:
+                    self.shared.say(problem, "error")
 
             self._begin(f"looking at {place} ...")
-            self.run_worker(add, name="add", thread=True, exit_on_error=False)
+            self._run("add", add, added, refused)
 
         question = "Add a model: its folder, or its file; or a part that completes others."
         self.app.push_screen(AskPlace(question, text, problem=problem), answered)
-
-    @on(Refused)
-    def _refused(self, event: Refused) -> None:
-        self._begin("")
-        if self.is_current:
-            self._ask_place(event.place, event.problem)
-        else:
-            self.shared.say(event.problem, "error")
 
     def action_scan(self) -> None:
         """Ask for a folder, and look for models there and below."""
@@ -353,17 +310,9 @@ class ModelsScreen(Screen[None]):
 
     def _show_scan(self, scan: Scan) -> None:
         """What was found, one by one, where there is more to say than the note has room for."""
-        found = scan.found
-        if found is None or scan.failed or scan.stopping or not (found.loose or found.refused):
-            return
-        unreadable = f"; {found.unreadable} could not be read" if found.unreadable else ""
-        looked = f"{counted(found.folders, 'folder')} and {counted(found.files, 'file')} were looked at{unreadable}."
-        lines = [("", looked), ("", "")]
-        lines += [("new", f"{listing.name}: {listing.place}") for listing in found.added]
-        lines += [("known", f"{listing.name}: {listing.place}") for listing in found.known]
-        lines += [("a part", f"{part.title}: {part.place}") for part in found.loose]
-        lines += [("not usable", sentence) for sentence in found.refused]
-        self.app.push_screen(ReadText(f"scan of {scan.folder}", lines))
+        lines = found_rows(scan)
+        if lines:
+            self.app.push_screen(ReadText(f"scan of {scan.folder}", lines))
 
     # To pull and to remove one.
 
@@ -394,7 +343,7 @@ class ModelsScreen(Screen[None]):
             return
         session, library = self.shared.session, self.shared.library
         if not listing.can_remove:
-            self.shared.say(_why_it_stays(listing))
+            self.shared.say(why_it_stays(listing))
         elif is_named(listing, session.model) or is_named(listing, session.opened):
             self.shared.say(f"{listing.name} is open; open another one before it is removed.", "warning")
         elif library.pull is not None and library.pull.name == listing.name:
@@ -404,41 +353,54 @@ class ModelsScreen(Screen[None]):
             def answered(what: str | None) -> None:
                 if what is not None:
                     self._begin(f"removing {name_of(listing)} ...")
-                    self.run_worker(lambda: remove(what == "files"), name="remove", thread=True, exit_on_error=False)
+                    self._run("remove", lambda: remove(what == "files"), self._done, failed)
 
-            def remove(files: bool) -> None:
+            def remove(files: bool) -> str:
                 from engine.library import inventory
 
-                try:
-                    sentence, freed = inventory.remove(listing.name, files=files)
-                    self.post_message(self.Done(f"{sentence} {size(freed)} are free again." if freed else sentence))
-                except (RequestError, OSError) as error:
-                    self.post_message(self.Done(str(error), failed=True))
+                sentence, freed = inventory.remove(listing.name, files=files)
+                return f"{sentence} {size(freed)} are free again." if freed else sentence
 
-            has_forms = listing.kind not in PARTS_OF_MODELS
+            def failed(problem: str) -> None:
+                self._failed(problem)
+                self.refresh_list()
+
+            has_forms = not is_part(listing)
             self.app.push_screen(RemoveWindow(listing, has_forms=has_forms), answered)
 
-    @on(Done)
-    def _done(self, event: Done) -> None:
-        self._begin("")
-        self.shared.say(event.sentence, "error" if event.failed else "information")
-        self.refresh_list(select=event.select)
+    # What a thread does.
+
+    def _run(self, name: str, work: Callable[[], T], done: Callable[[T], None], failed: Callable[[str], None]) -> None:
+        """`work` in a thread; then, here, what comes of it, or a sentence about why not."""
+
+        def over(then: Callable[[], None]) -> None:
+            self._begin("")
+            then()
+
+        def run() -> None:
+            try:
+                result = work()
+                self.call_later(over, partial(done, result))
+            except (RequestError, OSError) as error:
+                self.call_later(over, partial(failed, str(error)))
+
+        self.run_worker(run, name=name, thread=True, exit_on_error=False)
+
+    def _begin(self, what: str) -> None:
+        """A thread begins something, or has done it ("")."""
+        self._busy = what
+        self.update_work()
+
+    def _done(self, sentence: str, select: str = "") -> None:
+        """Something was done to the list."""
+        self.shared.say(sentence)
+        self.refresh_list(select=select)
+
+    def _failed(self, problem: str) -> None:
+        self.shared.say(problem, "error")
 
     def _chosen(self) -> Listing | None:
         listing = self.selected
         if listing is None:
             self.shared.say(self._problem or "There is no model here yet.")
         return listing
-
-    def _begin(self, what: str) -> None:
-        """A thread of this screen begins something, or has done it ("")."""
-        self._busy = what
-        self.update_work()
-
-
-def _why_it_stays(listing: Listing) -> str:
-    if listing.kind == "demo":
-        return "The demo model is part of the program; it stays."
-    if listing.here:
-        return f"Another program brought {listing.name}, so its files stay."
-    return f"{listing.name} is not here; there is nothing to remove."
