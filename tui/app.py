@@ -224,6 +224,11 @@ class T2IApp(App[None]):
         if self.screen_stack:
             self.main.update_progress()
 
+    def show_forecast(self) -> None:
+        """How the next picture would run."""
+        if self.screen_stack:
+            self.main.update_forecast()
+
     def show_parameters(self) -> None:
         """As they are now."""
         self.main.parameters_changed()

@@ -60,7 +60,8 @@ class Course:
         """`simulated`: nobody waits for it, and its time is what events say that it would take."""
         self.plan = plan
         self._simulated = simulated
-        self.in_ram = False  # there is no card: memory is the process's
+        # Without a card memory is the process's, unless a card is played by a smaller budget of the same memory.
+        self.in_ram = plan is not None and plan.target == "cpu" and plan.budget_bytes >= plan.ram_budget_bytes
         self.steps = 0 if plan is None else plan.steps
         self.step_ends: list[float] = []
         self.samples: list[tuple[float, int]] = []  # (seconds, bytes)
@@ -95,9 +96,9 @@ class Course:
                 began = self._running[1] if self._running is not None else now
                 self._done.append(Stretch(phase, began, now))
                 self._running = None
-            case StepFinished(steps=steps):
+            case StepFinished(step=step, steps=steps):
                 self.steps = steps
-                self.step_ends.append(now)
+                self._step_to(step, now)
         if isinstance(event, TERMINAL):
             if self._running is not None and not isinstance(event, Simulated):
                 self._done.append(Stretch(*self._running, now))
@@ -116,15 +117,15 @@ class Course:
         match event:
             case PhaseStarted(phase=phase):
                 return self._now + self._loading_before(phase)
-            case StepFinished(seconds=seconds):
-                return self._now + seconds
-            case PhaseFinished(phase=phase, seconds=seconds) if phase != "denoise":
-                return self._now + seconds
+            case StepFinished(step=step, seconds=seconds):
+                return self._now + seconds * (step - len(self.step_ends))
+            case PhaseFinished(seconds=seconds) if self._running is not None:
+                return self._running[1] + seconds
         return self._now
 
     def sampled(self, samples: Iterable[MemorySample]) -> None:
         """Take over what was measured."""
-        for sample in samples:
+        for sample in samples if not self._simulated else ():
             used = sample.ram_bytes if self.in_ram else sample.device_bytes
             if used is not None and self.plan is not None:
                 self._add(sample.seconds, used)
@@ -135,6 +136,12 @@ class Course:
         self.samples.append((seconds, used))
         if len(self.samples) > MAX_SAMPLES:
             self.samples = _thinned(self.samples, MAX_SAMPLES // 2)
+
+    def _step_to(self, step: int, now: float) -> None:
+        """A step has ended; of those in a row only the last may have been told."""
+        began = self._running[1] if self._running is not None else now
+        last, missing = (self.step_ends or [began])[-1], step - len(self.step_ends)
+        self.step_ends += [last + (now - last) * (number + 1) / missing for number in range(missing)]
 
     def _close_gap(self, now: float) -> None:
         """What is between two phases is loading."""

@@ -5,7 +5,18 @@ from __future__ import annotations
 import time
 
 from engine.events import ImageSaved, Noticed, Planned
-from engine.process import JobEvent, JobRefused, LoadEvent, Message, ModelLoaded, ModelOpened, ModelRefused, OpenModel
+from engine.process import (
+    Foreseen,
+    JobEvent,
+    JobRefused,
+    LoadEvent,
+    MemorySampled,
+    Message,
+    ModelLoaded,
+    ModelOpened,
+    ModelRefused,
+    OpenModel,
+)
 from tui.client import EngineClient, EngineEnded, Received, Stepped
 from tui.shared import Shared
 from tui.text import counted
@@ -35,6 +46,7 @@ class Dispatcher:
         match message:
             case ModelLoaded(device_uuid=uuid):
                 self.shared.card.use(uuid)
+                self._ask()
             case ModelRefused():
                 self.shared.models_changed.publish(None)
                 self.client.stop()  # the next job tries again, in a fresh process: the folder may be there by then
@@ -46,7 +58,11 @@ class Dispatcher:
                 refused = was_running is not None
             case LoadEvent(event=Planned()) | JobEvent(event=Planned()):
                 host.show_parameters()  # auto may have chosen a precision
-            case LoadEvent():
+            case Foreseen():
+                self._ask()
+                host.show_forecast()
+                return False
+            case LoadEvent() | MemorySampled():
                 host.show_progress()
                 return False
             case JobEvent(event=ImageSaved(notice=str())):
@@ -101,6 +117,19 @@ class Dispatcher:
             self._open(self.opening(session.model, self.shared.settings.simulate))  # the last job's was another one
         self.host.show_session(follow=follow and job is not None)
 
+    def foresee(self, text: str) -> None:
+        """The prompt or a choice was changed: how would the next picture run?"""
+        self.session.foresee(text)
+        self._ask()
+        self.host.show_forecast()
+
+    def _ask(self) -> None:
+        """The engine, where it has the model of the next picture open; else when it has."""
+        if self.client.has_open(self.opening(self.session.model, self.session.simulate)) and self.session.opened:
+            question = self.session.forecast.question()
+            if question is not None:
+                self.client.ask(question)
+
     def open_model(self, name: str) -> None:
         """Make the next pictures with this model: now, or when the picture in work is done.
 
@@ -131,6 +160,7 @@ class Dispatcher:
         """A fresh process. Where none can be made, that is how it ended."""
         session = self.session
         session.starts(opening.model)
+        session.forecast.forget()
         self.shared.models_changed.publish(None)
         try:
             self.client.start(opening)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,27 @@ from engine.events import (
     Simulated,
     StepFinished,
 )
-from engine.process import JobEvent, JobRefused, LoadEvent, Message, ModelLoaded, ModelOpened, ModelRefused
+from engine.process import (
+    Foreseen,
+    JobEvent,
+    JobRefused,
+    LoadEvent,
+    MemorySampled,
+    Message,
+    ModelLoaded,
+    ModelOpened,
+    ModelRefused,
+)
 from engine.prompts.variants import expand
 from engine.request import MAX_SEED, Request, RequestError
+from tui.course import Course
+from tui.forecast import Forecast
 from tui.history import History
 from tui.jobs import Job, State
 from tui.parameters import Parameters
 from tui.watchdog import Watchdog, Work
 
+NO_PROMPT = "a picture"  # foreseen where nothing is written yet
 MAX_NEW_JOBS = 1000  # of one press of Enter
 SHOWN_RESULTS = 200
 MAX_DEATHS = 2  # of the engine in a row, before the queue waits for the person
@@ -70,6 +84,10 @@ class Session:
         self.restored = False  # the running picture was denoised by an earlier run
         self.estimated: set[Phase] = set()  # phases of the picture in work whose seconds nobody measured
         self.plans: dict[str, Plan] = {}  # of this session's jobs, by their ids; the running or last one is last
+        self.course = Course()  # of the picture in work, or of the last one
+        self.forecast = Forecast()  # of what is set now
+        self.slowness = 1.0  # how much longer the last picture took than was planned
+        self._courses: dict[str, Course] = {}  # of simulated pictures, which the history does not keep
         self.peak_bytes: int | None = None  # that the last picture took, which the next one will take, too
         self._told: set[str] = set()  # what the engine noticed
         self._highest_bytes = 0
@@ -124,6 +142,7 @@ class Session:
         self.preview, self.hint, self.ended_in = None, "", None
         self.cancelling = self.restored = False
         self._highest_bytes = 0
+        self.course = Course(simulated=job.simulated)
         self.progress.start("load")  # until the engine says otherwise
         self.watch.begin()
         return job
@@ -194,6 +213,24 @@ class Session:
         """Of the running job, or of the last one; None before it is known."""
         return self.plans.get(self.planned)
 
+    def course_of(self, job: Job) -> Course | None:
+        """The course of a job, which may be of an earlier evening; None where nothing was kept of it."""
+        if job is self.running or (self.results and job is self.results[0] and not self.course.is_empty):
+            return self.course
+        if job.id in self._courses:
+            return self._courses[job.id]
+        with suppress(ValueError):
+            return Course.from_dict(self.history.course(job.id))
+        return None
+
+    def foresee(self, text: str) -> None:
+        """Another prompt or another choice: what is known about the next picture."""
+        try:
+            prompt = expand(text).prompts[0] if text.strip() else NO_PROMPT
+            self.forecast.want(Request(prompt, **self.parameters.requested()))
+        except RequestError as error:
+            self.forecast.refuse(str(error))
+
     def is_news(self, sentence: str) -> bool:
         """Whether something that the engine noticed was not told yet; from now on it was."""
         news = sentence not in self._told
@@ -263,6 +300,10 @@ class Session:
                     self.progress.apply(event)
             case JobEvent(job=job_id, event=event) if self._runs(job_id):
                 return self._apply(event)
+            case MemorySampled(job=job_id, samples=samples) if self._runs(job_id):
+                self.course.sampled(samples)
+            case Foreseen() as answer:
+                self.forecast.answered(answer)
             case JobRefused(job=job_id, message=text, field=field) if self._runs(job_id):
                 if field in ("model", "output"):  # the next ones would be refused as well
                     self.paused = True
@@ -333,6 +374,7 @@ class Session:
         job = self.running
         assert job is not None
         self.progress.apply(event)
+        self.course.take(event)
         used = event.memory.device_peak_bytes or event.memory.ram_bytes
         self._highest_bytes = max(self._highest_bytes, used)
         match event:
@@ -355,6 +397,8 @@ class Session:
             case ImageSaved(path=path, seconds_by_phase=seconds, notice=notice, measured_peak_bytes=measured):
                 self._deaths = 0
                 self.peak_bytes = self._highest_bytes
+                if self.plan is not None and self.plan.new_prompt.seconds and not self.restored:
+                    self.slowness = sum(seconds.values()) / self.plan.new_prompt.seconds
                 self._finish("done", notice or job.message, path, sum(seconds.values()), measured)
                 return notice or ""
             case Simulated(seconds_by_phase=seconds, peak_bytes=held):
@@ -391,8 +435,11 @@ class Session:
         del self.results[SHOWN_RESULTS:]
         if job.simulated:  # no picture: nothing of it is kept but its prompt
             self.history.remove(job.id)
+            self._courses[job.id] = self.course
+            while len(self._courses) > SHOWN_RESULTS:
+                del self._courses[next(iter(self._courses))]
         else:
-            self.history.put(job)
+            self.history.put(job, None if self.course.is_empty else self.course.to_dict())
 
     def _back_to_queue(self) -> None:
         if self.running is not None:

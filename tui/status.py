@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.cli.plan_text import plan_summary
+from engine.cli.plan_text import part_of, plan_summary
 from tui.card import CardSample
 from tui.jobs import Job
 from tui.parameters import LABELS
 from tui.session import Session
-from tui.text import duration
+from tui.text import duration, size
 from tui.widgets.gauge import Level
 
 # Parameters that the header names only where the person chose them.
@@ -69,6 +69,61 @@ def state(session: Session, pause_keys: str) -> str:
         texts = texts if texts != ["ready"] else []
         texts.append(f"hint: {session.hint}")
     return "  ".join(texts)
+
+
+def forecast(session: Session, *, has_prompt: bool) -> tuple[tuple[str, ...], str]:
+    """How the next picture would run: short texts, the weightiest first, and what kind of news that is."""
+    known, kind = session.forecast, ""
+    texts: list[str] = []
+    tokens = known.tokens if has_prompt else None
+    if tokens is not None and tokens.cut:
+        texts.append(f"{tokens.count} of {tokens.limit} tokens, cut off: {tokens.cut}")
+        kind = "warning"
+    if known.refusal:
+        return (known.refusal, *texts), "error"
+    plan = known.plan
+    if plan is not None:
+        fits = "does not fit" if plan.peak_bytes > plan.budget_bytes > 0 else "fits"
+        chosen = f"{plan.precision} {fits}" if plan.precision_reason else fits
+        texts.insert(0, f"{chosen}, peak {part_of(plan.peak_bytes, plan.budget_bytes)}")
+        if streamed := max((phase.streamed_bytes_per_step for phase in plan.phases), default=0):
+            texts.append(f"{size(streamed)} streamed a step")
+        texts.append(f"~{duration(plan.new_prompt.seconds * session.slowness)} a picture")
+    if tokens is not None and not tokens.cut:
+        texts.append(f"{tokens.count} of {tokens.limit} tokens")
+    if known.is_stale and session.engine_state not in ("gone", "refused"):
+        busy = session.running is not None
+        if busy:
+            texts.insert(0, "before the last change" if plan is not None else "planned when the engine is idle")
+        kind = kind or "stale"
+    return tuple(texts), kind
+
+
+def legend(session: Session, card: CardSample | None, total_bytes: int) -> list[str]:
+    """Figures beside the plot of memory: what is used, the peaks, the budget, then what else is known of the device."""
+    course, level = session.course, card_level(session, card)
+    memory = session.progress.memory
+    used, of, label = (
+        (level.used_bytes, level.total_bytes, level.label)
+        if level is not None
+        else (0 if memory is None else memory.ram_bytes, total_bytes, "RAM")
+    )
+    if memory is None and level is None:
+        return []
+    lines = [f"{label} {part_of(used, of)}"]
+    measured, planned = course.peak_bytes, course.foreseen_bytes
+    peaks = [f"peak {size(measured)}"] if measured else []
+    peaks += [f"plan {size(planned)}"] if planned else []
+    if peaks:
+        lines.append(", ".join(peaks))
+    if course.budget_bytes:
+        lines.append(f"budget {size(course.budget_bytes)}")
+    if level is not None:
+        lines += [level.notes] if level.notes else []
+        lines += [f"RAM {part_of(memory.ram_bytes, total_bytes)}"] if memory is not None else []
+    elif session.device:
+        lines.append(session.device)
+    return lines
 
 
 def outcome(session: Session, job: Job, plan_key: str) -> str:

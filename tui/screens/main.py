@@ -18,6 +18,7 @@ from engine.prompts.variants import expand
 from engine.request import MAX_PROMPT_CHARACTERS, RequestError
 from tui import status
 from tui.bindings import LIST_BAR, PROMPT_BAR, bindings_of
+from tui.course import Course
 from tui.dispatcher import Dispatcher
 from tui.editor import EditorError, edited
 from tui.jobs import Job
@@ -28,7 +29,8 @@ from tui.text import clean, counted
 from tui.widgets.gauge import Gauge
 from tui.widgets.job_picture import JobPicture
 from tui.widgets.joblist import JobList
-from tui.widgets.lines import HeaderLine, KeyBar, WorkLine
+from tui.widgets.lines import ForecastLine, HeaderLine, KeyBar, WorkLine
+from tui.widgets.memory_plot import MemoryPlot
 from tui.widgets.parameters import ParametersPanel
 from tui.widgets.prompt import PromptArea
 from tui.widgets.timeline import Timeline
@@ -41,7 +43,7 @@ class MainScreen(PicturesScreen):
 
     BINDINGS = bindings_of("main", "pictures")
     HORIZONTAL_BREAKPOINTS = [(0, "-tiny-width"), (60, "-narrow"), (100, "-normal"), (160, "-wide")]
-    VERTICAL_BREAKPOINTS = [(0, "-tiny-height"), (16, "-short"), (30, "-tall")]
+    VERTICAL_BREAKPOINTS = [(0, "-tiny-height"), (16, "-short"), (22, "-medium"), (30, "-tall")]
 
     def __init__(self, shared: Shared, dispatcher: Dispatcher) -> None:
         super().__init__(shared)
@@ -54,9 +56,10 @@ class MainScreen(PicturesScreen):
         yield HeaderLine(ascii_only=profile.ascii, id="header")
         yield PromptArea(session.history.prompts, self._to_pictures, id="prompt")
         yield Static(id="variants")
+        yield ForecastLine(ascii_only=profile.ascii, id="forecast")
         yield Timeline(ascii_only=profile.ascii, id="timeline")
+        yield MemoryPlot(ascii_only=profile.ascii, id="plot")
         yield Gauge(ascii_only=profile.ascii, id="gauge")
-        yield Gauge(ascii_only=profile.ascii, id="ram")
         yield WorkLine(ascii_only=profile.ascii, id="work")
         with Horizontal(id="body"):
             yield JobList(ascii_only=profile.ascii, is_favourite=self._is_favourite, id="jobs")
@@ -93,6 +96,7 @@ class MainScreen(PicturesScreen):
             self._update_header()
             self.jobs.show(self.session, follow=follow)
             self.update_progress()
+            self.update_forecast()
             self.update_work()
             self._choose_picture()
         busy = self.session.is_busy
@@ -134,7 +138,7 @@ class MainScreen(PicturesScreen):
                 line.show("", "")
 
     def update_progress(self) -> None:
-        """Timeline, gauges and live preview."""
+        """Timeline, memory and live preview."""
         if self._is_covered:
             return
         session = self.session
@@ -146,20 +150,34 @@ class MainScreen(PicturesScreen):
             failed=session.ended_in,
             estimated=session.estimated,
         )
-        self._update_gauges()
+        self._update_gauge()
+        self._update_plot()
         self._show_live()
 
     def _update_header(self) -> None:
         right = (*status.waiting(self.session), self.shared.profile.label)
         self.query_one(HeaderLine).show(status.next_picture(self.session), right)
 
-    def _update_gauges(self) -> None:
+    def _update_gauge(self) -> None:
+        """Memory in one line, where there is no room for its course."""
         sample = self.shared.card.sample
-        memory, card = status.ram_level(self.session, sample, self._ram_bytes), status.card_level(self.session, sample)
-        self.query_one("#gauge", Gauge).show(card or memory)
-        ram = self.query_one("#ram", Gauge)
-        ram.show(memory if card is not None else None)
-        ram.set_class(card is not None, "-beside-card")
+        card = status.card_level(self.session, sample)
+        self.query_one(Gauge).show(card or status.ram_level(self.session, sample, self._ram_bytes))
+
+    def _update_plot(self) -> None:
+        session = self.session
+        course = session.course
+        if course.is_empty and session.running is None:  # nothing ran yet: the next picture, as it is foreseen
+            course = Course(session.forecast.plan)
+        legend = status.legend(session, self.shared.card.sample, self._ram_bytes)
+        self.query_one(MemoryPlot).show(course, legend)
+
+    def update_forecast(self) -> None:
+        """How the next picture would run."""
+        if not self._is_covered:
+            texts, kind = status.forecast(self.session, has_prompt=bool(self.prompt.text.strip()))
+            self.query_one(ForecastLine).show(texts, kind)
+            self._update_plot()
 
     def _show_live(self) -> bool:
         """The live preview, while the prompt has the focus or the running job is selected; whether there is one."""
@@ -207,6 +225,7 @@ class MainScreen(PicturesScreen):
         if self._draft_timer is None:  # one that is set stays: who types without a pause is not left out
             self._draft_timer = self.set_timer(DRAFT_SECONDS, self.save_draft)
         self._show_variants()
+        self.dispatcher.foresee(clean(self.prompt.text).strip())
 
     def _show_variants(self) -> None:
         """Below the prompt: how many pictures it stands for, where it has variants."""
@@ -415,6 +434,7 @@ class MainScreen(PicturesScreen):
         self.query_one(ParametersPanel).update()
         self._update_header()
         self._show_variants()
+        self.dispatcher.foresee(clean(self.prompt.text).strip())
 
     def action_plan(self) -> None:
         """The plan of the selected job in the list; else of the running one, or of the last."""

@@ -18,7 +18,7 @@ from tui.text import shortened
 
 SHARE_OF_BUDGET = 0.25  # below it the scale is that of the curve, and the budget lies above it
 HEADROOM = 1.25
-LEGEND_WIDTH, MIN_WIDTH_FOR_LEGEND = 27, 70
+LEGEND_WIDTH, MIN_WIDTH_FOR_LEGEND = 28, 58
 
 
 @dataclass(frozen=True, slots=True)
