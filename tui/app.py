@@ -210,24 +210,6 @@ class T2IApp(App[None]):
 
     # What screens ask for: `Host`.
 
-    @property
-    def follows(self) -> bool:
-        """Whether the main screen's highlight goes to what begins next."""
-        return self.main.follows
-
-    def show_session(self, *, follow: bool = False) -> None:
-        """All of it; the highlight goes to the newest picture with `follow`."""
-        self.main.update(follow=follow)
-
-    def show_progress(self) -> None:
-        """Of the picture in work, and of the card."""
-        if self.screen_stack:
-            self.main.update_progress()
-
-    def show_parameters(self) -> None:
-        """As they are now."""
-        self.main.parameters_changed()
-
     def on_parameters_panel_changed(self) -> None:
         """From the panel, wherever it is."""
         self.shared.parameters_changed()

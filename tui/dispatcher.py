@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from engine.events import ImageSaved, Noticed, Planned
 from engine.process import JobEvent, JobRefused, LoadEvent, Message, ModelLoaded, ModelOpened, ModelRefused, OpenModel
+from engine.request import RequestError
 from tui.client import EngineClient, EngineEnded, Received, Stepped
 from tui.shared import Shared
 from tui.text import counted
@@ -27,7 +29,7 @@ class Dispatcher:
         if not self.client.is_current(received):
             return False
         session, host, message = self.session, self.host, received.content
-        was_running, follow, refused = session.running, host.follows, False
+        was_running, follow, refused = session.running, host.main.follows, False
         sentence = session.receive(message)
         if sentence:
             self.shared.say(sentence, "error")
@@ -40,20 +42,20 @@ class Dispatcher:
                 self.client.stop()  # the next job tries again, in a fresh process: the folder may be there by then
             case ModelOpened() as opened:
                 self.client.opened(opened)
-                host.show_parameters()
+                host.main.parameters_changed()
                 self.shared.models_changed.publish(None)
             case JobRefused(field="output"):
                 refused = was_running is not None
             case LoadEvent(event=Planned()) | JobEvent(event=Planned()):
-                host.show_parameters()  # auto may have chosen a precision
+                host.main.parameters_changed()  # auto may have chosen a precision
             case LoadEvent():
-                host.show_progress()
+                host.main.update_progress()
                 return False
             case JobEvent(event=ImageSaved(notice=str())):
                 refused = True
         self.shared.tell_notices()
         finished = was_running is not None and session.running is None
-        host.show_session(follow=follow and finished)
+        host.main.update(follow=follow and finished)
         if finished:
             host.refresh_folders()
             self.go_on()
@@ -70,7 +72,7 @@ class Dispatcher:
         """The latest step."""
         if self.client.is_current(stepped):
             self.session.step(stepped.job, stepped.event)
-            self.host.show_progress()
+            self.host.main.update_progress()
 
     def ended(self, ended: EngineEnded) -> None:
         """The engine's process has gone; the next job starts a fresh one."""
@@ -79,7 +81,7 @@ class Dispatcher:
         self.client.forget()
         self._tell_ended(ended.reason)
         self.shared.models_changed.publish(None)
-        self.host.show_session(follow=True)
+        self.host.main.update(follow=True)
         self.go_on()
 
     def _tell_ended(self, reason: str) -> None:
@@ -92,14 +94,14 @@ class Dispatcher:
         """Begin the next job if there is one and nothing runs."""
         if self.client.is_dying:
             return  # its end comes first, and then goes on here
-        session, follow = self.session, self.host.follows
+        session, follow = self.session, self.host.main.follows
         job = session.begin_next()
         if job is not None:
             self._open(self.opening(job.model, job.simulated))
             self.client.paint(job)
         elif session.running is None and self.client.pid is not None:
             self._open(self.opening(session.model, self.shared.settings.simulate))  # the last job's was another one
-        self.host.show_session(follow=follow and job is not None)
+        self.host.main.update(follow=follow and job is not None)
 
     def open_model(self, name: str) -> None:
         """Make the next pictures with this model: now, or when the picture in work is done.
@@ -116,7 +118,21 @@ class Dispatcher:
         if waiting:
             pictures = counted(waiting, "waiting picture")
             self.shared.say(f"The model is for new pictures; {pictures} will be made as asked for.")
-        self.host.show_session()
+        self.host.main.update()
+
+    def change_output(self, folder: Path) -> None:
+        """Save the next pictures there, if that can be."""
+        from engine.images.save import plan_output
+
+        try:
+            destination = plan_output(folder, 2)
+        except RequestError as error:
+            self.shared.say(str(error), "error")
+            return
+        self.session.change_output(str(destination.path))
+        self.session.paused = self.session.held = False
+        self.shared.say(f"Pictures go to {destination.path} from now on.")
+        self.go_on()
 
     def opening(self, model: str, simulate: bool) -> OpenModel:
         """How a model is opened: with the budgets of this session."""
@@ -137,7 +153,7 @@ class Dispatcher:
         except OSError as error:
             session.paused = bool(session.queue)
             self._tell_ended(f"the engine could not be started: {(error.strerror or 'unknown reason').lower()}.")
-            self.host.show_session()
+            self.host.main.update()
 
     def cancel(self, *, after_step: bool) -> None:
         """Give the running job up; where the engine does not listen, end it, and keep the job that nobody gave up.
@@ -158,7 +174,7 @@ class Dispatcher:
                 session.watch.at_once = 0.0
             self.client.cancel(job.id, after_step=after_step)
             self.watch()
-        self.host.show_progress()
+        self.host.main.update_progress()
 
     def watch(self) -> None:
         """Once a tick while the engine has something to do: whether it still says anything, or is to be ended."""

@@ -365,8 +365,7 @@ class ModelsScreen(Screen[None]):
                 self._failed(problem)
                 self.refresh_list()
 
-            has_forms = not is_part(listing)
-            self.app.push_screen(RemoveWindow(listing, has_forms=has_forms), answered)
+            self.app.push_screen(RemoveWindow(listing), answered)
 
     # What a thread does.
 
