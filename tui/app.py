@@ -171,7 +171,7 @@ class T2IApp(App[None]):
         gc.enable()
         if self._draft:
             self.main.prompt.put(self._draft)
-        self.dispatcher.start(self.dispatcher.opening(self.session.model, self.settings.simulate))
+        self.dispatcher.open(self.session.model, self.session.simulate)
         self.main.update(follow=True)
         if self.session.queue:
             waiting = counted(len(self.session.queue), "picture")

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from engine.events import ImageSaved, Noticed, Planned
-from engine.process import JobEvent, JobRefused, LoadEvent, Message, ModelLoaded, ModelOpened, ModelRefused, OpenModel
+from engine.process import JobEvent, JobRefused, LoadEvent, ModelLoaded, ModelOpened, ModelRefused, OpenModel
 from engine.request import RequestError
 from tui.client import EngineClient, EngineEnded, Received, Stepped
 from tui.shared import Shared
@@ -33,7 +33,9 @@ class Dispatcher:
         sentence = session.receive(message)
         if sentence:
             self.shared.say(sentence, "error")
-        self._tell_noticed(message)
+        event = getattr(message, "event", None)
+        if isinstance(event, Noticed) and session.is_news(event.message):
+            self.shared.say(event.message, "warning")
         match message:
             case ModelLoaded(device_uuid=uuid):
                 self.shared.card.use(uuid)
@@ -60,13 +62,6 @@ class Dispatcher:
             host.refresh_folders()
             self.go_on()
         return refused
-
-    def _tell_noticed(self, message: Message) -> None:
-        """What the engine noticed, where it is news."""
-        match message:
-            case JobEvent(event=Noticed(message=text)) | LoadEvent(event=Noticed(message=text)):
-                if self.session.is_news(text):
-                    self.shared.say(text, "warning")
 
     def step(self, stepped: Stepped) -> None:
         """The latest step."""
@@ -97,10 +92,10 @@ class Dispatcher:
         session, follow = self.session, self.host.main.follows
         job = session.begin_next()
         if job is not None:
-            self._open(self.opening(job.model, job.simulated))
+            self.open(job.model, job.simulated)
             self.client.paint(job)
         elif session.running is None and self.client.pid is not None:
-            self._open(self.opening(session.model, self.shared.settings.simulate))  # the last job's was another one
+            self.open(session.model, session.simulate)  # the last job's was another one
         self.host.main.update(follow=follow and job is not None)
 
     def open_model(self, name: str) -> None:
@@ -111,7 +106,7 @@ class Dispatcher:
         session = self.session
         session.model = name
         if session.running is None:
-            self._open(self.opening(name, session.simulate))
+            self.open(name, session.simulate)
         elif session.opened != name:
             self.shared.say(f"{name} comes next: the picture in work is finished first.")
         waiting = sum(job.model != name for job in session.queue)
@@ -134,19 +129,13 @@ class Dispatcher:
         self.shared.say(f"Pictures go to {destination.path} from now on.")
         self.go_on()
 
-    def opening(self, model: str, simulate: bool) -> OpenModel:
-        """How a model is opened: with the budgets of this session."""
-        settings = self.shared.settings
-        return OpenModel(model, vram=settings.vram, ram=settings.ram, simulate=simulate)
-
-    def _open(self, opening: OpenModel) -> None:
-        if not self.client.has_open(opening):
-            self.start(opening)
-
-    def start(self, opening: OpenModel) -> None:
-        """A fresh process. Where none can be made, that is how it ended."""
-        session = self.session
-        session.starts(opening.model)
+    def open(self, model: str, simulate: bool) -> None:
+        """In a fresh process, with the budgets of this session. Where none can be made, that is how it ended."""
+        session, settings = self.session, self.shared.settings
+        opening = OpenModel(model, vram=settings.vram, ram=settings.ram, simulate=simulate)
+        if self.client.has_open(opening):
+            return
+        session.starts(model)
         self.shared.models_changed.publish(None)
         try:
             self.client.start(opening)

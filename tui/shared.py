@@ -69,7 +69,7 @@ class Shared:
         self._app, self.host = app, host
         self.session, self.settings, self.profile, self.keys, self.images = session, settings, profile, keys, images
         self.thumbnails = Thumbnails()
-        self.card = CardWatch(app.run_worker, app.call_later, self._card_seen)
+        self.card = CardWatch(app, self._card_seen)
         self.marked: Path | None = None  # the first picture of a comparison
         self.said: list[tuple[float, str]] = []  # (when, what) for the person, oldest first
         self.models_changed: Signal[object] = Signal(app, "models")  # what ended, if anything did

@@ -386,13 +386,8 @@ class MainScreen(PicturesScreen):
             self._came_from = self.focused or self.prompt
             self.set_focus(panel)
         else:
-            self.app.push_screen(
-                ParametersWindow(
-                    self.session.parameters,
-                    self.shared.keys.pressed("view.parameters"),
-                    ascii_only=self.shared.profile.ascii,
-                )
-            )
+            keys, ascii_only = self.shared.keys.pressed("view.parameters"), self.shared.profile.ascii
+            self.app.push_screen(ParametersWindow(self.session.parameters, keys, ascii_only=ascii_only))
 
     def _leave_parameters(self) -> None:
         """Back to where one came from."""
@@ -426,11 +421,8 @@ class MainScreen(PicturesScreen):
     def offer_another_place(self) -> None:
         """Where the output folder cannot be used. Not over what is being typed."""
         if self.prompt.has_focus and self.is_current and self.prompt.text != self.submitted_text:
-            keys = self.shared.keys
-            self.shared.say(
-                f"{keys.shown('prompt.leave')} and then {keys.shown('output.change')} chooses another folder.",
-                "warning",
-            )
+            leave, change = map(self.shared.keys.shown, ("prompt.leave", "output.change"))
+            self.shared.say(f"{leave} and then {change} chooses another folder.", "warning")
         elif self.is_current:
             self.action_change_output()
 
