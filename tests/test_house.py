@@ -8,9 +8,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from importlib.resources import files
 from pathlib import Path
 
+import grimp
 import pytest
 
 import engine
@@ -71,6 +73,17 @@ def test_the_import_contracts_hold() -> None:
     assert lint_imports, "lint-imports is not installed; run pip install -e '.[test]'"
     result = subprocess.run([lint_imports, "--no-cache"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("room", ["tui"])
+def test_no_modules_import_each_other_in_a_circle(room: str) -> None:
+    """Imports for type checkers count: who reads a module needs what they name."""
+    graph = grimp.build_graph(room, exclude_type_checking_imports=False, cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
 
 
 def test_engine_exports_every_event_and_every_name_resolves() -> None:

@@ -746,7 +746,7 @@ def test_a_picture_that_loads_slowly_does_not_take_the_place_of_the_next(monkeyp
             viewer = app.screen
             assert isinstance(viewer, Viewer)
             assert viewer._loaded is not None
-            assert viewer._loaded.record == read_record(paths[1])
+            assert viewer._loaded[1] == read_record(paths[1])
             assert "a green heart" in screen_text(app)
 
     run(test())

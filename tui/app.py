@@ -171,7 +171,7 @@ class T2IApp(App[None]):
         gc.enable()
         if self._draft:
             self.main.prompt.put(self._draft)
-        self.dispatcher.start(self.dispatcher.opening(self.session.model, self.settings.simulate))
+        self.dispatcher.open(self.session.model, self.session.simulate)
         self.main.update(follow=True)
         if self.session.queue:
             waiting = counted(len(self.session.queue), "picture")
@@ -209,29 +209,6 @@ class T2IApp(App[None]):
             self.dispatcher.ended(ended)
 
     # What screens ask for: `Host`.
-
-    @property
-    def follows(self) -> bool:
-        """Whether the main screen's highlight goes to what begins next."""
-        return self.main.follows
-
-    def show_session(self, *, follow: bool = False) -> None:
-        """All of it; the highlight goes to the newest picture with `follow`."""
-        self.main.update(follow=follow)
-
-    def show_progress(self) -> None:
-        """Of the picture in work, and of the card."""
-        if self.screen_stack:
-            self.main.update_progress()
-
-    def show_forecast(self) -> None:
-        """How the next picture would run."""
-        if self.screen_stack:
-            self.main.update_forecast()
-
-    def show_parameters(self) -> None:
-        """As they are now."""
-        self.main.parameters_changed()
 
     def on_parameters_panel_changed(self) -> None:
         """From the panel, wherever it is."""

@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from textual.app import App
+
 
 @dataclass(frozen=True, slots=True)
 class CardSample:
@@ -56,14 +58,9 @@ class Card:
 class CardWatch:
     """The card that the engine works on; it is asked in a thread, once at a time."""
 
-    def __init__(
-        self,
-        run_worker: Callable[..., object],
-        call_later: Callable[..., object],
-        seen: Callable[[], None],
-    ) -> None:
-        """The first two are the app's; `seen` is called when `sample` is a new one."""
-        self._run_worker, self._call_later, self._seen = run_worker, call_later, seen
+    def __init__(self, app: App[None], seen: Callable[[], None]) -> None:
+        """`seen` is called when `sample` is a new one."""
+        self._app, self._seen = app, seen
         self._card: Card | None = None
         self._sampling = False
         self.sample: CardSample | None = None  # the latest
@@ -78,9 +75,11 @@ class CardWatch:
         if self._card is None or self._sampling:
             return
         self._sampling, card = True, self._card
-        self._run_worker(
-            lambda: self._call_later(self._looked, card.sample()), name="card", thread=True, exit_on_error=False
-        )
+
+        def ask() -> None:
+            self._app.call_later(self._looked, card.sample())
+
+        self._app.run_worker(ask, name="card", thread=True, exit_on_error=False)
 
     def _looked(self, sample: CardSample | None) -> None:
         self._sampling = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from engine.events import ImageSaved, Noticed, Planned
 from engine.process import (
@@ -11,12 +12,12 @@ from engine.process import (
     JobRefused,
     LoadEvent,
     MemorySampled,
-    Message,
     ModelLoaded,
     ModelOpened,
     ModelRefused,
     OpenModel,
 )
+from engine.request import RequestError
 from tui.client import EngineClient, EngineEnded, Received, Stepped
 from tui.shared import Shared
 from tui.text import counted
@@ -38,11 +39,13 @@ class Dispatcher:
         if not self.client.is_current(received):
             return False
         session, host, message = self.session, self.host, received.content
-        was_running, follow, refused = session.running, host.follows, False
+        was_running, follow, refused = session.running, host.main.follows, False
         sentence = session.receive(message)
         if sentence:
             self.shared.say(sentence, "error")
-        self._tell_noticed(message)
+        event = getattr(message, "event", None)
+        if isinstance(event, Noticed) and session.is_news(event.message):
+            self.shared.say(event.message, "warning")
         match message:
             case ModelLoaded(device_uuid=uuid):
                 self.shared.card.use(uuid)
@@ -52,41 +55,34 @@ class Dispatcher:
                 self.client.stop()  # the next job tries again, in a fresh process: the folder may be there by then
             case ModelOpened() as opened:
                 self.client.opened(opened)
-                host.show_parameters()
+                host.main.parameters_changed()
                 self.shared.models_changed.publish(None)
             case JobRefused(field="output"):
                 refused = was_running is not None
             case LoadEvent(event=Planned()) | JobEvent(event=Planned()):
-                host.show_parameters()  # auto may have chosen a precision
+                host.main.parameters_changed()  # auto may have chosen a precision
             case Foreseen():
                 self._ask()
-                host.show_forecast()
+                host.main.update_forecast()
                 return False
             case LoadEvent() | MemorySampled():
-                host.show_progress()
+                host.main.update_progress()
                 return False
             case JobEvent(event=ImageSaved(notice=str())):
                 refused = True
         self.shared.tell_notices()
         finished = was_running is not None and session.running is None
-        host.show_session(follow=follow and finished)
+        host.main.update(follow=follow and finished)
         if finished:
             host.refresh_folders()
             self.go_on()
         return refused
 
-    def _tell_noticed(self, message: Message) -> None:
-        """What the engine noticed, where it is news."""
-        match message:
-            case JobEvent(event=Noticed(message=text)) | LoadEvent(event=Noticed(message=text)):
-                if self.session.is_news(text):
-                    self.shared.say(text, "warning")
-
     def step(self, stepped: Stepped) -> None:
         """The latest step."""
         if self.client.is_current(stepped):
             self.session.step(stepped.job, stepped.event)
-            self.host.show_progress()
+            self.host.main.update_progress()
 
     def ended(self, ended: EngineEnded) -> None:
         """The engine's process has gone; the next job starts a fresh one."""
@@ -95,7 +91,7 @@ class Dispatcher:
         self.client.forget()
         self._tell_ended(ended.reason)
         self.shared.models_changed.publish(None)
-        self.host.show_session(follow=True)
+        self.host.main.update(follow=True)
         self.go_on()
 
     def _tell_ended(self, reason: str) -> None:
@@ -108,24 +104,24 @@ class Dispatcher:
         """Begin the next job if there is one and nothing runs."""
         if self.client.is_dying:
             return  # its end comes first, and then goes on here
-        session, follow = self.session, self.host.follows
+        session, follow = self.session, self.host.main.follows
         job = session.begin_next()
         if job is not None:
-            self._open(self.opening(job.model, job.simulated))
+            self.open(job.model, job.simulated)
             self.client.paint(job)
         elif session.running is None and self.client.pid is not None:
-            self._open(self.opening(session.model, self.shared.settings.simulate))  # the last job's was another one
-        self.host.show_session(follow=follow and job is not None)
+            self.open(session.model, session.simulate)  # the last job's was another one
+        self.host.main.update(follow=follow and job is not None)
 
     def foresee(self, text: str) -> None:
         """The prompt or a choice was changed: how would the next picture run?"""
         self.session.foresee(text)
         self._ask()
-        self.host.show_forecast()
+        self.host.main.update_forecast()
 
     def _ask(self) -> None:
         """The engine, where it has the model of the next picture open; else when it has."""
-        if self.client.has_open(self.opening(self.session.model, self.session.simulate)) and self.session.opened:
+        if self.session.opened == self.session.model:
             question = self.session.forecast.question()
             if question is not None:
                 self.client.ask(question)
@@ -138,28 +134,36 @@ class Dispatcher:
         session = self.session
         session.model = name
         if session.running is None:
-            self._open(self.opening(name, session.simulate))
+            self.open(name, session.simulate)
         elif session.opened != name:
             self.shared.say(f"{name} comes next: the picture in work is finished first.")
         waiting = sum(job.model != name for job in session.queue)
         if waiting:
             pictures = counted(waiting, "waiting picture")
             self.shared.say(f"The model is for new pictures; {pictures} will be made as asked for.")
-        self.host.show_session()
+        self.host.main.update()
 
-    def opening(self, model: str, simulate: bool) -> OpenModel:
-        """How a model is opened: with the budgets of this session."""
-        settings = self.shared.settings
-        return OpenModel(model, vram=settings.vram, ram=settings.ram, simulate=simulate)
+    def change_output(self, folder: Path) -> None:
+        """Save the next pictures there, if that can be."""
+        from engine.images.save import plan_output
 
-    def _open(self, opening: OpenModel) -> None:
-        if not self.client.has_open(opening):
-            self.start(opening)
+        try:
+            destination = plan_output(folder, 2)
+        except RequestError as error:
+            self.shared.say(str(error), "error")
+            return
+        self.session.change_output(str(destination.path))
+        self.session.paused = self.session.held = False
+        self.shared.say(f"Pictures go to {destination.path} from now on.")
+        self.go_on()
 
-    def start(self, opening: OpenModel) -> None:
-        """A fresh process. Where none can be made, that is how it ended."""
-        session = self.session
-        session.starts(opening.model)
+    def open(self, model: str, simulate: bool) -> None:
+        """In a fresh process, with the budgets of this session. Where none can be made, that is how it ended."""
+        session, settings = self.session, self.shared.settings
+        opening = OpenModel(model, vram=settings.vram, ram=settings.ram, simulate=simulate)
+        if self.client.has_open(opening):
+            return
+        session.starts(model)
         session.forecast.forget()
         self.shared.models_changed.publish(None)
         try:
@@ -167,7 +171,7 @@ class Dispatcher:
         except OSError as error:
             session.paused = bool(session.queue)
             self._tell_ended(f"the engine could not be started: {(error.strerror or 'unknown reason').lower()}.")
-            self.host.show_session()
+            self.host.main.update()
 
     def cancel(self, *, after_step: bool) -> None:
         """Give the running job up; where the engine does not listen, end it, and keep the job that nobody gave up.
@@ -188,7 +192,7 @@ class Dispatcher:
                 session.watch.at_once = 0.0
             self.client.cancel(job.id, after_step=after_step)
             self.watch()
-        self.host.show_progress()
+        self.host.main.update_progress()
 
     def watch(self) -> None:
         """Once a tick while the engine has something to do: whether it still says anything, or is to be ended."""

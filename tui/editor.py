@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from textual.app import SuspendNotSupported
@@ -23,7 +23,7 @@ class EditorError(Exception):
         self.severity: Severity = severity
 
 
-def edited(text: str, lent: Callable[[], contextlib.AbstractContextManager[None]]) -> str:
+def edited(text: str, lent: Callable[[], AbstractContextManager[None]]) -> str:
     """What the person makes of `text` in $VISUAL or $EDITOR; `lent` hands the terminal over. Raises `EditorError`."""
     try:
         command = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "", posix=os.name != "nt")
@@ -31,23 +31,17 @@ def edited(text: str, lent: Callable[[], contextlib.AbstractContextManager[None]
         command = []
     if not command:
         raise EditorError("Set $EDITOR to the program that you write with, such as vim or nano.")
-    path = None
     try:
-        handle, name = tempfile.mkstemp(suffix=".txt", prefix="prompt-")
-        path = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as stream:
-            stream.write(text)
-        with lent():
-            code = subprocess.run([*command, name], check=False).returncode
-        if code:
-            raise EditorError(f"{command[0]} ended with exit code {code}; the prompt is as it was.")
-        return path.read_text("utf-8", errors="replace").rstrip("\n")
+        with tempfile.TemporaryDirectory(prefix="prompt-", ignore_cleanup_errors=True) as folder:
+            path = Path(folder) / "prompt.txt"
+            path.write_text(text, "utf-8", errors="replace")
+            with lent():
+                code = subprocess.run([*command, str(path)], check=False).returncode
+            if code:
+                raise EditorError(f"{command[0]} ended with exit code {code}; the prompt is as it was.")
+            return path.read_text("utf-8", errors="replace").rstrip("\n")
     except SuspendNotSupported:
         raise EditorError("This terminal cannot be lent to another program.") from None
     except OSError as error:
         reason = (error.strerror or "unknown reason").lower()
         raise EditorError(f"{command[0]} could not be run: {reason}.", "error") from None
-    finally:
-        if path is not None:
-            with contextlib.suppress(OSError):
-                path.unlink()

@@ -27,15 +27,22 @@ Severity = Literal["information", "warning", "error"]
 NOTE_SECONDS, MAX_SAID = 6.0, 200
 
 
+class Main(Protocol):
+    """The main screen, which is always there."""
+
+    @property
+    def follows(self) -> bool: ...  # whether the highlight goes to what begins next
+    def update(self, *, follow: bool = False) -> None: ...
+    def update_progress(self) -> None: ...
+    def update_forecast(self) -> None: ...
+    def parameters_changed(self) -> None: ...
+
+
 class Host(Protocol):
     """What a screen asks of the app, which alone knows all of them."""
 
     @property
-    def follows(self) -> bool: ...  # whether the highlight goes to what begins next
-    def show_session(self, *, follow: bool = False) -> None: ...
-    def show_progress(self) -> None: ...
-    def show_parameters(self) -> None: ...
-    def show_forecast(self) -> None: ...
+    def main(self) -> Main: ...
     def pictures_changed(self) -> None: ...  # a star, or one has gone
     def refresh_folders(self) -> None: ...  # one was saved
     def take_prompt(self, text: str) -> None: ...  # back on the main screen
@@ -63,11 +70,15 @@ class Shared:
         self._app, self.host = app, host
         self.session, self.settings, self.profile, self.keys, self.images = session, settings, profile, keys, images
         self.thumbnails = Thumbnails()
-        self.card = CardWatch(app.run_worker, app.call_later, host.show_progress)
+        self.card = CardWatch(app, self._card_seen)
         self.marked: Path | None = None  # the first picture of a comparison
         self.said: list[tuple[float, str]] = []  # (when, what) for the person, oldest first
         self.models_changed: Signal[object] = Signal(app, "models")  # what ended, if anything did
         self._library: Library | None = None
+
+    def _card_seen(self) -> None:
+        if self._app.screen_stack:
+            self.host.main.update_progress()
 
     def say(self, text: str, severity: Severity = "information") -> None:
         """A sentence for the person. Never markup."""
@@ -92,7 +103,7 @@ class Shared:
     def parameters_changed(self) -> None:
         """Keep and show them."""
         self.session.save_parameters()
-        self.host.show_parameters()
+        self.host.main.parameters_changed()
 
     @property
     def pause_keys(self) -> str:

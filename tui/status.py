@@ -22,17 +22,10 @@ def next_picture(session: Session) -> tuple[str, ...]:
     parameters = session.parameters
     parts = [Path(session.model).name or session.model, *(["simulated"] if session.simulate else [])]
     for name in sorted(parameters.names(), key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST)):
-        text = parameters.shown(name)
-        if name in UNUSUAL and parameters.is_default(name):
-            continue
-        if name == "size":
-            parts.append(text)
-        elif name == "seed":
-            parts.append(f"seed {text}" + (" LOCK" if parameters.seed is not None else ""))
-        elif name == "count":
-            parts.append(f"x{text}")
-        else:
-            parts.append(f"{LABELS.get(name, name)} {text}")
+        text, lock = parameters.shown(name), " LOCK" if parameters.seed is not None else ""
+        if not (name in UNUSUAL and parameters.is_default(name)):
+            known = {"size": text, "seed": f"seed {text}{lock}", "count": f"x{text}"}
+            parts.append(known.get(name, f"{LABELS.get(name, name)} {text}"))
     return tuple(parts)
 
 

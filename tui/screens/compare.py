@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.geometry import Size
-from textual.message import Message
 from textual.widgets import Static
 
 from engine.events import Preview
@@ -52,19 +49,6 @@ class Compare(PicturesScreen):
     }
     """
 
-    @dataclass
-    class Read(Message, bubble=False):
-        """What the files say about themselves: a record, or a sentence why there is none."""
-
-        records: tuple[Record | str, Record | str]
-
-    @dataclass
-    class Drawn(Message, bubble=False):
-        """The pictures at their size on the screen."""
-
-        generation: int
-        frames: tuple[Preview | None, Preview | None]
-
     def __init__(self, shared: Shared, first: Path, second: Path) -> None:
         super().__init__(shared)
         self._pair = (first, second)
@@ -88,14 +72,14 @@ class Compare(PicturesScreen):
         first, second = self._pair
 
         def read() -> None:
-            self.post_message(self.Read((_read(first), _read(second))))
+            self.call_later(self._show_settings, (_read(first), _read(second)))
 
         self.run_worker(read, name="compare settings", thread=True, exit_on_error=False)
 
-    @on(Read)
-    def _show_settings(self, event: Read) -> None:
+    def _show_settings(self, records: tuple[Record | str, Record | str]) -> None:
+        """What the files say about themselves: a record, or a sentence why there is none."""
         arrow = "->" if self.shared.profile.ascii else "\u2192"
-        lines = [printable(line) for line in differences(self._pair, event.records, arrow)]
+        lines = [printable(line) for line in differences(self._pair, records, arrow)]
         self.query_one("#settings", Static).update(Content("\n".join(lines)))
 
     # The pictures.
@@ -152,14 +136,14 @@ class Compare(PicturesScreen):
         def read() -> None:
             if generation == self._drawing:
                 frames = tuple(thumbnails.get(path, room.width, room.height) for path in (first, second))
-                self.post_message(self.Drawn(generation, (frames[0], frames[1])))
+                self.call_later(self._show_drawn, generation, (frames[0], frames[1]))
 
         self.run_worker(read, name="compare", thread=True, exit_on_error=False)
 
-    @on(Drawn)
-    def _show_drawn(self, event: Drawn) -> None:
-        if event.generation == self._drawing:
-            self._drawn_pair = event.frames
+    def _show_drawn(self, generation: int, frames: tuple[Preview | None, Preview | None]) -> None:
+        """The pictures at their size on the screen."""
+        if generation == self._drawing:
+            self._drawn_pair = frames
             self._show_pictures()
 
     # Keys.

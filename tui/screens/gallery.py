@@ -14,7 +14,6 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.content import Content
-from textual.message import Message
 from textual.widgets import Input, Static
 from textual.worker import get_current_worker
 
@@ -55,28 +54,6 @@ class Gallery(PicturesScreen):
         &.-tiny-height #status { display: none; }
     }
     """
-
-    @dataclass
-    class Listed(Message, bubble=False):
-        """What is in the folder; `problem` is a sentence."""
-
-        generation: int
-        files: list[PictureFile]
-        problem: str
-
-    @dataclass
-    class Described(Message, bubble=False):
-        """What some files say; `searched_all`: the last of those that a filter waits for."""
-
-        facts: dict[PictureFile, Facts]
-        searched_all: bool = False
-
-    @dataclass
-    class Drawn(Message, bubble=False):
-        """Thumbnails; None where there can be none."""
-
-        generation: int
-        frames: dict[PictureFile, Preview | None]
 
     def __init__(self, shared: Shared, folder: Path) -> None:
         super().__init__(shared)
@@ -129,16 +106,16 @@ class Gallery(PicturesScreen):
                 reason = (getattr(error, "strerror", None) or "it is no path that this system knows").lower()
                 problem = f"{shown_path(folder)} cannot be read ({reason})"
                 problem += f"; {keys.shown('output.change')} on the main screen chooses another folder."
-            self.post_message(self.Listed(generation, files, problem))
+            self.call_later(self._listed, generation, files, problem)
 
         self.run_worker(read, name="gallery folder", thread=True, exit_on_error=False)
 
-    @on(Listed)
-    def _listed(self, event: Listed) -> None:
-        if event.generation != self._listing:
+    def _listed(self, generation: int, files: list[PictureFile], problem: str) -> None:
+        """What is in the folder; `problem` is a sentence."""
+        if generation != self._listing:
             return
-        self._files, self._problem = event.files, event.problem or None
-        self._facts = {file: self._facts[file] for file in event.files if file in self._facts}
+        self._files, self._problem = files, problem or None
+        self._facts = {file: self._facts[file] for file in files if file in self._facts}
         self._show()
 
     @on(PictureGrid.Wanted)
@@ -151,7 +128,7 @@ class Gallery(PicturesScreen):
         def read() -> None:
             worker = get_current_worker()
             if unknown:
-                self.post_message(self.Described({file: read_facts(file.path) for file in unknown}))
+                self.call_later(self._described, {file: read_facts(file.path) for file in unknown})
             frames: dict[PictureFile, Preview | None] = {}
             due = time.monotonic() + BATCH_SECONDS
             for file in event.files if event.room.area else ():
@@ -159,16 +136,16 @@ class Gallery(PicturesScreen):
                     return
                 frames[file] = thumbnails.get(file.path, event.room.width, event.room.height)
                 if time.monotonic() >= due:
-                    self.post_message(self.Drawn(generation, frames))
+                    self.call_later(self._drawn, generation, frames)
                     frames, due = {}, time.monotonic() + BATCH_SECONDS
-            self.post_message(self.Drawn(generation, frames))
+            self.call_later(self._drawn, generation, frames)
 
         self.run_worker(read, name="gallery thumbnails", thread=True, exit_on_error=False)
 
-    @on(Drawn)
-    def _drawn(self, event: Drawn) -> None:
-        if event.generation == self._drawing:
-            self.grid.put(event.frames)
+    def _drawn(self, generation: int, frames: dict[PictureFile, Preview | None]) -> None:
+        """Thumbnails; None where there can be none."""
+        if generation == self._drawing:
+            self.grid.put(frames)
 
     def _search(self) -> None:
         """Read what no filter can do without: the prompts of all files."""
@@ -186,16 +163,16 @@ class Gallery(PicturesScreen):
                     return
                 found[file] = read_facts(file.path)
                 if time.monotonic() >= due:
-                    self.post_message(self.Described(found))
+                    self.call_later(self._described, found)
                     found, due = {}, time.monotonic() + BATCH_SECONDS
-            self.post_message(self.Described(found, searched_all=True))
+            self.call_later(self._described, found, searched_all=True)
 
         self.run_worker(read, name="gallery search", thread=True, exit_on_error=False)
 
-    @on(Described)
-    def _described(self, event: Described) -> None:
-        self._facts |= event.facts
-        if event.searched_all:
+    def _described(self, facts: dict[PictureFile, Facts], *, searched_all: bool = False) -> None:
+        """What some files say; `searched_all`: the last of those that a filter waits for."""
+        self._facts |= facts
+        if searched_all:
             self._searching = False
         if self._words:
             self._show()

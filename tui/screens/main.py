@@ -14,15 +14,15 @@ from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import OptionList, Static, TextArea
 
-from engine.prompts.variants import expand
-from engine.request import MAX_PROMPT_CHARACTERS, RequestError
+from engine.prompts.variants import pictures_of
+from engine.request import RequestError
 from tui import status
 from tui.bindings import LIST_BAR, PROMPT_BAR, bindings_of
 from tui.course import Course
 from tui.dispatcher import Dispatcher
 from tui.editor import EditorError, edited
 from tui.jobs import Job
-from tui.screens.dialogs import AskText, Confirm, ParametersWindow, SearchPrompts
+from tui.screens.dialogs import AskText, ParametersWindow, SearchPrompts
 from tui.screens.pictures import PicturesScreen
 from tui.shared import Shared
 from tui.text import clean, counted
@@ -229,16 +229,7 @@ class MainScreen(PicturesScreen):
 
     def _show_variants(self) -> None:
         """Below the prompt: how many pictures it stands for, where it has variants."""
-        text = self.prompt.text
-        variants = ""
-        if "{" in text and len(text) <= MAX_PROMPT_CHARACTERS:
-            expansion = expand(text)
-            count = self.session.parameters.count
-            variants = expansion.summary
-            if variants and count > 1:
-                variants += f" x {count} = {len(expansion.prompts) * count} pictures"
-        elif len(text) > MAX_PROMPT_CHARACTERS:
-            variants = f"{len(text)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed"
+        variants = pictures_of(self.prompt.text, self.session.parameters.count)
         line = self.query_one("#variants", Static)
         if variants != self._variants:  # an update lays the whole screen out anew: not for every letter
             self._variants = variants
@@ -359,31 +350,28 @@ class MainScreen(PicturesScreen):
             self.shared.say("The queue is empty.")
             return
 
-        def answered(yes: bool | None) -> None:
-            if yes:
-                self.shared.say(f"{self.session.clear_queue()} removed; their prompts are in the history.")
-                self.update()
+        def clear() -> None:
+            self.shared.say(f"{self.session.clear_queue()} removed; their prompts are in the history.")
+            self.update()
 
-        self.app.push_screen(Confirm(f"Remove {counted(waiting, 'waiting job')}?"), answered)
+        self.ask(f"Remove {counted(waiting, 'waiting job')}?", clear)
 
     def action_leave_app(self) -> None:
         """Leave, after asking where something is left undone: a letter alone may have been meant for the prompt."""
         session, text = self.session, self.prompt.text
         if session.running is not None:
-            question = "Leave? The picture in work is begun anew when you come back."
+            left = "The picture in work is begun anew when you come back."
         elif session.queue:
-            question = "Leave? What waits is offered again when you come back."
+            left = "What waits is offered again when you come back."
         elif text.strip() and text != self.submitted_text:
-            question = "Leave? What is typed will be there when you come back."
+            left = "What is typed will be there when you come back."
         else:
-            self.call_later(self.app.action_quit)
+            self._quit()
             return
+        self.ask(f"Leave? {left}", self._quit)
 
-        def answered(yes: bool | None) -> None:
-            if yes:
-                self.call_later(self.app.action_quit)
-
-        self.app.push_screen(Confirm(question), answered)
+    def _quit(self) -> None:
+        self.call_later(self.app.action_quit)
 
     # Parameters.
 
@@ -417,13 +405,8 @@ class MainScreen(PicturesScreen):
             self._came_from = self.focused or self.prompt
             self.set_focus(panel)
         else:
-            self.app.push_screen(
-                ParametersWindow(
-                    self.session.parameters,
-                    self.shared.keys.pressed("view.parameters"),
-                    ascii_only=self.shared.profile.ascii,
-                )
-            )
+            keys, ascii_only = self.shared.keys.pressed("view.parameters"), self.shared.profile.ascii
+            self.app.push_screen(ParametersWindow(self.session.parameters, keys, ascii_only=ascii_only))
 
     def _leave_parameters(self) -> None:
         """Back to where one came from."""
@@ -458,11 +441,8 @@ class MainScreen(PicturesScreen):
     def offer_another_place(self) -> None:
         """Where the output folder cannot be used. Not over what is being typed."""
         if self.prompt.has_focus and self.is_current and self.prompt.text != self.submitted_text:
-            keys = self.shared.keys
-            self.shared.say(
-                f"{keys.shown('prompt.leave')} and then {keys.shown('output.change')} chooses another folder.",
-                "warning",
-            )
+            leave, change = map(self.shared.keys.shown, ("prompt.leave", "output.change"))
+            self.shared.say(f"{leave} and then {change} chooses another folder.", "warning")
         elif self.is_current:
             self.action_change_output()
 
@@ -471,23 +451,9 @@ class MainScreen(PicturesScreen):
 
         def chosen(text: str | None) -> None:
             if text is not None and text.strip():
-                self._change_output(text.strip())
+                self.dispatcher.change_output(Path(text.strip()))
 
         self.app.push_screen(AskText("Save pictures to this folder:", self.session.output), chosen)
-
-    def _change_output(self, text: str) -> None:
-        """Save the next pictures in this folder, if that can be."""
-        from engine.images.save import plan_output
-
-        try:
-            destination = plan_output(Path(text), 2)
-        except RequestError as error:
-            self.shared.say(str(error), "error")
-            return
-        self.session.change_output(str(destination.path))
-        self.session.paused = self.session.held = False
-        self.shared.say(f"Pictures go to {destination.path} from now on.")
-        self.dispatcher.go_on()
 
     def action_gallery(self) -> None:
         """All pictures of the output folder."""

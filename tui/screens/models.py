@@ -104,10 +104,7 @@ class ModelsScreen(Screen[None]):
                     listings.append(inventory.show(place))
             return listings, registry.known().problem
 
-        def listed(found: tuple[list[Listing], str]) -> None:
-            self._listed(*found, select)
-
-        self._run("models", read, listed, lambda problem: self._listed([], problem, select))
+        self._run("models", read, lambda found: self._listed(*found, select), lambda why: self._listed([], why, select))
 
     def _listed(self, listings: list[Listing], problem: str, select: str) -> None:
         """All models; `problem` is a sentence, and `select` the model to go to."""
@@ -365,8 +362,7 @@ class ModelsScreen(Screen[None]):
                 self._failed(problem)
                 self.refresh_list()
 
-            has_forms = not is_part(listing)
-            self.app.push_screen(RemoveWindow(listing, has_forms=has_forms), answered)
+            self.app.push_screen(RemoveWindow(listing), answered)
 
     # What a thread does.
 

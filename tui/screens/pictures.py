@@ -8,6 +8,8 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +57,10 @@ class PicturesScreen(Screen[None]):
     def neighbour(self, path: Path, step: int) -> Path | None:
         """The picture before or after another in the order of this screen."""
         raise NotImplementedError
+
+    def ask(self, question: str, then: Callable[[], None]) -> None:
+        """Do it where the person says yes."""
+        self.app.push_screen(Confirm(question), lambda yes: then() if yes else None)
 
     def action_view(self) -> None:
         """Fill the terminal with the picture."""
@@ -207,12 +213,7 @@ class PicturesScreen(Screen[None]):
             if job.state == "done":
                 self.shared.say("There was no picture to delete; the simulated job is off the list.")
         elif path is not None:
-
-            def answered(yes: bool | None) -> None:
-                if yes:
-                    self._to_trash(path)
-
-            self.app.push_screen(Confirm(f"Move {path.name} to the trash folder?"), answered)
+            self.ask(f"Move {path.name} to the trash folder?", partial(self._to_trash, path))
         else:
             self._nothing()
 

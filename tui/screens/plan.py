@@ -24,7 +24,6 @@ class PlanWindow(ReadText):
     """The plan of a job, with what became of it. Fits a terminal of 80x24."""
 
     def __init__(self, plan: Plan, job: Job | None, close_keys: Sequence[str], *, ascii_only: bool = False) -> None:
-        """The keys that opened it close it as well."""
         title = "plan" if job is None else f"plan: {job.request.prompt}"
         super().__init__(shortened(title, 60, "..." if ascii_only else "\u2026"), (), close_keys)
         self._plan, self._job, self._ascii = plan, job, ascii_only

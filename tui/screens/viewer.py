@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Container
 from textual.content import Content
-from textual.message import Message
 from textual.widgets import Static
 
 from engine.events import Preview
@@ -45,14 +42,6 @@ class Viewer(PicturesScreen):
     }
     """
 
-    @dataclass
-    class Loaded(Message, bubble=False):
-        """What is in the file; None for what it cannot give."""
-
-        generation: int
-        frame: Preview | None
-        record: Record | None
-
     def __init__(self, shared: Shared, path: Path, neighbour: Callable[[Path, int], Path | None]) -> None:
         """`neighbour` gives the picture before (-1) or after (1) another one, if there is one."""
         super().__init__(shared)
@@ -61,7 +50,7 @@ class Viewer(PicturesScreen):
         self._next_file: Path | None = None  # where a deleted picture leaves a gap
         self._image: Any = None  # the widget that shows a picture by the terminal's own graphics, where there is one
         self._loading = 0  # the number of the latest load
-        self._loaded: Viewer.Loaded | None = None
+        self._loaded: tuple[Preview | None, Record | None] | None = None  # what the file gave
 
     def compose(self) -> ComposeResult:
         """The picture, and a line of text below it."""
@@ -99,21 +88,20 @@ class Viewer(PicturesScreen):
                 frame = read_small(path, MAX_SIDE, MAX_SIDE)
             else:
                 frame = thumbnails.get(path, room.width, room.height)
-            self.post_message(self.Loaded(generation, frame, record))
+            self.call_later(self._show, generation, frame, record)
 
         if self._loaded is None:  # else the picture before stays until the next is there
             self._show_line(f"{path.name} ...")
         self.run_worker(read, name="viewer", thread=True, exit_on_error=False)
 
-    @on(Loaded)
-    def _show(self, event: Loaded) -> None:
-        if event.generation != self._loading:
+    def _show(self, generation: int, frame: Preview | None, record: Record | None) -> None:
+        """What is in the file; None for what it cannot give."""
+        if generation != self._loading:
             return
-        self._loaded = event
+        self._loaded = frame, record
         if self._image is not None:
             from PIL import Image
 
-            frame = event.frame
             picture = None if frame is None else Image.frombytes("RGB", (frame.width, frame.height), frame.rgb)
             self._image.image = picture
         self._show_line(self._description())
@@ -123,16 +111,16 @@ class Viewer(PicturesScreen):
         if self._image is not None:
             self.query_one("#line", Static).update(Content(text), layout=False)
         else:
-            self.query_one(PictureView).show(None if self._loaded is None else self._loaded.frame, text)
+            self.query_one(PictureView).show(None if self._loaded is None else self._loaded[0], text)
 
     def _description(self) -> str:
-        loaded, name = self._loaded, self._file.name
-        if loaded is None or loaded.frame is None:
+        name, (frame, record) = self._file.name, self._loaded or (None, None)
+        if frame is None:
             return f"{name} cannot be shown"
         star = ("+ " if self.shared.profile.ascii else "\u2605 ") * self.shared.session.history.is_favourite(self._file)
-        if loaded.record is None:
+        if record is None:
             return f"{star}{name}"
-        request = loaded.record.request
+        request = record.request
         parts = [f"seed {request.seed}"] if request.seed is not None else []  # other programs may leave it out
         parts += [f"{request.width}x{request.height}"] if request.width is not None else []
         return "  ".join((f"{star}{name}", *parts, request.prompt))
