@@ -52,6 +52,7 @@ from engine.cli.prompts import EXAMPLE, Job, expanded, read_prompts
 from engine.cli.repeat import for_grid, repeated, repeated_axes, to_repeat
 from engine.folders import shown_path
 from engine.jobs.runtime import DEFAULT_CARD
+from engine.library.wildcards import wildcard_folders
 from engine.prompts.weights import idle_notice
 from engine.prompts.wildcards import Wildcards
 from engine.request import Request, RequestError
@@ -171,7 +172,7 @@ def generate(
         prompts = [("", prompt or "")]
         if prompt == "-" or prompts_file is not None:
             prompts = read_prompts(None if "-" in (prompt, prompts_file) else prompts_file)
-        known = Wildcards(*map(_folder, wildcards or ()))
+        known = Wildcards(*map(_folder, wildcards or ()), others=wildcard_folders)
         jobs, notes = expanded(prompts, template, known if variants else None)
     if axes:
         jobs, axes = _cells(jobs, axes, model)
