@@ -288,6 +288,13 @@ def read_prompt_file(place: Path, rng: Random) -> Sequence[str]:
     return ()
 
 
+def read_choices(place: Path, rng: Random) -> Sequence[str]:
+    """A preset and a wildcard file, as a command takes them."""
+    cli.app(["generate", "a __colour__ {__colour__}"], prog_name="t2i", standalone_mode=False)
+    cli.app(["generate", "a circle", "--preset", "sketch"], prog_name="t2i", standalone_mode=False)
+    return run_cli("presets")
+
+
 def read_app(place: Path, rng: Random) -> Sequence[str]:
     """Settings, keys, themes and history: the app is opened over them; now and then it runs for a moment."""
     from tui.launch import open_app
@@ -438,6 +445,9 @@ def _calibrate(place: Path, file: Path | None) -> None:
     calibrations.write(Calibration(model_hash(model), 1, 32, "fp32", factors), file)
 
 
+GRID = [{"name": "steps", "values": [1, 2]}, {"name": "size", "values": ["64x64", "3:2"]}]
+
+
 def make_picture(place: Path, kit: Kit) -> None:
     """A picture with its record."""
     from PIL import Image
@@ -449,7 +459,7 @@ def make_picture(place: Path, kit: Kit) -> None:
         versions={"engine": "0.1.0", "torch": "2.13.0"},
         seconds_by_phase={"denoise": 1.5},
         device="cpu",
-        reproduce={"threads": 1, "tile": 0, "kernel": "dequantize", "batch": 1},
+        reproduce={"threads": 1, "tile": 0, "kernel": "dequantize", "batch": 1, "grid": GRID},
     )
     (place / "input" / "picture.png").write_bytes(encode_png(Image.new("RGB", (64, 64), "red"), record))
 
@@ -458,6 +468,15 @@ def make_prompts(place: Path, kit: Kit) -> None:
     """Some prompts, one with variants."""
     lines = ("a red circle", "a {red|blue|2$$green|yellow} square", "", "ein gr\u00fcner Kreis", "a \\{ b")
     (place / "input" / "prompts.txt").write_text("\n".join(lines), "utf-8")
+
+
+def make_choices(place: Path, kit: Kit) -> None:
+    """A preset and a wildcard file."""
+    preset = 'steps = 4\nsize = "3:2"\nfit = false\ncfg = 2.0\nnegative_prompt = "blue"\napg = true\nmodel = "demo"\n'
+    for name in ("presets", "wildcards"):
+        (place / "config" / name).mkdir()
+    (place / "config" / "presets" / "sketch.toml").write_text(preset)
+    (place / "config" / "wildcards" / "colour.txt").write_text("# of shapes\nred\n{dark|light} blue\n__colour__\n")
 
 
 CONFIG = """model = "demo"
@@ -539,6 +558,7 @@ KINDS = {
         Kind("calibration", make_calibration, ("input/factors.safetensors",), read_calibration),
         Kind("picture", make_picture, ("input/picture.png",), read_picture),
         Kind("prompts", make_prompts, ("input/prompts.txt",), read_prompt_file, pipes=True),
+        Kind("choices", make_choices, ("config/presets/sketch.toml", "config/wildcards/colour.txt"), read_choices),
         Kind("settings", make_app, ("config/config.toml",), read_app),
         Kind("keymap", make_app, ("config/keymap.toml",), read_app),
         Kind("theme", make_app, ("config/themes/*.toml", "config/themes"), read_app),

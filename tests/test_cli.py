@@ -351,7 +351,11 @@ def test_the_documented_schema_is_the_events_own() -> None:
         own = {field.name for field in fields(event)} - common
         name = event(**dict.fromkeys(own), image=0, elapsed_seconds=0.0, memory=memory).name
         expected[name] = own
-    assert documented_fields() == {**expected, "error": {"field", "message"}}
+    assert documented_fields() == {
+        **expected,
+        "error": {"field", "message"},
+        "sheet_saved": {"path", "columns", "rows", "notice"},
+    }
     for name in (*common, "job", *(field.name for field in fields(events.MemoryUse))):
         assert f"`{name}`" in (engine.cli.generate.__doc__ or "")
 

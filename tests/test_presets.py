@@ -118,6 +118,10 @@ def test_they_are_listed_with_what_is_wrong(folder: Path, capsys: pytest.Capture
     assert capsys.readouterr().out == (
         f"there are no presets; one is a file such as '{folder / 'sketch.toml'}', with lines such as steps = 8.\n"
     )
+    presets.write("long", {"negative_prompt": 100 * "word " + "end"})
+    assert main(["presets"]) == 0
+    assert capsys.readouterr().out == f"long: negative_prompt {12 * 'word '}\n"
+    (folder / "long.toml").unlink()
     presets.write("sketch", {"steps": 2, "size": "landscape"})
     (folder / "bad.toml").write_text("steps = 0")
     problem = "preset 'bad': steps must be a whole number from 1 to 1000, got 0."

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.library import registry
+from engine.library.wildcards import wildcard_folders
 from engine.prompts.variants import expand
 from engine.prompts.wildcards import Wildcards, has_wildcards
 from engine.request import RequestError
@@ -48,6 +50,28 @@ def test_a_folder_that_is_named_comes_first(folder: Path, tmp_path: Path) -> Non
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "colour.txt").write_text("pink")
     assert Wildcards(tmp_path / "mine").draw("__colour__ __eye_colour__", 0) == "pink green"
+
+
+def test_those_beside_models_that_were_found_come_last(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEXTTOIMAGETOOL_STATE_DIR", str(tmp_path / "state"))
+    assert wildcard_folders() == ()
+    forge, comfy = tmp_path / "Forge", tmp_path / "ComfyUI"
+    places = [comfy / "custom_nodes" / "impact" / "wildcards", forge / "extensions" / "dynamic" / "wildcards"]
+    for place in places:
+        place.mkdir(parents=True)
+        for name in ("colour", "mood"):
+            (place / f"{name}.txt").write_text(f"{name} of {place.parents[2].name}")
+    found = registry.Registered("dev", forge / "models" / "Stable-diffusion" / "dev.safetensors")
+    loose = [comfy / "models" / "vae" / "ae.safetensors", tmp_path / "elsewhere" / "ae.safetensors"]
+    registry.change(lambda known: known.with_model(found).with_loose(loose))
+    assert wildcard_folders() == tuple(places)
+    wildcards = Wildcards(others=wildcard_folders)
+    assert wildcards.draw("__mood__", 1) == "mood of ComfyUI"
+    assert wildcards.draw("__colour__", 1) in ("red", "blue")
+    with pytest.raises(RequestError, match="did you mean 'mood'"):
+        wildcards.lines("moood")
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@
 
 stdout carries results only: the path of each saved picture, with `--output -` the picture itself, or with `--json` one
 object per event and line.
-Progress, hints and errors go to stderr. Every line of `--json` has `event`; all but `error` have `image` (from 0,
-within one prompt's count), `elapsed_seconds` and `memory` (`ram_bytes`, `device_bytes`, `device_peak_bytes`; bytes, or
-null without a device), and `job`: which prompt, from 0, in the order given. Bytes are base64 text, paths are text.
+Progress, hints and errors go to stderr. Every line of `--json` has `event`; all but `error` and `sheet_saved` have
+`image` (from 0, within one prompt's count), `elapsed_seconds` and `memory` (`ram_bytes`, `device_bytes`,
+`device_peak_bytes`; bytes, or null without a device), and `job`: which prompt, from 0, in the order given. Bytes are
+base64 text, paths are text.
 
     event             fields
     planned           plan
@@ -19,13 +20,15 @@ null without a device), and `job`: which prompt, from 0, in the order given. Byt
     latents_restored  steps
     cancelled         phase
     failed            phase, message, bad_input
+    sheet_saved       path, columns, rows, notice
     simulated         peak_bytes, peak_bytes_by_phase, budget_bytes, seconds_by_phase, card
     error             field, message
 
 `plan` is what `t2i plan --json` prints, see `engine.cli.plan`; `phase` is load, encode, denoise, decode or save;
 `preview` is null or `width`, `height`, `rgb`. `image_saved`, `cancelled`, `failed` and `simulated` are terminal: one
-for each picture. `error` ends a job that could not begin, or the whole run; its `field` names the flag or value at
-fault and is null where the fault is not the input's. A run that is cancelled before its first event prints none.
+for each picture; `sheet_saved` comes after those of a grid. `error` ends a job that could not begin, or the whole run;
+its `field` names the flag or value at fault and is null where the fault is not the input's. A run that is cancelled
+before its first event prints none.
 """
 
 from __future__ import annotations
@@ -42,12 +45,14 @@ from typing import Annotated
 
 import typer
 
+from engine import grids
 from engine.cli import flags
 from engine.cli.painting import TO_STDOUT, paint_all
-from engine.cli.prompts import EXAMPLE, Job, at, expanded, read_prompts
-from engine.cli.repeat import repeated, to_repeat
+from engine.cli.prompts import EXAMPLE, Job, expanded, read_prompts
+from engine.cli.repeat import for_grid, repeated, repeated_axes, to_repeat
 from engine.folders import shown_path
 from engine.jobs.runtime import DEFAULT_CARD
+from engine.library.wildcards import wildcard_folders
 from engine.prompts.weights import idle_notice
 from engine.prompts.wildcards import Wildcards
 from engine.request import Request, RequestError
@@ -79,6 +84,12 @@ def generate(
     width: flags.WidthOption = None,
     height: flags.HeightOption = None,
     count: Annotated[int | None, typer.Option(help="Pictures of each prompt; picture k uses seed + k.")] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=A,B,...", help="A picture for each value, and a sheet of all: steps=4,8. May be repeated."
+        ),
+    ] = None,
     guidance: flags.GuidanceOption = None,
     negative_prompt: flags.NegativeOption = None,
     cfg: flags.CfgOption = None,
@@ -138,17 +149,22 @@ def generate(
     ratio = flags.size_values(changes)
     template = Request("to be read", **changes)  # the flags are checked before a prompt is read or a file opened
     said = None
+    other_words = prompt is not None or prompts_file is not None
     if from_image is not None:
-        other_words = prompt is not None or prompts_file is not None
         said, template, model = repeated(Path(from_image), changes, model, other_words=other_words)
         device = device or said.record.device.split(":")[0] or None
     model = model or flags.DEFAULT_MODEL
     if ratio is not None:
         template = replace(template, **flags.shape(ratio, model))
+    axes = [grids.read_axis(text) for text in grid or ()]
+    if said is not None and not axes:
+        axes = [*repeated_axes(said.record, [*changes, *(["prompt"] if other_words else [])])]
+    if axes and template.count > 1:
+        raise RequestError("grid", "--grid and --count exclude each other; --grid seed=1,2,3 varies the seed.")
     drawn = template.seed is None  # one seed serves all prompts
     template = replace(template, seed=random.SystemRandom().randrange(2**32) if drawn else template.seed)
     notes: list[str] = []
-    if prompt is None and prompts_file is None:
+    if not other_words:
         if said is None:
             raise RequestError("prompt", f"there is no prompt; say what the picture should show: {EXAMPLE}")
         jobs = [Job(template)]  # what was painted, whatever it stood for then
@@ -156,17 +172,18 @@ def generate(
         prompts = [("", prompt or "")]
         if prompt == "-" or prompts_file is not None:
             prompts = read_prompts(None if "-" in (prompt, prompts_file) else prompts_file)
-        if variants:
-            jobs, notes = expanded(prompts, template, Wildcards(*map(_folder, wildcards or ())))
-        else:
-            jobs = []
-            for place, text in prompts:
-                with at(place):
-                    jobs.append(Job(replace(template, prompt=text), place))
+        known = Wildcards(*map(_folder, wildcards or ()), others=wildcard_folders)
+        jobs, notes = expanded(prompts, template, known if variants else None)
+    if axes:
+        jobs, axes = _cells(jobs, axes, model)
     if drawn and len(jobs) > 1:  # a single job's seed is in its own summary
         notes.append(f"seed {template.seed}")
     if output == TO_STDOUT:
-        _check_stdout(sum(job.request.count for job in jobs), as_json=as_json)
+        _check_stdout(sum(job.request.count for job in jobs) + bool(axes), as_json=as_json)
+    tile_side, tile_given = flags.tile_side(tile)
+    repeat = to_repeat(said.record if said is not None else None, template, (tile_side, tile_given))
+    if axes and not tile_given:
+        repeat = for_grid(repeat, [axis.name for axis in axes])
     return partial(
         paint_all,
         jobs,
@@ -177,8 +194,9 @@ def generate(
             "ram": flags.checked_size(ram, "ram"),
             "simulate": simulate,
             "card": card,
-            "repeat": to_repeat(said.record if said is not None else None, template, flags.tile_side(tile)),
+            "repeat": repeat,
         },
+        axes=axes,
         notes=notes,
         notices=[notice] if (notice := idle_notice(job.request.prompt for job in jobs)) else [],
         said=said,
@@ -187,6 +205,18 @@ def generate(
         as_json=as_json,
         quiet=quiet,
     )
+
+
+def _cells(jobs: list[Job], axes: list[grids.Axis], model: str) -> tuple[list[Job], list[grids.Axis]]:
+    """A job for each cell of a grid, and its axes: several prompts are one, too."""
+    templates = {job.request.prompt: job.request.template for job in jobs}
+    if len(templates) > 1:
+        axes = [*axes, grids.Axis(grids.PROMPT, tuple(templates))]
+    cells = grids.requests(jobs[0].request, axes, lambda ratio: flags.shape(ratio, model))
+    return [
+        Job(replace(request, template=templates.get(request.prompt, request.template)), label, label)
+        for request, label in cells
+    ], axes
 
 
 def _folder(text: str) -> Path:

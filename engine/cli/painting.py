@@ -36,6 +36,7 @@ from engine.request import RequestError
 if TYPE_CHECKING:
     from engine.cli.progress import Display
     from engine.engine import Engine
+    from engine.grids import Axis
     from engine.images.metadata import Said
     from engine.images.save import Destination
 
@@ -50,20 +51,24 @@ def paint_all(
     opening: dict[str, Any],
     said: Said | None,
     guidance_given: bool,
+    axes: Sequence[Axis],
     notes: Sequence[str],
     notices: Sequence[str],
     output: str | None,
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Make every picture of `jobs` with one engine; the worst that happened decides the exit code."""
+    """Make every picture of `jobs` with one engine; the worst that happened decides the exit code.
+
+    With `axes` they are the cells of a grid, and a sheet shows them all.
+    """
     from engine.engine import Engine
     from engine.images.save import plan_output
 
     to_stdout = output == TO_STDOUT
     if to_stdout:
         output = tempfile.mkdtemp(prefix="texttoimagetool-")
-    destination = plan_output(output, sum(job.request.count for job in jobs))
+    destination = plan_output(output, sum(job.request.count for job in jobs) + bool(axes))
     display = open_display(quiet=quiet, stdout_shared=as_json and sys.stdout is not None and sys.stdout.isatty())
     hush_libraries()
     with (
@@ -93,23 +98,60 @@ def paint_all(
         if said is not None and (changed := changes_since(said.record, engine)):
             display.note(f"{changed} changed since this picture was made; the new one may differ")
         codes: set[int] = set()
+        saved: dict[int, Path | None] = {}  # of each job its last picture
         for number, job in enumerate(resolved):
             if interrupts.requested:
                 codes.add(CANCELLED)
                 break
-            title = job.request.prompt if len(jobs) == 1 else f"{number + 1} of {len(jobs)}: {job.request.prompt}"
-            display.begin(title, job.request.count)
+            title = f"{job.label}: {job.request.prompt}" if job.label else job.request.prompt
+            display.begin(title if len(jobs) == 1 else f"{number + 1} of {len(jobs)}: {title}", job.request.count)
             try:
                 with at(job.place):
-                    codes |= _paint(
+                    done, path = _paint(
                         engine, job, number, destination, display, interrupts, as_json=as_json, to_stdout=to_stdout
                     )
+                codes |= done
+                saved[number] = path
             except RequestError as error:  # of this prompt alone: the others still count
                 display.close()
                 codes.add(refuse(error, as_json=as_json))
+        if axes and any(saved.values()) and CANCELLED not in codes:
+            codes.add(_save_sheet(axes, [*map(saved.get, range(len(jobs)))], destination, as_json=as_json))
     if interrupts.requested and codes != {DONE}:
         return CANCELLED
     return next((code for code in (FAILED, BAD_INPUT) if code in codes), DONE)
+
+
+def _save_sheet(
+    axes: Sequence[Axis], pictures: Sequence[Path | None], destination: Destination, *, as_json: bool
+) -> int:
+    """Put a grid's pictures on one sheet, whose file says how to paint them again; returns an exit code."""
+    from engine.grids import PROMPT, headings, to_plain
+    from engine.images.metadata import read_record
+    from engine.images.save import save_image
+    from engine.images.sheet import make_sheet
+
+    names = [axis.name for axis in axes]
+    columns, rows = headings(axes)
+    try:
+        record = read_record(next(path for path in pictures if path is not None))
+        request = record.request
+        prompt = request.template if PROMPT in names else request.prompt
+        caption = [prompt or "", "" if "seed" in names else f"seed {request.seed}"]
+        sheet = make_sheet(pictures, columns, rows, ", ".join(filter(None, caption)))
+        record = replace(record, reproduce={**record.reproduce, "grid": to_plain(axes)})
+        path, notice = save_image(sheet, record, destination, "grid")
+    except (OSError, RequestError) as error:
+        say(f"error: the sheet could not be made ({error}); the pictures are saved.")
+        return FAILED
+    if notice:
+        say(notice)
+    if as_json:
+        about = {"columns": columns, "rows": rows, "notice": notice}
+        write(json.dumps({"event": "sheet_saved", "path": str(path), **about}))
+    else:
+        write_path(path)
+    return FAILED if notice else DONE
 
 
 def _without_guidance(jobs: list[Job]) -> tuple[list[Job], list[str]]:
@@ -150,9 +192,10 @@ def _paint(
     *,
     as_json: bool,
     to_stdout: bool,
-) -> set[int]:
-    """Make one job's pictures and report every event; the exit codes that its pictures ask for."""
+) -> tuple[set[int], Path | None]:
+    """Make one job's pictures and report every event; the exit codes that they ask for, and the last one's place."""
     codes: set[int] = set()
+    saved = None
     with closing(engine.generate(job.request, destination)) as events:
         if interrupts.requested:  # between two jobs
             engine.cancel()
@@ -173,6 +216,7 @@ def _paint(
                     raise error
             match event:
                 case ImageSaved(path=path, notice=notice):
+                    saved = path
                     if notice:
                         say(notice)
                     if to_stdout:
@@ -188,4 +232,4 @@ def _paint(
                     codes.add(DONE)
                 case Cancelled():
                     codes.add(CANCELLED)
-    return codes
+    return codes, saved

@@ -14,7 +14,9 @@ import typer
 from engine import presets
 from engine.cli.console import DONE, write
 from engine.request import RequestError
-from engine.text import printable
+from engine.text import printable, some_of
+
+MAX_VALUE = 60  # characters
 
 
 def list_presets(
@@ -34,7 +36,7 @@ def list_presets(
             if as_json:
                 write(json.dumps({"event": "preset", "name": name, "values": values, "problem": problem}))
             else:
-                chosen = ", ".join(f"{key} {value}" for key, value in values.items())
+                chosen = some_of(f"{key} {str(value)[:MAX_VALUE]}" for key, value in values.items())
                 write(printable(f"{name}: {problem or chosen or 'nothing'}"))
         if not names and not as_json:
             write(f"there are no presets; {presets.how()}")

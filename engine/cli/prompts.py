@@ -25,6 +25,7 @@ class Job:
 
     request: Request
     place: str = ""
+    label: str = ""  # what is particular to it in a grid
 
 
 def read_prompts(path: str | None) -> list[tuple[str, str]]:
@@ -56,11 +57,12 @@ def read_prompts(path: str | None) -> list[tuple[str, str]]:
 
 
 def expanded(
-    prompts: Sequence[tuple[str, str]], template: Request, wildcards: Wildcards
+    prompts: Sequence[tuple[str, str]], template: Request, wildcards: Wildcards | None
 ) -> tuple[list[Job], list[str]]:
     """The jobs of all variants of some prompts, each as `template` says but for its own, and what to say about them.
 
-    A prompt with wildcards is a job for each picture: what is drawn goes by its seed, which `template` has.
+    Without `wildcards` every prompt is painted as it stands. One that has some is a job for each picture: what is drawn
+    goes by its seed, which `template` has.
     """
     from engine.prompts.variants import expand
     from engine.prompts.wildcards import has_wildcards
@@ -69,6 +71,9 @@ def expanded(
     assert template.seed is not None
     for place, text in prompts:
         with at(place):
+            if wildcards is None:
+                jobs.append(Job(replace(template, prompt=text), place))
+                continue
             expansion = expand(text, wildcards.lines)
             if expansion.capped or (expansion.summary and len(prompts) == 1):
                 notes.append(f"{place}: {expansion.summary}" if place else expansion.summary)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from engine.request import Request, RequestError
 
 if TYPE_CHECKING:
     from engine.engine import Engine
+    from engine.grids import Axis
     from engine.images.metadata import Record, Said
 
 KERNELS = ("dequantize", "scaled_mm", "triton", "int_mm", "float32")  # of 8-bit layers
@@ -46,6 +47,29 @@ def repeated(
                 left_out.append(f"guidance schedule {template.guidance_schedule}")
             template = replace(template, guidance_schedule=None)  # which was of that guidance
     return replace(said, left_out=tuple(left_out)), template, model
+
+
+def repeated_axes(record: Record, changes: Collection[str]) -> tuple[Axis, ...]:
+    """The axes of the grid that a sheet shows, but for what is given otherwise; none of another picture."""
+    from engine import grids
+
+    if "grid" not in record.reproduce:
+        return ()
+    try:
+        return grids.without(grids.from_plain(record.reproduce["grid"]), changes)
+    except RequestError as error:
+        raise RequestError("from", f"the grid of this sheet cannot be painted: {error}") from None
+
+
+def for_grid(repeat: Repeat, names: Collection[str]) -> Repeat:
+    """Of what decides a picture's bits, what holds for all cells of a grid with these axes."""
+    if {"precision", "salience", "distill"} & {*names}:
+        repeat = replace(repeat, kernel=None, salience=None)
+    if {"size", "width", "height"} & {*names}:
+        repeat = replace(repeat, tile=None)
+    if {"cfg", "negative_prompt"} & {*names}:
+        repeat = replace(repeat, batch=None)
+    return repeat
 
 
 def recorded_model(name: str) -> str:

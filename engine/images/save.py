@@ -79,32 +79,32 @@ def plan_output(output: Path | str | None, count: int) -> Destination:
     return destination
 
 
-def save_image(image: Image, record: Record, destination: Destination) -> tuple[Path, str | None]:
+def save_image(image: Image, record: Record, destination: Destination, kind: str = "") -> tuple[Path, str | None]:
     """Save `image` with `record` inside, and say where it is now: (path, None), or (path, notice) if elsewhere.
 
-    A picture that cannot be saved where it was meant to go is kept in `rescued` in the state folder or, failing that,
-    in the system's temporary folder; the notice is one sentence with the reason and the place. Raises `OSError` only
-    when all of them fail.
+    `kind`: a word before the prompt in a name that is made up. A picture that cannot be saved where it was meant to go
+    is kept in `rescued` in the state folder or, failing that, in the system's temporary folder; the notice is one
+    sentence with the reason and the place. Raises `OSError` only when all of them fail.
     """
     data = encode_png(image, record)
     try:
         if destination.is_file:
             return _save_as(data, destination.path), None
-        return _save_in_folder(data, record, destination.path, PUBLIC), None
+        return _save_in_folder(data, record, destination.path, PUBLIC, kind), None
     except (OSError, ValueError) as error:
         problem = f"The picture could not be saved to {shown_path(destination.path)} ({_reason(error)})"
     for folder in _rescue_folders():
         with suppress(OSError, ValueError):
             make_folder(folder)
-            path = _save_in_folder(data, record, folder, PRIVATE)  # the temporary folder is everybody's
+            path = _save_in_folder(data, record, folder, PRIVATE, kind)  # the temporary folder is everybody's
             return path, f"{problem}, so it is kept as {shown_path(path)}."
     raise OSError(f"{problem}, nor to the state folder or the temporary folder; free some space and paint it again.")
 
 
-def file_name(number: int, record: Record) -> str:
+def file_name(number: int, record: Record, kind: str = "") -> str:
     """A name that sorts by number and tells what is inside: `000123_seed42_a-red-circle.png`."""
     stem = f"{number:06d}_seed{record.request.seed}"
-    name = f"{stem}_{slug}.png" if (slug := _slug(record.request.prompt)) else f"{stem}.png"
+    name = f"{stem}_{slug}.png" if (slug := _slug(f"{kind} {record.request.prompt}")) else f"{stem}.png"
     try:
         os.fsencode(name)
     except UnicodeEncodeError:  # a locale that cannot spell this prompt
@@ -173,14 +173,14 @@ def _target(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def _save_in_folder(data: bytes, record: Record, folder: Path, mode: int) -> Path:
+def _save_in_folder(data: bytes, record: Record, folder: Path, mode: int, kind: str) -> Path:
     """Write `data` to the next numbered name in `folder`, safe against every other process that does the same.
 
     The temporary file's name holds the number, so that only one process can be at work on a number. Another may have
     finished it between our look at the folder and our temporary file; hence the second look.
     """
     for number in itertools.count(_highest_number(folder) + 1):
-        path = folder / file_name(number, record)
+        path = folder / file_name(number, record, kind)
         try:
             with Temporary(folder, mode, f"{number:06d}") as temporary:
                 if _highest_number(folder) >= number:

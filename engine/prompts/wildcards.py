@@ -1,7 +1,8 @@
 """`__colour__` in a prompt: a line of the file `colour.txt`, drawn by the picture's seed.
 
 One line each; blank ones and those that begin with `#` are passed over. A line may have wildcards and variants of its
-own, of which one is drawn, too. The files lie in `wildcards` in the configuration folder, or where the person says.
+own, of which one is drawn, too. The files lie where the person says, in `wildcards` in the configuration folder, or
+with another program.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import difflib
 import os
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from engine.folders import config_dir, shown_path
@@ -27,9 +29,16 @@ MAX_FILES = 5000  # that are looked at to name those that there are
 class Wildcards:
     """The wildcard files in some folders; each is read once."""
 
-    def __init__(self, *folders: Path) -> None:
-        self.folders = (*folders, config_dir() / "wildcards")
+    def __init__(self, *folders: Path, others: Callable[[], Sequence[Path]] = tuple) -> None:
+        """`others` gives the folders that are looked into last; not called before there is a wildcard."""
+        self._own = (*folders, config_dir() / "wildcards")
+        self._others = others
         self._lines: dict[str, tuple[str, ...]] = {}
+
+    @cached_property
+    def folders(self) -> tuple[Path, ...]:
+        """Where files are looked for, in this order."""
+        return (*self._own, *self._others())
 
     def lines(self, name: str) -> tuple[str, ...]:
         """The lines of one file. Raises `RequestError` where it is not there, cannot be read, or has none."""
@@ -78,7 +87,7 @@ class Wildcards:
         names = sorted(set(self._names()))
         if near := difflib.get_close_matches(name, names, n=1):
             return f"did you mean {quoted(near[0])}?"
-        places = " or ".join(shown_path(folder) for folder in self.folders)
+        places = " or ".join(shown_path(folder) for folder in self._own)
         listed = f"there are {some_of(names)}" if names else f"write one line each into {name}.txt in {places}"
         return f"{listed}; with --no-variants it is painted as it stands."
 
