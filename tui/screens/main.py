@@ -18,7 +18,6 @@ from engine.request import RequestError
 from tui import status
 from tui.bindings import LIST_BAR, PROMPT_BAR, bindings_of
 from tui.dispatcher import Dispatcher
-from tui.editor import EditorError, edited
 from tui.jobs import Job
 from tui.screens.dialogs import AskText, ParametersWindow, SearchPrompts
 from tui.screens.pictures import PicturesScreen
@@ -247,6 +246,8 @@ class MainScreen(PicturesScreen):
 
     def action_edit(self) -> None:
         """The prompt in $VISUAL or $EDITOR."""
+        from tui.editor import EditorError, edited
+
         try:
             self.take_prompt(edited(self.prompt.text, self.shared.host.lend_terminal))
         except EditorError as error:
