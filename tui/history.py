@@ -29,7 +29,7 @@ import psutil
 
 from engine.folders import shown_path
 from tui import database
-from tui.jobs import Job, job_from_json, job_to_json
+from tui.jobs import Job, job_from_dict, job_to_dict
 
 T = TypeVar("T")
 
@@ -190,7 +190,7 @@ class History:
     def _row(self, job: Job) -> dict[str, Any]:
         finished = None if job.state in ("queued", "running") else self._clock()
         row = {"id": job.id, "session": self._session, "state": job.state, "finished": finished}
-        return {**row, "job": job_to_json(job)}
+        return {**row, "job": json.dumps(job_to_dict(job))}
 
     def set_order(self, ids: Sequence[str]) -> None:
         """Put these jobs of this session's queue first, in this order."""
@@ -354,7 +354,8 @@ class History:
         jobs, unreadable = [], []
         for id, state, text in rows:
             try:
-                jobs.append(job_from_json(id, state, text))
+                values = _parsed(text if isinstance(text, str) and text.isascii() else None)  # as ours all are
+                jobs.append(job_from_dict(id, state, values))
             except (ValueError, TypeError, KeyError, RecursionError):  # RequestError is a ValueError
                 unreadable.append(id)
         self._note_unreadable("job", unreadable)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import uuid
@@ -33,22 +32,19 @@ class Job:
     peak_bytes: int | None = None  # of the card, measured; of a simulated one what it held
 
 
-def job_to_json(job: Job) -> str:
-    """All of a job but its id and state, as ASCII."""
+def job_to_dict(job: Job) -> dict[str, Any]:
+    """All of a job but its id and state, as JSON takes it."""
     values = {field.name: getattr(job, field.name) for field in fields(job) if field.name not in ("id", "state")}
     values["request"] = job.request.to_dict()
     values["path"] = None if job.path is None else str(job.path)
-    return json.dumps(values)
+    return values
 
 
-def job_from_json(id: Any, state: Any, text: Any) -> Job:
-    """The job whose other values are in `text`; all three are not trusted.
+def job_from_dict(id: Any, state: Any, values: Any) -> Job:
+    """The job of what `job_to_dict` gave, whoever wrote it.
 
     Raises `ValueError`, `TypeError`, `KeyError` or `RecursionError` for what is none.
     """
-    if not isinstance(text, str) or not text.isascii():  # ours are; others may hold bytes that are no text at all
-        raise ValueError
-    values = json.loads(text)
     values["request"] = Request.from_dict(values["request"])
     values["path"] = None if values["path"] is None else Path(values["path"])
     job = Job(id=id, state=state, **values)

@@ -20,7 +20,6 @@ from tui import status
 from tui.bindings import LIST_BAR, PROMPT_BAR, bindings_of
 from tui.course import Course
 from tui.dispatcher import Dispatcher
-from tui.editor import EditorError, edited
 from tui.jobs import Job
 from tui.screens.dialogs import AskText, ParametersWindow, SearchPrompts
 from tui.screens.pictures import PicturesScreen
@@ -266,6 +265,8 @@ class MainScreen(PicturesScreen):
 
     def action_edit(self) -> None:
         """The prompt in $VISUAL or $EDITOR."""
+        from tui.editor import EditorError, edited
+
         try:
             self.take_prompt(edited(self.prompt.text, self.shared.host.lend_terminal))
         except EditorError as error:
