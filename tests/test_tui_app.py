@@ -456,11 +456,12 @@ def test_a_small_terminal_shows_prompt_and_one_status_line() -> None:
     run(test())
 
 
-@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)])
+@pytest.mark.parametrize("size", [(60, 16), (80, 24), (120, 40), (200, 60)])
 def test_everything_has_its_place_at_every_usual_size(size: tuple[int, int]) -> None:
     async def test() -> None:
         async with running(size, engine=False) as (app, _pilot):
-            for name in ("header", "prompt", "timeline", "gauge", "jobs", "picture", "keys"):
+            memory = "plot" if size[1] >= 22 else "gauge"
+            for name in ("header", "prompt", "forecast", "timeline", memory, "jobs", "picture", "keys"):
                 region = app.main.query_one(f"#{name}").region
                 assert region.area > 0, name
                 assert region.right <= size[0]

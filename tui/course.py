@@ -58,11 +58,10 @@ class Course:
 
     def __init__(self, plan: Plan | None = None, *, simulated: bool = False) -> None:
         """`simulated`: nobody waits for it, and its time is what events say that it would take."""
-        self.plan = plan
         self._simulated = simulated
-        # Without a card memory is the process's, unless a card is played by a smaller budget of the same memory.
-        self.in_ram = plan is not None and plan.target == "cpu" and plan.budget_bytes >= plan.ram_budget_bytes
-        self.steps = 0 if plan is None else plan.steps
+        self.plan: Plan | None = None
+        self.in_ram = False  # there is no card: memory is the process's
+        self.steps = 0
         self.step_ends: list[float] = []
         self.samples: list[tuple[float, int]] = []  # (seconds, bytes)
         self.ended = False
@@ -71,6 +70,13 @@ class Course:
         self._now = 0.0
         self._slopes: list[Slope] | None = None  # of a course that was kept
         self._budget_bytes = 0
+        if plan is not None:
+            self._follow(plan)
+
+    def _follow(self, plan: Plan) -> None:
+        self.plan, self.steps = plan, plan.steps
+        # Unless a card is played by a smaller budget of the same memory.
+        self.in_ram = plan.target == "cpu" and plan.budget_bytes >= plan.ram_budget_bytes
 
     @property
     def now(self) -> float:
@@ -87,8 +93,7 @@ class Course:
         now = self._estimated(event) if self._simulated else max(self._now, event.elapsed_seconds)
         match event:
             case Planned(plan=plan):
-                self.plan, self.steps = plan, plan.steps
-                self.in_ram = event.memory.device_bytes is None
+                self._follow(plan)
             case PhaseStarted(phase=phase):
                 self._close_gap(now)
                 self._running = phase, now

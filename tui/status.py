@@ -109,7 +109,7 @@ def legend(session: Session, card: CardSample | None, total_bytes: int) -> list[
     peaks += [f"plan {size(planned)}"] if planned else []
     if peaks:
         lines.append(", ".join(peaks))
-    if course.budget_bytes:
+    if course.budget_bytes and course.budget_bytes != of:
         lines.append(f"budget {size(course.budget_bytes)}")
     if level is not None:
         lines += [level.notes] if level.notes else []

@@ -421,18 +421,22 @@ class MainScreen(PicturesScreen):
         self.dispatcher.foresee(clean(self.prompt.text).strip())
 
     def action_plan(self) -> None:
-        """The plan of the selected job in the list; else of the running one, or of the last."""
-        from tui.screens.plan import PlanWindow
+        """What is set now, beside the picture in work or the last one; in the list the selected one comes first."""
+        from tui.screens.plan import PlanWindow, Shown
 
-        session = self.session
-        selected = self.jobs.selected_id if self.jobs.has_focus else None
-        job_id = selected if selected in session.plans else session.planned
-        plan, job = session.plans.get(job_id), session.find(job_id)
-        if plan is None:
-            self.shared.say("There is no plan yet; it comes with the next picture, before anything is loaded.")
+        session, known = self.session, self.session.forecast
+        now = Shown(None, known.plan, Course(known.plan) if known.plan is not None else None, known.refusal)
+        selected = self.selected_job() if self.jobs.has_focus else None
+        last = selected or session.running or next(iter(session.results), None)
+        then = Shown(last, session.plans.get(last.id), session.course_of(last)) if last is not None else None
+        order = (then, now) if selected is not None and then is not None and then.plan is not None else (now, then)
+        told = [each for each in order if each is not None and (each.plan or each.course or each.refusal)]
+        if not told:
+            self.shared.say("There is no plan yet; it comes as soon as a model is open.")
             return
         close_keys = self.shared.keys.pressed("view.plan")
-        self.app.push_screen(PlanWindow(plan, job, close_keys, ascii_only=self.shared.profile.ascii))
+        second = told[1] if len(told) > 1 else None
+        self.app.push_screen(PlanWindow(told[0], second, close_keys, ascii_only=self.shared.profile.ascii))
 
     def action_cycle_preview(self) -> None:
         """Live preview off, low, high."""
