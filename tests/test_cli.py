@@ -709,7 +709,10 @@ def test_a_picture_of_another_program_is_repeated_and_what_is_left_out_is_said(t
     path = forge_picture(tmp_path)
     run = main("generate", "--from", path)
     assert (run.returncode, run.stdout) == (BAD_INPUT, "")
-    assert "add --size 1008x1008, the nearest one." in run.stderr
+    assert "add --size 1008x1008, the nearest one, or --size 1000x1000 --fit to have it cropped." in run.stderr
+    cropped = ("--size", "100x90", "--fit", "-q", "-o", str(tmp_path / "cropped.png"))
+    assert main("generate", "--from", path, *cropped).returncode == DONE
+    assert read_record(tmp_path / "cropped.png").request.crop == "100x90"
     run = main("generate", "--from", path, "--size", "64x64", "--json", "-o", str(tmp_path))
     assert run.returncode == DONE, run.stderr
     account = (

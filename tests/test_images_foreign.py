@@ -244,7 +244,7 @@ def test_numbers_without_end_are_none(tmp_path: Path) -> None:
 )
 def test_a_size_that_cannot_be_is_refused_with_the_nearest_or_replaced(size: str, nearest: str, tmp_path: Path) -> None:
     path = picture(tmp_path, parameters=f"a cat\nSteps: 4, Seed: 1, Size: {size}")
-    assert f"add --size {nearest}, the nearest one." in refusal(path)
+    assert f"add --size {nearest}, the nearest one" in refusal(path)
     request = read_settings(path, {"width": 128, "height": 64}).record.request
     assert (request.width, request.height, request.seed) == (128, 64, 1)
     found = read_settings(path, lenient=True)

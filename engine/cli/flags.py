@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from engine import presets
 from engine.jobs.runtime import CARD_NAMES
 from engine.request import (
     DEFAULT_CFG,
@@ -92,6 +91,8 @@ def chosen(preset: str | None, given: dict[str, Any]) -> dict[str, Any]:
     values = {name: value for name, value in given.items() if value is not None}
     if preset is None:
         return values
+    from engine import presets
+
     of_preset = presets.read(preset)
     if values.keys() & {"size", "width", "height"}:
         of_preset = {name: value for name, value in of_preset.items() if name not in ("size", "width", "height", "fit")}

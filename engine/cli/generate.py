@@ -37,29 +37,29 @@ import os
 import random
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine import grids
 from engine.cli import flags
 from engine.cli.painting import TO_STDOUT, paint_all
 from engine.cli.prompts import EXAMPLE, Job, expanded, read_prompts
 from engine.cli.repeat import for_grid, repeated, repeated_axes, to_repeat
 from engine.folders import shown_path
 from engine.jobs.runtime import DEFAULT_CARD
-from engine.library.wildcards import wildcard_folders
-from engine.prompts.weights import idle_notice
-from engine.prompts.wildcards import Wildcards
 from engine.request import Request, RequestError
+
+if TYPE_CHECKING:
+    from engine.grids import Axis
+    from engine.prompts.wildcards import Wildcards
 
 
 def generate(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]", help="What the picture shows.")] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", help="What the picture shows.")] = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="The same as a flag. '-': standard input, one a line.")
     ] = None,
@@ -156,7 +156,7 @@ def generate(
     model = model or flags.DEFAULT_MODEL
     if ratio is not None:
         template = replace(template, **flags.shape(ratio, model))
-    axes = [grids.read_axis(text) for text in grid or ()]
+    axes = _axes(grid or ())
     if said is not None and not axes:
         axes = [*repeated_axes(said.record, [*changes, *(["prompt"] if other_words else [])])]
     if axes and template.count > 1:
@@ -172,11 +172,10 @@ def generate(
         prompts = [("", prompt or "")]
         if prompt == "-" or prompts_file is not None:
             prompts = read_prompts(None if "-" in (prompt, prompts_file) else prompts_file)
-        known = Wildcards(*map(_folder, wildcards or ()), others=wildcard_folders)
-        jobs, notes = expanded(prompts, template, known if variants else None)
+        jobs, notes = expanded(prompts, template, _wildcards(wildcards or ()) if variants else None)
     if axes:
         jobs, axes = _cells(jobs, axes, model)
-    if drawn and len(jobs) > 1:  # a single job's seed is in its own summary
+    if drawn and len({job.request.seed for job in jobs}) < len(jobs):  # a single job's seed is in its own summary
         notes.append(f"seed {template.seed}")
     if output == TO_STDOUT:
         _check_stdout(sum(job.request.count for job in jobs) + bool(axes), as_json=as_json)
@@ -198,7 +197,7 @@ def generate(
         },
         axes=axes,
         notes=notes,
-        notices=[notice] if (notice := idle_notice(job.request.prompt for job in jobs)) else [],
+        notices=_notices(jobs),
         said=said,
         guidance_given="guidance" in changes,
         output=output,
@@ -207,8 +206,18 @@ def generate(
     )
 
 
-def _cells(jobs: list[Job], axes: list[grids.Axis], model: str) -> tuple[list[Job], list[grids.Axis]]:
+def _axes(texts: Sequence[str]) -> list[Axis]:
+    if not texts:
+        return []
+    from engine.grids import read_axis
+
+    return [read_axis(text) for text in texts]
+
+
+def _cells(jobs: list[Job], axes: list[Axis], model: str) -> tuple[list[Job], list[Axis]]:
     """A job for each cell of a grid, and its axes: several prompts are one, too."""
+    from engine import grids
+
     templates = {job.request.prompt: job.request.template for job in jobs}
     if len(templates) > 1:
         axes = [*axes, grids.Axis(grids.PROMPT, tuple(templates))]
@@ -217,6 +226,20 @@ def _cells(jobs: list[Job], axes: list[grids.Axis], model: str) -> tuple[list[Jo
         Job(replace(request, template=templates.get(request.prompt, request.template)), label, label)
         for request, label in cells
     ], axes
+
+
+def _wildcards(folders: Sequence[str]) -> Wildcards:
+    from engine.library.wildcards import wildcard_folders
+    from engine.prompts.wildcards import Wildcards
+
+    return Wildcards(*map(_folder, folders), others=wildcard_folders)
+
+
+def _notices(jobs: Sequence[Job]) -> list[str]:
+    from engine.prompts.weights import idle_notice
+
+    notice = idle_notice(job.request.prompt for job in jobs)
+    return [notice] if notice else []
 
 
 def _folder(text: str) -> Path:

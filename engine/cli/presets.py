@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from engine import presets
 from engine.cli.console import DONE, write
 from engine.request import RequestError
 from engine.text import printable, some_of
@@ -25,6 +24,8 @@ def list_presets(
     """List what --preset takes: choices under a name, a TOML file each in the configuration folder."""
 
     def work() -> int:
+        from engine import presets
+
         names = presets.names()
         for name in names:
             values: dict[str, Any] = {}

@@ -66,9 +66,11 @@ def _check_said(values: Mapping[str, Any]) -> None:
     width, height = values["width"], values["height"]
     nearest = [_nearest_side(side) for side in (width, height)]
     if nearest != [width, height]:
+        possible = all(MIN_SIDE <= side <= MAX_SIDE for side in (width, height))
+        fit = f", or --size {width}x{height} --fit to have it cropped" if possible else ""
         raise UnreadableError(
             f"has {width}x{height} pixels, but each side must be a multiple of {SIDE_MULTIPLE} "
-            f"from {MIN_SIDE} to {MAX_SIDE}; add --size {nearest[0]}x{nearest[1]}, the nearest one."
+            f"from {MIN_SIDE} to {MAX_SIDE}; add --size {nearest[0]}x{nearest[1]}, the nearest one{fit}."
         )
 
 
