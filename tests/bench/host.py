@@ -203,7 +203,7 @@ def measure(steps: int = 20) -> Iterator[dict[str, Any]]:
                 theirs = diffusers_step(model, steps)
                 yield {"who": "diffusers", "precision": "bf16", **theirs}
                 for precision, kernel, streamed in CASES:
-                    about = {"who": "engine", "precision": precision, "kernel": kernel, "streamed": streamed}
+                    about = {"who": "engine", "precision": str(precision), "kernel": kernel, "streamed": streamed}
                     try:
                         found = engine_step(model, precision, kernel, streamed, steps)
                     except ImportError as error:  # no Triton
