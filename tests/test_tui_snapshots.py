@@ -11,19 +11,22 @@ import re
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
 from textual.pilot import Pilot
 
-from engine.events import MemoryUse, Phase
+from engine import Engine, Request
+from engine.events import LoadProgress, MemoryUse, Phase, PhaseFinished, PhaseStarted, StepFinished
 from engine.library.transfer import PullProgress
-from tests.apps import run, running, screen_text, settled, until
+from engine.process import Foreseen
+from tests.apps import engine_says, run, running, screen_text, settled, until
 from tui.app import T2IApp
 from tui.course import Course
 from tui.library import Pull
 
 FOLDER = Path(__file__).parent / "snapshots"
-SCREENSHOT = FOLDER / "app.svg"
+SCREENSHOT, BEING_MADE = FOLDER / "app.svg", FOLDER / "being-made.svg"
 UPDATE = os.environ.get("T2I_UPDATE_SNAPSHOTS") == "1"
 PROMPTS = (
     ("a green triangle next to a pink heart", 11),
@@ -127,6 +130,53 @@ def test_the_screenshot_in_readme_shows_the_app_as_it_is() -> None:
             # Texts must be the same; colours of the picture's cells may differ by a bit between processors.
             assert texts(svg) == texts(stored)
             assert len(set(re.findall(r'fill="#[0-9a-f]{6}"', stored))) > 50
+
+    run(test())
+
+
+def test_the_screenshot_of_a_picture_being_made_shows_the_app_as_it_is() -> None:
+    """The engine's own events of a real picture, told step by step in the time that a card would take."""
+    with Engine.open("demo", device="cpu", ram="12GiB") as engine:
+        request = Request(PROMPTS[0][0], seed=PROMPTS[0][1], steps=20)
+        foreseen = Foreseen(1, engine.plan(request), engine.count_tokens(request.prompt))
+        events = []
+        for event in engine.generate(request):
+            events.append(event)
+            if isinstance(event, StepFinished) and event.step == 13:
+                break
+
+    async def test() -> None:
+        async with running((100, 30), engine=False, ram="12GiB") as (app, pilot):
+            session = app.session
+            session.engine_state, session.opened, session.device = "ready", "demo", "CPU"
+            app.main._ram_bytes = 16 * 2**30
+            session.parameters.announce(engine.options)
+            session.parameters.chosen["steps"] = 20
+            app.main.prompt.put(request.prompt)
+            session.parameters.seed = request.seed
+            await pilot.press("enter")
+            question = session.forecast.question()
+            assert question is not None
+            session.forecast.answered(replace(foreseen, number=question.number))
+            now = 0.0
+            session.progress.clock = lambda: now
+            session.progress.started = now
+            steps = {LoadProgress: 0.05, PhaseStarted: 0.02, PhaseFinished: 0.3, StepFinished: 0.4}
+            for number, event in enumerate(events):
+                now += steps.get(type(event), 0.01)
+                memory = MemoryUse((440 + 6 * min(number, 12)) * MIB)
+                changes: dict[str, Any] = {"elapsed_seconds": now, "memory": memory}
+                if isinstance(event, PhaseFinished | StepFinished):
+                    changes["seconds"] = steps[type(event)]
+                await engine_says(app, pilot, replace(event, **changes))
+            app.main.update()
+            await settled(pilot, app)
+            svg = drawn(app)
+            if UPDATE:
+                BEING_MADE.write_text(svg, "utf-8")
+            stored = BEING_MADE.read_text("utf-8")
+            assert texts(svg) == texts(stored)
+            assert "13/20" in stored
 
     run(test())
 
