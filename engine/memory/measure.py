@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from engine.memory.components import Components
 from engine.memory.ledger import counted
 from engine.memory.loan import Loan
 from engine.memory.placement import Placement
-from engine.memory.units import precision_of
+from engine.memory.units import Component, build, precision_of
 from engine.precision import Precision
 from engine.sampling import modulation
 from engine.sampling.decode import decode
@@ -48,7 +49,15 @@ class Activations:
         """Of this model, which must be a simulated one."""
         self.model = components.model
         self._known: dict[str, int] = {}
-        self.components = components
+        self._components = components
+        self._built: dict[tuple[str, Precision], Component] = {}
+
+    def component(self, name: str, precision: Precision) -> Component:
+        """A component as plans look at it, in any precision, without weights: 1 to 5 MB of FLUX.1, built once."""
+        key = name, precision_of(self.model.family.part(name), precision)
+        if key not in self._built:
+            self._built[key] = build(self.model, *key)
+        return self._built[key]
 
     def encode(self, name: str, precision: Precision, kernel: str | None = None) -> int:
         """Of a text encoder, for a prompt's full length. `kernel`: of 8-bit layers."""
@@ -97,7 +106,7 @@ class Activations:
         return self._known[key]
 
     def _run(self, name: str, precision: Precision, run: Callable[[Loan], object], kernel: str) -> int:
-        components = self.components
+        components = self._components
         component = components.component(name, precision)  # before the ledger, which would count what it is made with
         with (
             _shortened(component.module, component.cut.repeats),
@@ -164,6 +173,7 @@ def run_decoder(loan: Loan, model: Model, size: Size, tile: int) -> None:
     decode(networks, loan.module, tokens, size, lambda: None, tile=tile, device=loan.device, dtype=loan.dtype)
 
 
+@cache
 def _versions() -> list[str]:
     return [engine_version(), *(version(name) for name in ("torch", "diffusers", "transformers"))]
 

@@ -148,9 +148,9 @@ class Needs:
         return 2 * max(unit.nbytes for need in crossing for unit in need.component.units if unit.role != "base")
 
     def _need(self, part: Part, precision: Precision, activation: int) -> Need:
-        # A precision that is not the open one is planned with the double: the open one's weights stay where they are.
+        # A precision that is not the open one is planned beside it: the open one's weights stay where they are.
         forgets = self._open.would_forget(part.name, precision)
-        component = (self.activations.components if forgets else self._open).component(part.name, precision)
+        component = (self.activations if forgets else self._open).component(part.name, precision)
         allowance = self.allowance(part.phase, activation, component.dtype)
         return Need(part, component, activation, allowance, part.beside_card and self.target.is_card)
 
