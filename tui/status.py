@@ -79,9 +79,9 @@ def forecast(session: Session, *, has_prompt: bool) -> tuple[tuple[str, ...], st
         fits = "does not fit" if plan.peak_bytes > plan.budget_bytes > 0 else "fits"
         chosen = f"{plan.precision} {fits}" if plan.precision_reason else fits
         texts.insert(0, f"{chosen}, peak {part_of(plan.peak_bytes, plan.budget_bytes)}")
+        texts.append(f"~{duration(plan.new_prompt.seconds * session.slowness)} a picture")
         if streamed := max((phase.streamed_bytes_per_step for phase in plan.phases), default=0):
             texts.append(f"{size(streamed)} streamed a step")
-        texts.append(f"~{duration(plan.new_prompt.seconds * session.slowness)} a picture")
     if tokens is not None and not tokens.cut:
         texts.append(f"{tokens.count} of {tokens.limit} tokens")
     if known.is_stale and session.engine_state not in ("gone", "refused"):

@@ -17,6 +17,7 @@ from textual.widgets.option_list import Option
 from tui.parameters import Parameters
 from tui.text import printable, shortened
 from tui.widgets.field import Field
+from tui.widgets.lines import ForecastLine
 from tui.widgets.parameters import ParametersPanel
 
 T = TypeVar("T")
@@ -208,3 +209,4 @@ class ParametersWindow(Window[None]):
             window.border_title = Content("parameters")
             window.border_subtitle = Content("Esc closes")
             yield ParametersPanel(self._parameters, ascii_only=self._ascii_only)
+            yield ForecastLine(ascii_only=self._ascii_only)  # the main screen's may lie below this window

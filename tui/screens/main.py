@@ -175,7 +175,9 @@ class MainScreen(PicturesScreen):
         """How the next picture would run."""
         if not self._is_covered:
             texts, kind = status.forecast(self.session, has_prompt=bool(self.prompt.text.strip()))
-            self.query_one(ForecastLine).show(texts, kind)
+            for screen in {self, self.app.screen}:  # the window of parameters may lie over ours
+                for line in screen.query(ForecastLine):
+                    line.show(texts, kind)
             self._update_plot()
 
     def _show_live(self) -> bool:
@@ -408,6 +410,7 @@ class MainScreen(PicturesScreen):
         else:
             keys, ascii_only = self.shared.keys.pressed("view.parameters"), self.shared.profile.ascii
             self.app.push_screen(ParametersWindow(self.session.parameters, keys, ascii_only=ascii_only))
+            self.call_after_refresh(self.update_forecast)
 
     def _leave_parameters(self) -> None:
         """Back to where one came from."""
