@@ -15,7 +15,15 @@ from engine.events import Cancelled, Event, Plan, TokenCount
 from engine.files import clean_up
 from engine.jobs.context import Context
 from engine.jobs.picture import Job
-from engine.jobs.runtime import CARD_NAMES, DEFAULT_CARD, NOTHING_TO_REPEAT, Repeat, Runtime, Settings
+from engine.jobs.runtime import (
+    CARD_NAMES,
+    DEFAULT_CARD,
+    DEFAULT_ENCODINGS,
+    NOTHING_TO_REPEAT,
+    Repeat,
+    Runtime,
+    Settings,
+)
 from engine.jobs.simulation import SimulatedJob
 from engine.library.catalog import open_model
 from engine.memory.budget import read_size
@@ -45,12 +53,14 @@ class Engine:
         simulate: bool = False,
         card: str = DEFAULT_CARD,
         repeat: Repeat = NOTHING_TO_REPEAT,
+        encodings: str = DEFAULT_ENCODINGS,
     ) -> Engine:
         """Open a model by name or folder. Cheap: torch and weights are loaded by the first picture.
 
         `vram` and `ram` are budgets such as "12GiB", or "auto": what is free, less a reserve. On the CPU `ram` rules,
         and `vram` is a card that is simulated inside it. `simulate`: jobs run through all phases without weights, on a
-        named `card`. `repeat` is what a picture's record says of how its bits came about.
+        named `card`. `repeat` is what a picture's record says of how its bits came about. `encodings` is how much of
+        encoded prompts is kept on disk, or "off".
         Raises `RequestError` where the model is unknown, or a part of it is missing or broken.
         """
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", device):
@@ -59,7 +69,8 @@ class Engine:
             raise RequestError("card", f"card must be one of {', '.join(CARD_NAMES)}, got {card[:40]!r}.")
         vram_bytes, ram_bytes = read_size(vram, "vram"), read_size(ram, "ram")
         clean_up()
-        settings = Settings(device, vram_bytes, ram_bytes, simulate, card, repeat)
+        kept = read_size(encodings, "encodings", word="off") or 0
+        settings = Settings(device, vram_bytes, ram_bytes, simulate, card, repeat, kept)
         return cls(Context(open_model(model), settings))
 
     def __enter__(self) -> Engine:

@@ -56,6 +56,7 @@ class OpenModel:
     vram: str = "auto"
     ram: str = "auto"
     simulate: bool = False
+    encodings: str = "1GiB"  # of encoded prompts that are kept on disk, or "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +343,12 @@ class _Server:
                 self._engine.close()
                 self._engine = None
             self._engine = engine = Engine.open(
-                command.model, device=command.device, vram=command.vram, ram=command.ram, simulate=command.simulate
+                command.model,
+                device=command.device,
+                vram=command.vram,
+                ram=command.ram,
+                simulate=command.simulate,
+                encodings=command.encodings,
             )
             times = DEFAULT_TIMES
             with suppress(ValueError, TypeError):  # refused when it is loaded

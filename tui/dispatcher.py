@@ -160,7 +160,9 @@ class Dispatcher:
     def open(self, model: str, simulate: bool) -> None:
         """In a fresh process, with the budgets of this session. Where none can be made, that is how it ended."""
         session, settings = self.session, self.shared.settings
-        opening = OpenModel(model, vram=settings.vram, ram=settings.ram, simulate=simulate)
+        opening = OpenModel(
+            model, vram=settings.vram, ram=settings.ram, simulate=simulate, encodings=settings.encodings
+        )
         if self.client.has_open(opening):
             return
         session.starts(model)

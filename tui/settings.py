@@ -35,6 +35,7 @@ FLAGS = {  # that take a value; each is named like its setting
     "output": ("DIR", "the folder that pictures go into"),
     "vram": ("SIZE", "the most memory of the card to use, such as 12GiB; auto: what is free"),
     "ram": ("SIZE", "the most memory of the machine to use, such as 16GiB; auto: what is free"),
+    "encodings": ("SIZE", "how much is kept on disk of prompts that were encoded, such as 1GiB; or off"),
     "theme": ("T", "the colours of the app, such as dark"),
     "preview": ("|".join(get_args(Preview)), "the picture while it is being made"),
     "fps": ("N", f"updates per second while a job runs, 1 to {MAX_FPS} or auto"),
@@ -61,6 +62,7 @@ class Settings:
     output: Path | None = None  # a folder, not checked yet; None: `engine.folders.default_output_dir`
     vram: str = "auto"  # a size as `engine.memory.budget.read_size` takes it: never to be exceeded
     ram: str = "auto"
+    encodings: str = "1GiB"  # of encoded prompts that are kept on disk, or "off"
     simulate: bool = False  # nothing is painted: plan, memory and time are played through, without weights
     theme: str = "dark"
     preview: Preview = "auto"
@@ -245,7 +247,7 @@ def _fps(value: object) -> object:
     return value
 
 
-def _budget(name: str) -> Rule:
+def _budget(name: str, word: str = "auto") -> Rule:
     def read(value: object) -> object:
         from engine.memory.budget import read_size
 
@@ -254,10 +256,10 @@ def _budget(name: str) -> Rule:
         if not isinstance(value, str) and abs(value) >= 10**9:
             raise ValueError
         text = value if isinstance(value, str) else f"{value:.9g}"  # a number: told that it lacks its unit
-        read_size(text, name)
+        read_size(text, name, word)
         return text
 
-    return "auto or a size such as 12GiB", read
+    return f"{word} or a size such as 12GiB", read
 
 
 def _switch(value: object) -> bool:
@@ -281,6 +283,7 @@ RULES: dict[str, Rule] = {
     "output": ("a folder", _folder),
     "vram": _budget("vram"),
     "ram": _budget("ram"),
+    "encodings": _budget("encodings", "off"),
     "simulate": ("true or false", _switch),
     "theme": ("the name of a theme", _text),
     "preview": _one_of(get_args(Preview)),

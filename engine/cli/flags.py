@@ -57,6 +57,10 @@ VramOption = Annotated[
     str, typer.Option("--vram", metavar="SIZE|auto", help="Budget of the card: 12GiB. Auto: what is free.")
 ]
 RamOption = Annotated[str, typer.Option("--ram", metavar="SIZE|auto", help="Budget of this process's memory: 16GiB.")]
+EncodingsOption = Annotated[
+    str,
+    typer.Option("--encodings", metavar="SIZE|off", help="How much is kept on disk of prompts that were encoded."),
+]
 TileOption = Annotated[
     str | None,
     typer.Option("--tile", metavar="PIXELS|off|auto", help="Decode in tiles, whole, or as the budget wants it."),
@@ -155,9 +159,9 @@ def is_tile(side: int) -> bool:
     return MIN_SIDE <= side <= MAX_SIDE and side % SIDE_MULTIPLE == 0
 
 
-def checked_size(text: str, field: str) -> str:
-    """A budget's text, refused here where it is wrong: before anything heavy is imported."""
+def checked_size(text: str, field: str, word: str = "auto") -> str:
+    """A size's text, or that word, refused here where it is wrong: before anything heavy is imported."""
     from engine.memory.budget import read_size
 
-    read_size(text, field)
+    read_size(text, field, word)
     return text

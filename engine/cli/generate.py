@@ -50,7 +50,7 @@ from engine.cli.painting import TO_STDOUT, paint_all
 from engine.cli.prompts import EXAMPLE, Job, expanded, read_prompts
 from engine.cli.repeat import for_grid, repeated, repeated_axes, to_repeat
 from engine.folders import shown_path
-from engine.jobs.runtime import DEFAULT_CARD
+from engine.jobs.runtime import DEFAULT_CARD, DEFAULT_ENCODINGS
 from engine.request import Request, RequestError
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def generate(
     vram: flags.VramOption = "auto",
     ram: flags.RamOption = "auto",
     tile: flags.TileOption = None,
+    encodings: flags.EncodingsOption = DEFAULT_ENCODINGS,
     simulate: Annotated[
         bool, typer.Option("--simulate", help="Run all phases at full size without weights; paint nothing.")
     ] = False,
@@ -194,6 +195,7 @@ def generate(
             "simulate": simulate,
             "card": card,
             "repeat": repeat,
+            "encodings": flags.checked_size(encodings, "encodings", "off"),
         },
         axes=axes,
         notes=notes,

@@ -188,7 +188,12 @@ def removed_sentence(gone: Sequence[Cached]) -> str:
     if not gone:
         return "there was nothing to remove."
     freed = sum(cached.nbytes for cached in gone)
-    return f"{count_of(len(gone), 'file')} of converted weights removed, {size(freed)} freed."
+    from engine.library.caches import ENCODINGS
+
+    prompts = sum(cached.form == ENCODINGS for cached in gone)
+    what = [f"{count_of(len(gone) - prompts, 'file')} of converted weights"] if len(gone) > prompts else []
+    what += [count_of(prompts, "encoded prompt")] if prompts else []
+    return f"{' and '.join(what)} removed, {size(freed)} freed."
 
 
 def count_of(number: int, what: str) -> str:

@@ -238,7 +238,10 @@ def remove_model(
 def show_cache(
     remove: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME|unused|all", help="Delete these, or all that no model needs; may be repeated."),
+        typer.Option(
+            metavar="NAME|unused|encodings|all",
+            help="Delete these, all that no model needs, or what is kept of prompts; may be repeated.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> Work:

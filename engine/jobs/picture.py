@@ -164,6 +164,8 @@ class Job:
 
     def _encode(self) -> Generator[Event, None, list[Conditioning]]:
         """What the transformer reads of the prompt, and of the negative prompt where that is needed."""
+        import torch
+
         from engine.cancel import cancellable
 
         model, runtime, request = self.context.source, self.runtime, self.request
@@ -174,9 +176,14 @@ class Job:
             self._check_tokens(tokens[text])
         known, parts = runtime.conditionings, self.encoders
         keys = {text: (text, self.precision.kind, parts[-1].name) for text in prompts}
+        on_disk = {text: self._encoding_key(tokens[text]) for text in prompts}
+        like = networks.unread(model.configs, self.size, torch.float32)
+        for text in prompts:
+            if keys[text] in known:
+                known.move_to_end(keys[text])  # the last to be forgotten
+            elif (found := runtime.kept.find(on_disk[text], like)) is not None:
+                known[keys[text]] = found
         missing = [text for text in tokens if keys[text] not in known]
-        for text in tokens.keys() - missing:
-            known.move_to_end(keys[text])  # the last to be forgotten
         began = None
         told: dict[str, Conditioning] = {text: {} for text in missing}
         for part in parts if missing else ():
@@ -189,7 +196,9 @@ class Job:
                     with cancellable(loan.module, self._check):
                         found = networks.encode(part.name, loan.module, tokens[text], loan.embedded, loan.device)
                     told[text] = {**told[text], **found}
-        known.update({keys[text]: conditioning for text, conditioning in told.items()})
+        for text, conditioning in told.items():
+            known[keys[text]] = conditioning
+            runtime.kept.keep(on_disk[text], conditioning)
         while len(known) > max(CACHED_PROMPTS, len(keys)):
             known.popitem(last=False)
         if began is None:
@@ -208,6 +217,9 @@ class Job:
         )
         yield self._end("encode", began)
         return [known[keys[text]] for text in prompts]
+
+    def _encoding_key(self, tokens: Tokens) -> str:
+        return self.runtime.encoding_key(self.request, tokens, on_host=self.layout.reads_on_host)
 
     @property
     def _prompts(self) -> list[str]:

@@ -15,12 +15,13 @@ from engine.precision import Precision
 from engine.request import RequestError, Resolved
 from engine.sampling.guidance import Steering, steering
 from engine.version import library_versions
-from engine.weights.model import Model
+from engine.weights.model import Model, parts_hash
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from engine.families.networks import Conditioning, Tokens
+    from engine.jobs.encodings import KeptEncodings
     from engine.memory.components import Components
     from engine.memory.enforce import CardMemory
     from engine.memory.layout import Layout
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 CARD_NAMES = ("rtx-3060", "rtx-3090", "rtx-4090", "h100")  # whose figures a simulated run can have
 DEFAULT_CARD = CARD_NAMES[0]
+DEFAULT_ENCODINGS = "1GiB"  # of encoded prompts that are kept on disk
 CONTEXT_PIECE_BYTES = 16 * 2**20
 
 
@@ -61,6 +63,7 @@ class Settings:
     simulate: bool
     card: str
     repeat: Repeat
+    encodings_bytes: int  # of encoded prompts that are kept on disk; 0: none are
 
 
 @dataclass
@@ -76,9 +79,11 @@ class Runtime:
     preview_file: Any
     versions: dict[str, str]
     repeat: Repeat
+    kept: KeptEncodings
     tokenizers: dict[str, Any] = field(default_factory=dict)  # once a prompt was read
     conditionings: OrderedDict[tuple[str, str, str], Conditioning] = field(default_factory=OrderedDict)
     tables: OrderedDict[tuple[Any, ...], Tables] = field(default_factory=OrderedDict)
+    encoders: dict[tuple[str, ...], str] = field(default_factory=dict)  # hashes of text encoders, by their names
     kernels: dict[str, str] = field(default_factory=dict)  # of 8-bit layers by kind, once they were probed
     kernel_note: str = ""  # a sentence about the int8 kernel
     kernel_warning: str = ""  # the same, where the first picture in int8 is to say so
@@ -91,6 +96,7 @@ class Runtime:
         """
         import torch
 
+        from engine.jobs.encodings import KeptEncodings
         from engine.memory.cards import CARDS
         from engine.memory.components import Components
         from engine.memory.enforce import CardMemory
@@ -127,6 +133,7 @@ class Runtime:
             preview_file=preview_file,
             versions=library_versions(),
             repeat=settings.repeat,
+            kept=KeptEncodings(0 if target.simulated else settings.encodings_bytes),
         )
 
     def close(self) -> None:
@@ -148,6 +155,29 @@ class Runtime:
         if not self.tokenizers:
             self.tokenizers = {name: networks.load_tokenizer(name, folder) for name, folder in model.tokenizers.items()}
         return networks.tokenize(text, self.tokenizers, model.limits)
+
+    def encoding_key(self, request: Resolved, tokens: Tokens, *, on_host: bool) -> str:
+        """What the encoding of a prompt is kept under."""
+        import torch
+
+        from engine.jobs.encodings import key_of
+
+        model, parts = self.components.model, self.components.model.family.encoders(distill=request.distill)
+        names = tuple(part.name for part in parts)
+        if names not in self.encoders:
+            self.encoders[names] = parts_hash(model, names)
+        device = "cpu" if on_host else self.target.device
+        return key_of(
+            {
+                "family": model.family.name,
+                "encoders": [names, self.encoders[names]],
+                "precision": request.form.kind,
+                "kernel": self.choose_kernel(request.form),
+                "tokens": {name: ids.tolist() for name, ids in tokens.ids.items()},
+                "device": [device, torch.get_num_threads() if device == "cpu" else 0],
+                "versions": self.versions,
+            }
+        )
 
     def sigmas(self, request: Resolved) -> Tensor:
         """The flow times of a complete request: [N + 1]."""

@@ -30,7 +30,13 @@ from engine.weights.conversions import (
 )
 
 SHARD = re.compile(r"(.*)-00001-of-(.*)")
-OTHERS = {"plans": "measured plans", "previews": "previews", "salience": "calibrations"}  # folders of the cache
+ENCODINGS = "encodings"
+OTHERS = {  # folders of the cache
+    "plans": "measured plans",
+    "previews": "previews",
+    "salience": "calibrations",
+    ENCODINGS: "encoded prompts",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +69,33 @@ def others() -> dict[str, int]:
     return {title: _bytes_in(cache_dir() / folder) for folder, title in OTHERS.items()}
 
 
+def encodings() -> list[Cached]:
+    """The encoded prompts that are kept. They go by themselves where they grow beyond their limit."""
+    files = []
+    for path in sorted((cache_dir() / ENCODINGS).glob("*.safetensors")):
+        with suppress(OSError):  # gone meanwhile
+            files.append(Cached(path.name, str(path), ENCODINGS, "prompt", path.stat().st_size, (), "", ""))
+    return files
+
+
 def remove(names: Sequence[str]) -> list[Cached]:
-    """Delete cache files by their names, or "unused": those that nobody needs, or "all". Returns what is gone.
+    """Delete cache files by their names, or "unused": those that nobody needs; "encodings": of prompts; or "all".
+    Returns what is gone.
 
     Raises `RequestError` for a name that is not there, before anything is deleted, and where the disk refuses.
     """
-    there = listed()
-    by_name = {cached.name: cached for cached in there}
+    weights = listed()
+    by_name = {cached.name: cached for cached in weights}
     for name in names:
-        if name not in by_name and name not in ("unused", "all"):
+        if name not in by_name and name not in ("unused", ENCODINGS, "all"):
             known = f"there are {some_of(sorted(by_name))}" if by_name else "the cache is empty"
-            raise RequestError("remove", f"the cache has no {quoted(name[:80])}: give unused, all, or a name; {known}.")
+            raise RequestError(
+                "remove", f"the cache has no {quoted(name[:80])}: give unused, {ENCODINGS}, all, or a name; {known}."
+            )
     gone = []
-    for cached in there:
-        if "all" in names or cached.name in names or ("unused" in names and cached.reason):
+    for cached in (*weights, *encodings()):
+        words = {"all", cached.name, *(["unused"] if cached.reason else []), cached.form}
+        if words & {*names}:
             try:
                 Path(cached.path).unlink(missing_ok=True)
             except OSError as error:

@@ -23,18 +23,18 @@ MIN_BYTES, MAX_BYTES = 2**20, 2**40 - 1
 RANGE = "from 1MiB to less than 1TiB, such as 12GiB"
 
 
-def read_size(text: str, field: str) -> int | None:
-    """Bytes of a size such as 12GiB, 11.5GiB or 12GB (10**9); None for `auto`.
+def read_size(text: str, field: str, word: str = "auto") -> int | None:
+    """Bytes of a size such as 12GiB, 11.5GiB or 12GB (10**9); None for `word`.
 
-    Raises `RequestError` for `field` (vram, ram) where there is no unit, or the size is no size of a memory.
+    Raises `RequestError` for `field` (vram, ram, encodings) where there is no unit, or the size is no size of a memory.
     """
     text = text.strip()
-    if text.lower() == "auto":
+    if text.lower() == word:
         return None
     shown = repr(text[:40])
     match = re.fullmatch(r"(-?[0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([A-Za-z]{0,8})", text)
     if match is None or float(match[1]) <= 0:
-        raise RequestError(field, f"{field} must be auto or a size {RANGE}, got {shown}.")
+        raise RequestError(field, f"{field} must be {word} or a size {RANGE}, got {shown}.")
     number, unit = float(match[1]), match[2]
     if not unit:
         raise RequestError(
@@ -46,5 +46,5 @@ def read_size(text: str, field: str) -> int | None:
         raise RequestError(field, f"{field} {shown} has no unit that is known; {hint}")
     size = int(number * UNITS[unit])
     if not MIN_BYTES <= size <= MAX_BYTES:
-        raise RequestError(field, f"{field} must be auto or a size {RANGE}, got {shown}.")
+        raise RequestError(field, f"{field} must be {word} or a size {RANGE}, got {shown}.")
     return size

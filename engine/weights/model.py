@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -328,6 +328,18 @@ def model_hash(model: Model, *, distilled: bool = False) -> str:
             digest.update(f"[{json.dumps(component)}, {said or json.dumps(config, sort_keys=True)}]".encode())
     for part, folder in {**folders, **model.tokenizers}.items():
         files |= {f"{part}/{file.name}": file for file in folder.glob("*.*") if file.suffix in DESCRIBING}
+    _add_files(digest, files)
+    return digest.hexdigest()
+
+
+def parts_hash(model: Model, parts: Collection[str]) -> str:
+    """sha256 over the weights and configurations of some parts, as `model_hash` looks at them."""
+    digest = hashlib.sha256(json.dumps({part: model.configs[part] for part in parts}, sort_keys=True).encode())
+    _add_files(digest, {f"{part}/{file.name}": file for part in parts for file in model.files[part]})
+    return digest.hexdigest()
+
+
+def _add_files(digest: hashlib._Hash, files: Mapping[str, Path]) -> None:
     for label, file in sorted(files.items()):
         try:
             with open_file(file) as stream:
@@ -339,7 +351,6 @@ def model_hash(model: Model, *, distilled: bool = False) -> str:
                     add_samples(digest, stream, size)
         except OSError as error:
             raise unreadable(file, error) from None
-    return digest.hexdigest()
 
 
 def add_samples(digest: hashlib._Hash, stream: BinaryIO, size: int) -> None:

@@ -175,9 +175,8 @@ class MainScreen(PicturesScreen):
         """How the next picture would run."""
         if not self._is_covered:
             texts, kind = status.forecast(self.session, has_prompt=bool(self.prompt.text.strip()))
-            for screen in {self, self.app.screen}:  # the window of parameters may lie over ours
-                for line in screen.query(ForecastLine):
-                    line.show(texts, kind)
+            for line in (*self.query(ForecastLine), *self.app.screen.query(ForecastLine)):  # a window may lie over ours
+                line.show(texts, kind)
             self._update_plot()
 
     def _show_live(self) -> bool:
