@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from contextlib import closing, redirect_stderr, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -165,6 +165,7 @@ class Foreseen:
     plan: Plan | None
     tokens: TokenCount | None
     refusal: str = ""
+    is_encoded: bool = False  # the prompt's encoding is kept
 
 
 Message = ModelOpened | ModelLoaded | ModelRefused | LoadEvent | JobEvent | JobRefused | MemorySampled | Foreseen
@@ -408,16 +409,17 @@ class _Server:
         if engine is None:
             return
         plan = tokens = None
-        refusal = ""
+        refusal, is_encoded = "", False
         try:
             tokens = engine.count_tokens(question.request.prompt)
-            plan = engine.plan(question.request)
+            request, layout = engine.context.planned(engine.resolve(replace(question.request, seed=0)))
+            plan, is_encoded = layout.plan, engine.context.knows(request, layout)
         except RequestError as error:
             refusal = str(error)
         except Exception as error:  # a tokenizer or a configuration that nobody looked at before
             keep_traceback(error)
             refusal = f"no plan can be made: {memory_shortage(error) or ' '.join(str(error).split())[:200]}."
-        self._send(Foreseen(question.number, plan, tokens, refusal))
+        self._send(Foreseen(question.number, plan, tokens, refusal, is_encoded))
 
     def _memory(self) -> MemoryUse:
         from engine.jobs.runtime import resident_set_bytes

@@ -154,7 +154,7 @@ def test_memory_is_told_over_the_time_of_a_job(process: EngineProcess, tmp_path:
     assert all(sample.ram_bytes > 2**20 for sample in samples)
 
 
-def test_a_question_waits_for_work_and_only_the_last_is_answered(process: EngineProcess) -> None:
+def test_a_question_waits_for_work_and_only_the_last_is_answered(process: EngineProcess, tmp_path: Path) -> None:
     process.send(Foresee(0, Request(PROMPT)))  # no model is open
     process.send(OpenModel("demo"))
     for number in range(1, 4):
@@ -168,8 +168,16 @@ def test_a_question_waits_for_work_and_only_the_last_is_answered(process: Engine
     assert answer.tokens is not None
     assert (answer.tokens.limit, answer.tokens.cut) == (32, "")
 
+    assert not answer.is_encoded
+    process.send(Paint("a", Request(PROMPT, steps=1), str(tmp_path)))
+    heard(process, ImageSaved)
+    process.send(Foresee(4, Request(PROMPT, steps=7)))
+    answer = heard(process, Foreseen)[-1]
+    assert isinstance(answer, Foreseen)
+    assert answer.is_encoded
+
     words = [f"word{number}" for number in range(40)]
-    process.send(Foresee(4, Request(" ".join(words), width=2048)))
+    process.send(Foresee(5, Request(" ".join(words), width=2048)))
     answer = heard(process, Foreseen)[-1]
     assert isinstance(answer, Foreseen)
     assert answer.plan is None

@@ -63,6 +63,7 @@ async def paint(app: T2IApp, pilot: Pilot[None]) -> None:
         made = len(session.results)
         await pilot.press("enter")
         await until(pilot, lambda made=made: len(session.results) > made and session.running is None)  # type: ignore[misc]
+    await until(pilot, lambda: not session.forecast.is_stale)
     session.results[:] = [replace(job, seconds=sum(SECONDS.values())) for job in session.results]
     path = session.results[1].path
     assert path is not None

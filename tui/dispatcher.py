@@ -74,6 +74,7 @@ class Dispatcher:
         finished = was_running is not None and session.running is None
         host.main.update(follow=follow and finished)
         if finished:
+            self._ask()
             host.refresh_folders()
             self.go_on()
         return refused

@@ -19,12 +19,13 @@ class Forecast:
         self.refusal = ""  # why what is set now cannot be painted, in a sentence
         self.plan: Plan | None = None  # the last that there was
         self.tokens: TokenCount | None = None  # of the prompt
+        self.is_encoded = False  # what the text encoders make of it is kept
         self.is_stale = True  # the engine has not answered yet about what is set now
         self._wanted: Request | None = None
         self._number = 0
         self._asked: dict[int, Request] = {}
         self._plans: OrderedDict[Request, tuple[Plan | None, str]] = OrderedDict()
-        self._tokens: OrderedDict[str, TokenCount | None] = OrderedDict()
+        self._prompts: OrderedDict[str, tuple[TokenCount | None, bool]] = OrderedDict()
 
     def want(self, request: Request | None) -> None:
         """This is set now; None where nothing can be asked."""
@@ -39,8 +40,13 @@ class Forecast:
         """Another engine, model or budget: nothing is known any more."""
         self._asked.clear()
         self._plans.clear()
-        self._tokens.clear()
+        self._prompts.clear()
         self.plan = self.tokens = None
+        self._look_up()
+
+    def painted(self, prompt: str) -> None:
+        """A picture of it was made: its encoding is kept by now, as far as that is wanted; to be asked again."""
+        self._prompts.pop(prompt, None)
         self._look_up()
 
     def question(self) -> Foresee | None:
@@ -58,11 +64,11 @@ class Forecast:
         self._asked = {number: asked for number, asked in self._asked.items() if number > answer.number}
         if request is not None:
             self._plans[_settings(request)] = answer.plan, answer.refusal
-            self._tokens[request.prompt] = answer.tokens
+            self._prompts[request.prompt] = answer.tokens, answer.is_encoded
             while len(self._plans) > KEPT:
                 self._plans.popitem(last=False)
-            while len(self._tokens) > KEPT:
-                self._tokens.popitem(last=False)
+            while len(self._prompts) > KEPT:
+                self._prompts.popitem(last=False)
             self._look_up()
 
     def _look_up(self) -> None:
@@ -74,9 +80,9 @@ class Forecast:
         if known is not None:
             plan, self.refusal = known
             self.plan = plan or self.plan
-        if request.prompt in self._tokens:
-            self.tokens = self._tokens[request.prompt]
-        self.is_stale = known is None or request.prompt not in self._tokens
+        if request.prompt in self._prompts:
+            self.tokens, self.is_encoded = self._prompts[request.prompt]
+        self.is_stale = known is None or request.prompt not in self._prompts
 
 
 def _settings(request: Request) -> Request:

@@ -399,6 +399,7 @@ class Session:
                 self.peak_bytes = self._highest_bytes
                 if self.plan is not None and self.plan.new_prompt.seconds and not self.restored:
                     self.slowness = sum(seconds.values()) / self.plan.new_prompt.seconds
+                self.forecast.painted(job.request.prompt)
                 self._finish("done", notice or job.message, path, sum(seconds.values()), measured)
                 return notice or ""
             case Simulated(seconds_by_phase=seconds, peak_bytes=held):

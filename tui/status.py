@@ -79,7 +79,9 @@ def forecast(session: Session, *, has_prompt: bool) -> tuple[tuple[str, ...], st
         fits = "does not fit" if plan.peak_bytes > plan.budget_bytes > 0 else "fits"
         chosen = f"{plan.precision} {fits}" if plan.precision_reason else fits
         texts.insert(0, f"{chosen}, peak {part_of(plan.peak_bytes, plan.budget_bytes)}")
-        texts.append(f"~{duration(plan.new_prompt.seconds * session.slowness)} a picture")
+        turn = plan.same_prompt if known.is_encoded else plan.new_prompt
+        encoded = ", encode kept" if known.is_encoded else ""
+        texts.append(f"~{duration(turn.seconds * session.slowness)} a picture{encoded}")
         if streamed := max((phase.streamed_bytes_per_step for phase in plan.phases), default=0):
             texts.append(f"{size(streamed)} streamed a step")
     if tokens is not None and not tokens.cut:

@@ -63,6 +63,7 @@ class PictureProgress:
     stepped: float = 0.0  # by `clock`: when the last step ended
     loading: LoadProgress | None = None
     memory: MemoryUse | None = None
+    encoding_kept: bool = False  # from an earlier picture of the same prompt
 
     def start(self, phase: Phase) -> None:
         """Begin `phase` now. Loading, which goes on in pieces between the other phases, adds up."""
@@ -80,6 +81,8 @@ class PictureProgress:
             case PhaseFinished(phase=phase, seconds=seconds):
                 self.seconds[phase] = seconds
                 self.running = None
+            case Encoded(cached=cached):
+                self.encoding_kept = cached
             case LoadProgress():
                 self.loading = event
                 if self.running != "load":

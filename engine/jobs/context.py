@@ -184,6 +184,19 @@ class Context:
         read = bisect.bisect_right(ends, tokens.limit, key=lambda end: tokenize(prompt[:end]).count)
         return TokenCount(tokens.count, tokens.limit, prompt[ends[read - 1] if read else 0 :].strip())
 
+    def knows(self, request: Resolved, layout: Layout) -> bool:
+        """Whether the encodings of a planned request's prompts are kept, so that no text encoder is read or run."""
+        runtime = self.runtime()
+        if not self.source.tokenizers or runtime.target.simulated:
+            return False
+        texts = [request.prompt]
+        if request.negative_prompt is not None and runtime.steering(request).negative_passes:
+            texts.append(request.negative_prompt)
+        return all(
+            runtime.kept.has(runtime.encoding_key(request, runtime.tokenize(text), on_host=layout.reads_on_host))
+            for text in texts
+        )
+
     def require_weights(self) -> None:
         """Raises `RequestError` where this model can be planned and simulated, not run."""
         if not (self.source.has_weights or self.settings.simulate):

@@ -129,6 +129,8 @@ class Timeline(Widget):
         text = f"{self.marks[state]} {phase}"
         if phase == "denoise" and state == "running" and self.progress.steps:
             text += f" {self.progress.step}/{self.progress.steps}"
+        elif phase == "encode" and self.progress.encoding_kept and phase in self.progress.seconds:
+            text += " kept"
         elif phase in self.progress.seconds:
             text += f" {self._about(phase)}{duration(self.progress.seconds[phase])}"
         return text, "waiting" if state == "skipped" else state
