@@ -369,7 +369,7 @@ class Parameters:
         return values | ({"count": self.count} if self.count > 1 else {})
 
     def take_preset(self, values: Mapping[str, Any]) -> list[str]:
-        """Choose what a preset does and nothing else, but for seed and count; returns what this model does not offer."""
+        """Choose what a preset does, and nothing else but seed and count; returns what this model does not offer."""
         left_out = []
         values = dict(values)
         if "width" in values and "height" in values:
@@ -443,9 +443,9 @@ class Parameters:
                 except (RequestError, TypeError):
                     continue
                 self._choose(name, value)
-        if "crop" in chosen and "size" in self.names():
-            if (chosen.get("width"), chosen.get("height")) == self.value("size"):
-                self.chosen["crop"] = chosen["crop"]
+        sides = chosen.get("width"), chosen.get("height")
+        if "crop" in chosen and "size" in self.names() and sides == self.value("size"):
+            self.chosen["crop"] = chosen["crop"]
         self.take_grid(axes)
 
     def _whole(self) -> dict[str, Any]:
