@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from textual import events, on
@@ -198,9 +198,23 @@ class ParametersWindow(Window[None]):
 
     BINDINGS = [Binding("q", "close", "Close", show=False)]
 
-    def __init__(self, parameters: Parameters, close_keys: Sequence[str], *, ascii_only: bool = False) -> None:
+    def __init__(
+        self,
+        parameters: Parameters,
+        close_keys: Sequence[str],
+        commands: Mapping[str, Callable[[], None]] | None = None,
+        *,
+        ascii_only: bool = False,
+    ) -> None:
+        """`commands`: keys of the main screen that work here, too."""
         super().__init__(close_keys)
-        self._parameters, self._ascii_only = parameters, ascii_only
+        self._parameters, self._commands, self._ascii_only = parameters, commands or {}, ascii_only
+
+    def on_key(self, event: events.Key) -> None:
+        """Those of the main screen that concern what is set."""
+        if event.key in self._commands:
+            event.stop()
+            self._commands[event.key]()
 
     def compose(self) -> ComposeResult:
         """The panel in a window."""

@@ -465,8 +465,23 @@ class MainScreen(PicturesScreen):
             self._came_from = self.focused or self.prompt
             self.set_focus(panel)
         else:
-            keys, ascii_only = self.shared.keys.pressed("view.parameters"), self.shared.profile.ascii
-            self.app.push_screen(ParametersWindow(self.session.parameters, keys, ascii_only=ascii_only))
+            keys, ascii_only = self.shared.keys, self.shared.profile.ascii
+            actions = {"preset.choose": self.action_choose_preset, "preset.save": self.action_save_preset}
+            commands = {key: action for command, action in actions.items() for key in keys.pressed(command)}
+            close_keys = keys.pressed("view.parameters")
+            self.app.push_screen(ParametersWindow(self.session.parameters, close_keys, commands, ascii_only=ascii_only))
+
+    def action_save_preset(self) -> None:
+        """What is set, under a name."""
+        from tui.screens.preset_dialogs import save_preset
+
+        save_preset(self.app, self.shared)
+
+    def action_choose_preset(self) -> None:
+        """Take over what has a name."""
+        from tui.screens.preset_dialogs import choose_preset
+
+        choose_preset(self.app, self.shared)
 
     def _leave_parameters(self) -> None:
         """Back to where one came from."""
