@@ -162,7 +162,7 @@ def test_a_job_that_failed_leaves_an_empty_cell_and_may_be_tried_again(tmp_path:
             sheet = session.sheets[jobs[0].grid]
             for state in ("failed", "cancelled"):
                 session.begin_next()
-                session._finish(state)  # type: ignore[arg-type]
+                session._finish(state)
             assert sheet.cells == ["", "", None]
             again = session.retry(session.results[1])
             assert (again.grid, again.cell, sheet.cells) == (jobs[0].grid, 0, [None, "", None])

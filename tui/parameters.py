@@ -398,7 +398,7 @@ class Parameters:
 
     def to_dict(self) -> dict[str, Any]:
         """For the next start."""
-        kept = {"chosen": self._whole(), "seed": self.seed, "count": self.count}
+        kept: dict[str, Any] = {"chosen": self._whole(), "seed": self.seed, "count": self.count}
         if self.axes:
             from engine.grids import to_plain
 
@@ -417,9 +417,9 @@ class Parameters:
                     Request("check", **{name: value})
                     if value is not None:
                         self.chosen[name] = value
-            sides = {name: self.chosen.get(name) for name in ("width", "height")}
             with suppress(RequestError):
-                Request("check", crop=chosen.get("crop"), **sides)
+                width, height = self.chosen.get("width"), self.chosen.get("height")
+                Request("check", width=width, height=height, crop=chosen.get("crop"))
                 if chosen.get("crop") is not None:
                     self.chosen["crop"] = chosen["crop"]
         if type(seed) is int and 0 <= seed <= MAX_SEED:
