@@ -203,12 +203,14 @@ class ParametersWindow(Window[None]):
         parameters: Parameters,
         close_keys: Sequence[str],
         commands: Mapping[str, Callable[[], None]] | None = None,
+        hint: str = "",
         *,
         ascii_only: bool = False,
     ) -> None:
-        """`commands`: keys of the main screen that work here, too."""
+        """`commands`: keys of the main screen that work here, too, and a `hint` at them."""
         super().__init__(close_keys)
         self._parameters, self._commands, self._ascii_only = parameters, commands or {}, ascii_only
+        self._hint = hint
 
     def on_key(self, event: events.Key) -> None:
         """Those of the main screen that concern what is set."""
@@ -220,5 +222,5 @@ class ParametersWindow(Window[None]):
         """The panel in a window."""
         with Vertical(classes="window small") as window:
             window.border_title = Content("parameters")
-            window.border_subtitle = Content("Esc closes")
+            window.border_subtitle = Content(f"{self._hint}Esc closes")
             yield ParametersPanel(self._parameters, ascii_only=self._ascii_only)

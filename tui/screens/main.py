@@ -75,7 +75,8 @@ class MainScreen(PicturesScreen):
         self.picture = self.query_one(JobPicture)
         self.timeline = self.query_one(Timeline)
         self.prompt.border_title = Content("prompt")
-        self.query_one(ParametersPanel).border_title = Content("parameters")
+        panel = self.query_one(ParametersPanel)
+        panel.border_title, panel.border_subtitle = Content("parameters"), Content(self._preset_keys)
         # What is seen moves only while something runs: idle writes nothing.
         self._ticks = self.set_interval(1.0 if self.shared.profile.slow else 0.5, self._tick, pause=True)
         self._ticking = False
@@ -469,7 +470,16 @@ class MainScreen(PicturesScreen):
             actions = {"preset.choose": self.action_choose_preset, "preset.save": self.action_save_preset}
             commands = {key: action for command, action in actions.items() for key in keys.pressed(command)}
             close_keys = keys.pressed("view.parameters")
-            self.app.push_screen(ParametersWindow(self.session.parameters, close_keys, commands, ascii_only=ascii_only))
+            self.app.push_screen(
+                ParametersWindow(
+                    self.session.parameters, close_keys, commands, f"{self._preset_keys}  ", ascii_only=ascii_only
+                )
+            )
+
+    @property
+    def _preset_keys(self) -> str:
+        keys = self.shared.keys
+        return f"{keys.shown('preset.save', letter=True)} keeps  {keys.shown('preset.choose', letter=True)} presets"
 
     def action_save_preset(self) -> None:
         """What is set, under a name."""
