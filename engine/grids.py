@@ -68,7 +68,12 @@ class Axis:
     def labels(self) -> tuple[str, ...]:
         """Of each value, for the sheet."""
         name = "" if self.name == PROMPT else f"{self.name.replace('_', ' ')} "
-        return tuple(f"{name}{_shown(value)}" for value in self.values)
+        return tuple(f"{name}{text}" for text in self.shown)
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Each value, for people."""
+        return tuple(map(_shown, self.values))
 
 
 def read_axis(text: str) -> Axis:

@@ -26,6 +26,7 @@ from engine.untrusted import MalformedError, is_plain_name, read_file
 
 MAX_BYTES = 64 * 2**10
 MAX_NAME = 64  # characters
+MAX_VALUE = 60  # characters of a value, where a preset is described
 NAME = re.compile(r"\w(?:[\w .+-]{0,62}[\w+-])?")
 NOT_CHOSEN = ("prompt", "template", "crop")  # of a request, what a preset does not say
 KEYS = ("model", "size", "fit", *(each.name for each in fields(Request) if each.name not in NOT_CHOSEN))
@@ -65,6 +66,27 @@ def write(name: str, values: Mapping[str, Any]) -> Path:
             "preset", f"{shown_path(path)} cannot be written ({error.strerror}); nothing was kept.", machine=True
         ) from None
     return path
+
+
+def remove(name: str) -> None:
+    """Remove a preset's file. Raises `RequestError` where that cannot be; one that is not there is removed."""
+    path = _path(name)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RequestError(
+            "preset", f"{shown_path(path)} cannot be removed ({error.strerror}).", machine=True
+        ) from None
+
+
+def check_name(name: str) -> None:
+    """Raises `RequestError` for what is no preset's name."""
+    _path(name)
+
+
+def described(values: Mapping[str, Any]) -> str:
+    """What is chosen, in words: steps 8, size landscape."""
+    return some_of(f"{key} {str(value)[:MAX_VALUE]}" for key, value in values.items())
 
 
 def how() -> str:

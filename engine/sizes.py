@@ -21,7 +21,7 @@ def read_size(text: str) -> tuple[int, int] | Fraction:
     words = text.strip().lower()
     if words in SHAPES:
         return SHAPES[words]
-    if sides := re.fullmatch(r"([0-9]{1,9})(?:\s*[x\u00d7*]\s*([0-9]{1,9}))?", words):
+    if sides := re.fullmatch(r"([0-9]{1,9})(?:(?:\s*[x\u00d7*]\s*|\s+)([0-9]{1,9}))?", words):
         return int(sides[1]), int(sides[2] or sides[1])
     if (ratio := re.fullmatch(r"([0-9]{1,4})\s*:\s*([0-9]{1,4})", words)) and int(ratio[1]) and int(ratio[2]):
         return Fraction(int(ratio[1]), int(ratio[2]))

@@ -15,12 +15,13 @@ from engine.precision import PRECISIONS
 from engine.request import MAX_COUNT, MAX_GUIDANCE, MAX_SEED, SCHEDULES, Option, Request, RequestError
 from engine.sampling import flow
 from engine.sampling.guidance import weights
+from engine.sizes import ALLOWED
 from engine.times import FlowTimes
 from tests.apps import run, running, screen_text
 from tui.app import T2IApp
 from tui.parameters import Parameters
 from tui.screens.dialogs import ParametersWindow
-from tui.widgets.parameters import ASCII_BARS, BARS, MAX_TYPED, ParametersPanel, plot
+from tui.widgets.parameters import ASCII_BARS, BARS, ParametersPanel, plot
 
 
 def options(*, side: int = 1024, top: int = 2048, steps: int = 28, guided: bool = True) -> tuple[Option, ...]:
@@ -182,6 +183,10 @@ def test_a_size_of_ones_own_is_one_of_the_sizes_while_it_is_chosen(parameters: P
         ("size", "512\u00d7768", (512, 768)),
         ("size", "512*768", (512, 768)),
         ("size", "512 768", (512, 768)),
+        ("size", "512", (512, 512)),
+        ("size", "portrait", (832, 1248)),
+        ("size", "16:9", (1360, 768)),
+        ("size", "1000x1000 --fit", (1008, 1008)),
         ("size", "64x2048", (64, 2048)),
         ("guidance", "4", 4.0),
         ("guidance", "4.", 4.0),
@@ -224,11 +229,21 @@ def test_an_empty_text_is_the_models_own_choice(parameters: Parameters) -> None:
         ("steps", "eight", "steps must be a whole number, 1 to 1000; got 'eight'."),
         ("steps", "\u0668", "steps must be a whole number, 1 to 1000; got '\u0668'."),
         ("steps", "9" * 30, f"steps must be a whole number, 1 to 1000; got '{'9' * 30}'."),
-        ("size", "512", "size must be width x height, such as 1024x1024, got '512'."),
-        ("size", "x", "size must be width x height, such as 1024x1024, got 'x'."),
-        ("size", "512x", "size must be width x height, such as 1024x1024, got '512x'."),
-        ("size", "500x512", "width 500 is not a multiple of 16; the nearest are 496 and 512."),
-        ("size", "512x500", "height 500 is not a multiple of 16; the nearest are 496 and 512."),
+        ("size", "x", f"there is no size 'x'; write {ALLOWED}."),
+        ("size", "512x", f"there is no size '512x'; write {ALLOWED}."),
+        ("size", "squar", "there is no size 'squar'; did you mean square?"),
+        (
+            "size",
+            "500",
+            "size 500x500 is not in multiples of 16; the nearest are 496x496 and 512x512: take one of them, or add "
+            "--fit, which paints 512x512 and crops it.",
+        ),
+        (
+            "size",
+            "20:1",
+            "size 20:1 would be 4576x224 with this model, whose sides go from 64 to 2048; take a ratio nearer to a "
+            "square, or say the pixels.",
+        ),
         ("size", "512x48", "height must be a whole number from 64 to 2048, got 48."),
         ("size", "4096x512", "width must be a whole number from 64 to 2048, got 4096."),
         ("guidance", "31", "guidance must be a number from 0 to 30, got 31.0."),
@@ -265,6 +280,27 @@ def test_a_model_may_allow_less_than_a_request_does() -> None:
 
 
 # From a picture, to another model, and back.
+
+
+def test_what_is_cropped_is_taken_over_and_kept() -> None:
+    picture = Request("p", width=1024, height=1024, crop="1020x1010", seed=1)
+    parameters = Parameters(DEV)
+    assert parameters.take(picture, seed=True) == []
+    assert parameters.shown("size") == "1020x1010"
+    assert not parameters.is_default("size")
+    assert parameters.requested() == {"width": 1024, "height": 1024, "crop": "1020x1010"}  # the model's own, and said
+    again = Parameters()  # of the next start, before the model is open
+    again.restore(json.loads(json.dumps(parameters.to_dict())))
+    assert again.requested() == parameters.requested()
+    again.announce(DEV)
+    assert again == parameters
+    again.announce(SCHNELL)  # which paints nothing so large
+    assert again.requested() == {}
+    assert again.take(picture, seed=False) == ["width", "height", "crop"]
+    parameters.step("size", 1)
+    assert "crop" not in parameters.requested()
+    parameters.restore({"chosen": {"width": 96, "height": 96, "crop": "10x10"}})
+    assert "crop" not in parameters.requested()
 
 
 def test_everything_that_a_picture_chose_is_taken_over(parameters: Parameters) -> None:
@@ -528,10 +564,17 @@ def test_what_cannot_be_is_said_until_something_else_is_done(size: tuple[int, in
             text = screen_text(app)
             assert "steps must be a whole number" not in text
             assert "size: 64 to 2048, multiples of 16" in text
-            await pilot.press("5", "enter")
-            assert "size must be width x height" in screen_text(app)
+            await pilot.press("5", "0", "0", "enter")
+            text = screen_text(app)
+            assert "size 500x500 is not in multiples" in text
+            assert "crops it." in text  # the end of a long sentence, too
             await pilot.press("right")
-            assert "size must be width x height" not in screen_text(app)
+            assert "crops it." not in screen_text(app)
+            await pilot.press("enter", *"3:2", "enter")
+            assert parameters.value("size") == (1248, 832)
+            await pilot.press(*"100x90", "space", *"--fit", "enter")
+            assert row(app, "size") == "100x90"
+            assert parameters.requested() == {"steps": 12, "width": 112, "height": 96, "crop": "100x90"}
 
     run(test())
 
@@ -554,15 +597,17 @@ def test_escape_gives_up_typing_and_then_the_window(size: tuple[int, int]) -> No
 
 
 @both
-def test_letters_are_text_while_a_value_is_typed(size: tuple[int, int]) -> None:
+def test_letters_are_text_while_a_value_is_typed(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tui.widgets.parameters.MAX_TYPED", 24)
+
     async def test() -> None:
         async with panel(size) as (app, pilot, found):
             await pilot.press("enter", *"qgxpd?", "space")
             assert row(app, "steps") == "qgxpd? _"
             assert app.focused is found
             assert app.session.running is None
-            await pilot.press(*"1" * (MAX_TYPED + 5))
-            assert row(app, "steps") == "qgxpd? " + "1" * (MAX_TYPED - 7) + "_"
+            await pilot.press(*"1" * (29))
+            assert row(app, "steps") == "qgxpd? " + "1" * (17) + "_"
             await pilot.press("up", "down", "left", "right")  # the row stays while its value is typed
             await pilot.press("enter")
             assert app.session.parameters.is_default("steps")

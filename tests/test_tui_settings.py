@@ -134,7 +134,10 @@ def test_a_missing_or_empty_file_is_fine(read, tmp_path: Path) -> None:
         ("previw = 1", "there is no key 'previw', the nearest is preview"),
         ("open-forwarded = true", "there is no key 'open-forwarded', the nearest is open_forwarded"),
         ("FPS = 1", "there is no key 'FPS', the nearest is fps"),
-        ('"\\u001b[2J\\u202e" = 1', "there is no key '\\x1b[2J\\u202e', only model, output, vram, ram, encodings, simulate, "),
+        (
+            '"\\u001b[2J\\u202e" = 1',
+            "there is no key '\\x1b[2J\\u202e', only model, output, vram, ram, encodings, simulate, ",
+        ),
     ],
 )
 def test_a_wrong_line_is_explained_and_the_others_count(line: str, fault: str, read) -> None:

@@ -80,7 +80,7 @@ def test_those_beside_models_that_were_found_come_last(
         ("color", "there is no wildcard 'color'; did you mean 'colour'?"),
         (
             "q",
-            "there are art/style, bad, colour, empty, eye_colour, loop; with --no-variants it is painted as",
+            "there are art/style, bad, colour, empty, eye_colour, loop; t2i generate --no-variants paints it as",
         ),
         ("../secret", "there is no wildcard '../secret'"),
         ("empty", "empty.txt' has no line to be drawn."),
@@ -100,5 +100,7 @@ def test_what_cannot_be_drawn_is_one_sentence(name: str, words: str, folder: Pat
 
 def test_without_any_file_the_place_for_them_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEXTTOIMAGETOOL_CONFIG_DIR", str(tmp_path))
-    with pytest.raises(RequestError, match=r"one line each into colour\.txt in '.*wildcards'; with --no-variants"):
+    with pytest.raises(
+        RequestError, match=r"one line each into colour\.txt in '.*wildcards'; t2i generate --no-variants"
+    ):
         Wildcards().lines("colour")

@@ -117,6 +117,8 @@ COMMANDS = (
     Command("count.dec", "main", "<", "change_count(-1)", "Fewer", "One picture less each time"),
     Command("count.inc", "main", ">", "change_count(1)", "More", "One picture more each time"),
     Command("view.parameters", "main", "f9 p", "parameters", "Params", "Steps, size, seed and the others"),
+    Command("preset.choose", "main", "L", "choose_preset", "Preset", "Take over choices that have a name"),
+    Command("preset.save", "main", "S", "save_preset", "Save preset", "Keep what is set under a name"),
     Command("history.search", "main", "ctrl+r h", "search_history", "History", "Search the prompts so far"),
     Command("prompt.editor", "main", "e", "edit", "Edit", "Write the prompt in $EDITOR"),
     Command("prompt.focus", "main", "f2", "toggle_focus", "Prompt", "Between the prompt and the pictures"),

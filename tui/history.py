@@ -19,7 +19,7 @@ import sqlite3
 import sys
 import time
 import uuid
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ T = TypeVar("T")
 LOOK_SECONDS = 30.0  # between two looks for a place, where the history is in memory
 LEAVING_SECONDS = 2.0  # and the last one, where changes of this session still wait
 MAX_TEXT = 1_000_000  # bytes or characters of a value; ours have a third of it at most
+GRID = "grid:"  # what a key begins with that outlives every session: of a grid whose jobs are adopted
 SAVE = "INSERT OR REPLACE INTO saved VALUES (?, ?, ?)"
 REGISTER = """
     INSERT INTO sessions (id, pid, started, active) VALUES (?, ?, ?, ?)
@@ -146,6 +147,10 @@ class History:
         """As `save`, but the disk is not waited for: a kill costs nothing, a power cut the last moment."""
         self._write(("saved", key), SAVE, self._session, key, json.dumps(value), soon=True)
 
+    def forget(self, key: str) -> None:
+        """What was saved under `key`."""
+        self._write(("saved", key), "DELETE FROM saved WHERE session = ? AND key = ?", self._session, key)
+
     def load(self, key: str) -> Any:
         """What this session saved or adopted under `key`, or None."""
         rows = self._read(f"SELECT {VALUE} FROM saved WHERE session = ? AND key = ?", self._session, key)
@@ -154,17 +159,17 @@ class History:
     def adopt(self) -> Adopted | None:
         """Take over what sessions without a living process left behind, or None if that is nothing.
 
-        Jobs come from all of them; draft and values from the one that was active last and saved any. The others'
-        drafts go to the prompts. All in one transaction: of two apps that start at once, one gets everything.
+        Jobs and their grids come from all of them; draft and values from the one that was active last and saved any.
+        The others' drafts go to the prompts. All in one transaction: of two apps that start at once, one gets all.
         """
         return self._change(self._adopt)
 
     # Jobs
 
-    def put(self, job: Job, course: dict[str, Any] | None = None) -> None:
-        """Keep `job` as it is now, and its `course` (JSON values). A new one, or one that is queued again, goes to the
-        end of this session's queue."""
-        self.put_all([job], course=course)
+    def put(self, job: Job, course: dict[str, Any] | None = None, values: Mapping[str, Any] | None = None) -> None:
+        """Keep `job` as it is now, its `course` and `values` (JSON values). A new one, or one that is queued again,
+        goes to the end of this session's queue."""
+        self.put_all([job], course=course, values=values)
 
     def put_all(
         self,
@@ -172,8 +177,11 @@ class History:
         order: Sequence[str] | None = None,
         prompt: str | None = None,
         course: dict[str, Any] | None = None,
+        values: Mapping[str, Any] | None = None,
     ) -> None:
-        """Keep several jobs as they are now, put the queue into `order`, and make `prompt` the newest: one sync."""
+        """Keep several jobs as they are now, put the queue into `order`, make `prompt` the newest and keep `values`
+        under their keys: one sync."""
+        saved = [(self._session, key, json.dumps(value)) for key, value in (values or {}).items()]
         rows = [self._row(job) for job in jobs]
         courses = [(job.id, json.dumps(course)) for job in jobs] if course is not None else []
 
@@ -182,10 +190,11 @@ class History:
                 self._db.execute(database.ADD_PROMPT, (_blob(prompt),))
             self._db.executemany(PUT_JOB, rows)
             self._db.executemany("INSERT OR REPLACE INTO courses VALUES (?, ?)", courses)
+            self._db.executemany(SAVE, saved)
             if order is not None:
                 self._order(order)
 
-        self._change(change, ("jobs", prompt, *(job.id for job in jobs)))
+        self._change(change, ("jobs", prompt, *(job.id for job in jobs), *(values or ())))
 
     def _row(self, job: Job) -> dict[str, Any]:
         finished = None if job.state in ("queued", "running") else self._clock()
@@ -327,6 +336,7 @@ class History:
         db, own = self._db, self._session
         query = "SELECT id, pid, started, ended FROM sessions WHERE id != ? ORDER BY active DESC, rowid DESC"
         values: dict[str, Any] = {}
+        grids: dict[str, Any] = {}
         queue: list[tuple[str, str, str]] = []  # id, state, job
         for session, pid, started, ended in db.execute(query, (own,)).fetchall():
             if not ended and _is_alive(pid, started):
@@ -338,6 +348,9 @@ class History:
                 db.execute("UPDATE OR IGNORE saved SET session = ? WHERE session = ?", (own, session))
             elif isinstance(draft := saved.get("draft"), str) and draft.strip():
                 db.execute(database.ADD_PROMPT, (_blob(draft),))
+            grids |= {key: value for key, value in saved.items() if key.startswith(GRID)}
+            mine = "UPDATE OR IGNORE saved SET session = ? WHERE session = ? AND substr(key, 1, ?) = ?"
+            db.execute(mine, (own, session, len(GRID), GRID))
             queue += db.execute(QUEUE, (session,)).fetchall()
             db.execute("DELETE FROM saved WHERE session = ?", (session,))
             db.execute("DELETE FROM sessions WHERE id = ?", (session,))
@@ -346,6 +359,7 @@ class History:
         place = f"UPDATE jobs SET position = {LAST_POSITION}, session = :session, state = {state} WHERE id = :id"
         db.executemany(place, [{"session": own, "id": id} for id, _, _ in queue])
         jobs = self._jobs((id, "queued" if state == "running" else state, text) for id, state, text in queue)
+        values |= grids
         draft = values.pop("draft", "")
         return Adopted(draft if isinstance(draft, str) else "", values, jobs) if draft or values or jobs else None
 

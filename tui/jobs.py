@@ -30,6 +30,8 @@ class Job:
     seconds: float | None = None  # that it took, loading included; of a simulated one an estimate
     simulated: bool = False  # only its plan, memory and time are played through
     peak_bytes: int | None = None  # of the card, measured; of a simulated one what it held
+    grid: str = ""  # the id of the one that it is a cell of, see `tui.sheets`
+    cell: int = 0  # its number there, row by row
 
 
 def job_to_dict(job: Job) -> dict[str, Any]:
@@ -37,6 +39,8 @@ def job_to_dict(job: Job) -> dict[str, Any]:
     values = {field.name: getattr(job, field.name) for field in fields(job) if field.name not in ("id", "state")}
     values["request"] = job.request.to_dict()
     values["path"] = None if job.path is None else str(job.path)
+    if not job.grid:  # so that earlier versions read it
+        del values["grid"], values["cell"]
     return values
 
 
@@ -48,12 +52,12 @@ def job_from_dict(id: Any, state: Any, values: Any) -> Job:
     values["request"] = Request.from_dict(values["request"])
     values["path"] = None if values["path"] is None else Path(values["path"])
     job = Job(id=id, state=state, **values)
-    texts = (job.id, job.model, job.output, job.message)
+    texts = (job.id, job.model, job.output, job.message, job.grid)
     if job.state not in STATES or not all(isinstance(value, str) for value in texts):
         raise ValueError
     if "\0" in job.output or b"\0" in os.fsencode(job.path or "") or type(job.simulated) is not bool:
         raise ValueError  # as `os.fsencode` does for what no path can hold
-    if type(job.peak_bytes) is float:
+    if type(job.peak_bytes) is float or type(job.cell) is not int or job.cell < 0:
         raise ValueError
     measured = [value for value in (job.seconds, job.peak_bytes) if value is not None]
     if not all(map(_is_number, (job.created, *measured))):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.events import Plan
 from engine.request import (
@@ -16,6 +16,7 @@ from engine.request import (
     MAX_COUNT,
     MAX_GUIDANCE,
     MAX_SEED,
+    MAX_SIDE,
     Defaults,
     Option,
     Request,
@@ -25,6 +26,11 @@ from engine.request import (
 from engine.sampling.guidance import steering
 from engine.times import DEFAULT_TIMES, FlowTimes
 
+if TYPE_CHECKING:
+    from fractions import Fraction
+
+    from engine.grids import Axis
+
 RATIOS = ((1, 1), (5, 4), (4, 3), (3, 2), (16, 9), (2, 1), (4, 5), (3, 4), (2, 3), (9, 16), (1, 2))
 # Fields of a request that a model may offer.
 CHOICES = (
@@ -33,7 +39,8 @@ CHOICES = (
 )
 LABELS = {"negative_prompt": "negative", "guidance_schedule": "schedule", "cfg_zero": "cfg zero*"}
 OFF = (None, False, "off", "constant")  # what a model does that does not have an option
-SIZE = re.compile(r"\s*([0-9]{1,6})\s*[xX\u00d7* ]\s*([0-9]{1,6})\s*")
+FIT = re.compile(r"(.*?)(\s+(?:--)?fit)?", re.DOTALL)  # 100x90 --fit
+WITH_COMMAS = ("negative_prompt", "guidance_schedule")  # several of them are parted by |
 NO_SEED = "no seed was used yet; make a picture first."
 
 
@@ -45,6 +52,7 @@ class Parameters:
     chosen: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
     count: int = 1
+    axes: dict[str, Axis] = field(default_factory=dict)  # rows with several values; `chosen` has the most costly one
     times: FlowTimes = DEFAULT_TIMES  # of the model's steps
     pixels_per_token: int = 256
     limits: tuple[float, float] = (1.0, MAX_GUIDANCE)  # of its distilled guidance
@@ -68,9 +76,11 @@ class Parameters:
 
     def shown(self, name: str) -> str:
         """The value for people."""
+        if name in self.axes:
+            return f"grid {', '.join(self.axes[name].shown)}"
         value = self.value(name)
         if name == "size":
-            return f"{value[0]}x{value[1]}"
+            return str(self.chosen.get("crop") or self._painted_size)
         if name == "seed":
             return "random" if value is None else str(value)
         if value == "":
@@ -84,7 +94,12 @@ class Parameters:
     @property
     def _auto_precision(self) -> str | None:
         """What auto chose for the present size; None before it is known."""
-        return self.auto.precision if self.auto is not None and self.auto.size == self.shown("size") else None
+        return self.auto.precision if self.auto is not None and self.auto.size == self._painted_size else None
+
+    @property
+    def _painted_size(self) -> str:
+        """Without what is cropped of it."""
+        return "{}x{}".format(*self.value("size"))
 
     def weights(self) -> list[float] | None:
         """The guidance of every step, where a schedule varies it."""
@@ -103,7 +118,7 @@ class Parameters:
 
     def requested(self) -> dict[str, Any]:
         """What a request is to say: all that was chosen and has a meaning."""
-        chosen = dict(self.chosen)
+        chosen = self._whole()
         if any(option.name == "precision" for option in self.options) and self.value("precision") != "int8":
             chosen.pop("salience", None)
         return chosen
@@ -111,7 +126,9 @@ class Parameters:
     def is_default(self, name: str) -> bool:
         """Whether the model, not the person, decided."""
         if name == "size":
-            return "width" not in self.chosen and "height" not in self.chosen
+            return not {"width", "height", "crop"} & {*self.chosen} and name not in self.axes
+        if name in self.axes:
+            return False
         return {"seed": self.seed is None, "count": self.count == 1}.get(name, name not in self.chosen)
 
     def allowed(self, name: str) -> str:
@@ -133,6 +150,7 @@ class Parameters:
 
     def step(self, name: str, direction: int) -> None:
         """The next (1) or previous (-1) value; stops at the ends of the range."""
+        self.axes.pop(name, None)
         if name == "seed":
             self.seed = None if self.seed is None else min(max(0, self.seed + direction), MAX_SEED)
         elif name == "count":
@@ -140,9 +158,7 @@ class Parameters:
         elif name == "size":
             sizes, now = self.sizes(), self.value("size")
             place = sizes.index(now) if now in sizes else 0
-            width, height = sizes[(place + direction) % len(sizes)]
-            self._choose("width", width)
-            self._choose("height", height)
+            self._choose_size(*sizes[(place + direction) % len(sizes)])
         else:
             option, now = self._option(name), self.value(name)
             if option.choices:
@@ -161,19 +177,78 @@ class Parameters:
                 self._choose(name, _as(option, min(max(option.low or 0, number), option.high or number)))
 
     def write(self, name: str, text: str) -> None:
-        """Take over what was typed; an empty text is the model's own choice. Raises `RequestError`."""
+        """Take over what was typed: one value, several (`4,8,20`), or none: the model's own. Raises `RequestError`."""
         text = text.strip()
+        between = "|" if "|" in text else ","
+        if between in text and name != "count" and not (between == "," and name in WITH_COMMAS):
+            from engine.grids import read_axis
+
+            self.vary(read_axis(f"{name}={text}"))
+        else:
+            self._write(name, text)
+            self.axes.pop(name, None)
+
+    def vary(self, axis: Axis) -> None:
+        """Let a row have several values, for a picture each. Raises `RequestError`, also where they are too many."""
+        from engine.grids import check
+
+        for value in axis.values:
+            if axis.name == "size":
+                self._read_size(value)
+            elif axis.name != "seed":
+                self._check(**{axis.name: value})
+        axes = {**self.axes, axis.name: axis}
+        check([*axes.values()])
+        self.axes = {name: axes[name] for name in self.names() if name in axes}  # the first goes to the right
+        if axis.name == "size":
+            self._choose_size(*max(map(self._read_size, axis.values), key=lambda sides: sides[0] * sides[1]))
+        elif axis.name != "seed":
+            self._choose(axis.name, max(axis.values) if axis.name == "steps" else axis.values[0])
+
+    def take_grid(self, axes: Sequence[Axis]) -> list[str]:
+        """Let the rows vary as those of a sheet do; returns the names of those that this model does not offer."""
+        left_out = []
+        for axis in axes:
+            if axis.name not in self.names():
+                left_out.append(axis.name)
+                continue
+            try:
+                self.vary(axis)
+            except RequestError:
+                left_out.append(axis.name)
+        return left_out
+
+    def shape(self, ratio: Fraction) -> dict[str, int]:
+        """The sides that this ratio has with this model. Raises `RequestError`."""
+        from engine.sizes import shaped
+
+        width, height = self._option("width"), self._option("height")
+        most = min(int(width.high or MAX_SIDE), int(height.high or MAX_SIDE))
+        sides = shaped(ratio, int(width.default or 0), int(height.default or 0), most)
+        return dict(zip(("width", "height"), sides, strict=True))
+
+    def _read_size(self, text: str) -> tuple[int, int, str | None]:
+        """Width, height and what they are cropped to, of what `--size` takes (and of `100x90 --fit`)."""
+        from engine.sizes import check_multiples, fitted, read_size
+
+        match = FIT.fullmatch(text)
+        assert match is not None
+        size, crop = read_size(match[1]), None
+        if not isinstance(size, tuple):
+            width, height = self.shape(size).values()
+        elif match[2]:
+            width, height, crop = fitted(*size)
+        else:
+            check_multiples(*size)
+            width, height = size
+        self._check(width=width, height=height)
+        return width, height, crop
+
+    def _write(self, name: str, text: str) -> None:
         if not text:
             self.reset(name)
         elif name == "size":
-            match = SIZE.fullmatch(text)
-            if match is None:
-                raise RequestError(
-                    "size", f"size must be width x height, such as {self.shown(name)}, got {text[:40]!r}."
-                )
-            self._check(width=int(match[1]), height=int(match[2]))
-            self._choose("width", int(match[1]))
-            self._choose("height", int(match[2]))
+            self._choose_size(*self._read_size(text))
         elif name == "seed" and text.lower() in ("random", "r", "-1"):
             self.seed = None
         elif name in ("seed", "count"):
@@ -203,11 +278,12 @@ class Parameters:
 
     def reset(self, name: str) -> None:
         """Back to the model's own choice."""
+        self.axes.pop(name, None)
         if name == "seed":
             self.seed = None
         elif name == "count":
             self.count = 1
-        for part in ("width", "height") if name == "size" else (name,):
+        for part in ("width", "height", "crop") if name == "size" else (name,):
             self.chosen.pop(part, None)
 
     def take(self, request: Request, *, seed: bool) -> list[str]:
@@ -217,6 +293,8 @@ class Parameters:
         if not self.options:  # no model is open yet; it takes of these what it offers
             self.restore({"chosen": values, "seed": request.seed if seed else self.seed, "count": self.count})
             return []
+        self.axes.clear()
+        self.chosen.pop("crop", None)
         for option in self.options:
             value = values.pop(option.name, None)
             self.chosen.pop(option.name, None)
@@ -230,6 +308,11 @@ class Parameters:
                 if option.name == "precision" and value == self._auto_precision:
                     value = option.default  # it comes to the same, and stays right for another size
                 self._choose(option.name, value)
+        if request.crop is not None:
+            if (request.width, request.height) == self.value("size"):
+                self.chosen["crop"] = request.crop
+            else:
+                left_out.append("crop")
         # Off is what a model does that does not have it.
         extra = [name for name in CHOICES if values.get(name) not in OFF]
         if seed:
@@ -276,9 +359,51 @@ class Parameters:
             raise RequestError("seed", NO_SEED)
         self.seed = min(max(0, base + step), MAX_SEED)
 
+    def to_preset(self) -> dict[str, Any]:
+        """What is set, as `engine.presets` keeps it; rows with several values are not in it."""
+        sides = ("width", "height", "crop")
+        values = {name: value for name, value in self.chosen.items() if name not in (*sides, *self.axes)}
+        if not self.is_default("size") and "size" not in self.axes:
+            values |= {"size": self.shown("size")} | ({"fit": True} if "crop" in self.chosen else {})
+        values |= {"seed": self.seed} if self.seed is not None and "seed" not in self.axes else {}
+        return values | ({"count": self.count} if self.count > 1 else {})
+
+    def take_preset(self, values: Mapping[str, Any]) -> list[str]:
+        """Choose what a preset does, and nothing else but seed and count; returns what this model does not offer."""
+        left_out = []
+        values = dict(values)
+        if "width" in values and "height" in values:
+            values["size"] = f"{values.pop('width')}x{values.pop('height')}"
+        if values.pop("fit", False) and "size" in values:
+            values["size"] += " --fit"
+        for name in self.names():
+            if name not in ("seed", "count") or name in values:
+                self.reset(name)
+        for name, value in values.items():
+            try:
+                if name == "size" and name in self.names():
+                    self._choose_size(*self._read_size(value))
+                elif name == "seed":
+                    self.seed = None if value == -1 else value
+                elif name == "count":
+                    self.count = value
+                elif any(option.name == name for option in self.options):
+                    self._check(**{name: value})
+                    self._choose(name, value)
+                elif value not in OFF and name != "model":
+                    left_out.append(name)
+            except RequestError:
+                left_out.append(name)
+        return left_out
+
     def to_dict(self) -> dict[str, Any]:
         """For the next start."""
-        return {"chosen": self.chosen, "seed": self.seed, "count": self.count}
+        kept: dict[str, Any] = {"chosen": self._whole(), "seed": self.seed, "count": self.count}
+        if self.axes:
+            from engine.grids import to_plain
+
+            kept["grid"] = to_plain([*self.axes.values()])
+        return kept
 
     def restore(self, values: object) -> None:
         """What `to_dict` gave; nonsense is passed over, and what the model does not offer when it announces that."""
@@ -292,25 +417,53 @@ class Parameters:
                     Request("check", **{name: value})
                     if value is not None:
                         self.chosen[name] = value
+            with suppress(RequestError):
+                width, height = self.chosen.get("width"), self.chosen.get("height")
+                Request("check", width=width, height=height, crop=chosen.get("crop"))
+                if chosen.get("crop") is not None:
+                    self.chosen["crop"] = chosen["crop"]
         if type(seed) is int and 0 <= seed <= MAX_SEED:
             self.seed = seed
         if type(count) is int and 1 <= count <= MAX_COUNT:
             self.count = count
+        if "grid" in values:
+            from engine.grids import from_plain
+
+            with suppress(RequestError):
+                self.axes = {axis.name: axis for axis in from_plain(values["grid"])}
 
     def announce(self, options: Sequence[Option]) -> None:
         """Another model: keep of the choices what it offers, too."""
-        self.options, self.auto = tuple(options), None
-        for name, value in list(self.chosen.items()):
-            del self.chosen[name]
+        chosen, axes = self._whole(), [*self.axes.values()]
+        self.options, self.auto, self.chosen, self.axes = tuple(options), None, {}, {}
+        for name, value in chosen.items():
             if any(option.name == name for option in self.options):
                 try:
                     self._check(**{name: value})
                 except (RequestError, TypeError):
                     continue
                 self._choose(name, value)
+        sides = chosen.get("width"), chosen.get("height")
+        if "crop" in chosen and "size" in self.names() and sides == self.value("size"):
+            self.chosen["crop"] = chosen["crop"]
+        self.take_grid(axes)
+
+    def _whole(self) -> dict[str, Any]:
+        """What was chosen, with the sides that it crops."""
+        if "crop" in self.chosen and self.options:
+            width, height = self.value("size")
+            return {**self.chosen, "width": width, "height": height}
+        return dict(self.chosen)
 
     def _option(self, name: str) -> Option:
         return next(option for option in self.options if option.name == name)
+
+    def _choose_size(self, width: int, height: int, crop: str | None = None) -> None:
+        self._choose("width", width)
+        self._choose("height", height)
+        self.chosen.pop("crop", None)
+        if crop is not None:
+            self.chosen["crop"] = crop
 
     def _choose(self, name: str, value: Any) -> None:
         if value == self._option(name).default:

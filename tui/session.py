@@ -6,9 +6,11 @@ Every change that must outlive the app is written to the history at once.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+import uuid
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +46,14 @@ from engine.prompts.variants import expand
 from engine.request import MAX_SEED, Request, RequestError
 from tui.course import Course
 from tui.forecast import Forecast
-from tui.history import History
+from tui.history import GRID, History
 from tui.jobs import Job, State
+from tui.orders import Order, order
 from tui.parameters import Parameters
+from tui.sheets import Sheet
 from tui.watchdog import Watchdog, Work
 
 NO_PROMPT = "a picture"  # foreseen where nothing is written yet
-MAX_NEW_JOBS = 1000  # of one press of Enter
 SHOWN_RESULTS = 200
 MAX_DEATHS = 2  # of the engine in a row, before the queue waits for the person
 
@@ -68,6 +71,7 @@ class Session:
         self.output = output  # "": the default folder
         self.parameters = Parameters()
         self.queue: list[Job] = []  # waiting, the next one first
+        self.sheets: dict[str, Sheet] = {}  # of grids that are on their way, by their ids
         self.running: Job | None = None
         self.results: list[Job] = history.results(SHOWN_RESULTS)  # newest first
         self.paused = False
@@ -106,30 +110,76 @@ class Session:
         self.parameters.restore(left.values.get("parameters"))
         self.queue = [replace(job, state="queued") for job in left.jobs]
         self.paused = bool(self.queue)
+        self._adopt_grids(left.values)
         self.history.put_all(self.queue)
         return left.draft, left.values
 
-    def enqueue(self, text: str, *, new_seed: bool = False, first: bool = False) -> list[Job]:
-        """A job for each variant of the prompt and each of the count. Raises `RequestError`; then nothing changed."""
-        expansion = expand(text)
-        count = self.parameters.count
-        if len(expansion.prompts) * count > MAX_NEW_JOBS:
-            pictures = f"{len(expansion.prompts)} variants times {count}"
-            raise RequestError("count", f"{pictures} are more than {MAX_NEW_JOBS} pictures; lower the count.")
-        template = text if len(expansion.prompts) > 1 else None  # the line under the prompt says where it is capped
-        locked = None if new_seed else self.parameters.seed
+    def _adopt_grids(self, values: dict[str, Any]) -> None:
+        """Go on with the grids of earlier sessions; a cell whose job is gone stays empty."""
+        here = {(job.grid, job.cell) for job in self.queue}
+        for key in [key for key in values if key.startswith(GRID)]:
+            try:
+                sheet = Sheet.from_dict(values.pop(key))
+            except (ValueError, TypeError, KeyError, RecursionError):  # RequestError is a ValueError
+                self.history.forget(key)
+                continue
+            grid = key.removeprefix(GRID)
+            for cell, picture in enumerate(sheet.cells):
+                if picture is None and (grid, cell) not in here:
+                    sheet.place(cell, "")
+            self.sheets[grid] = sheet
+
+    def order(self, text: str, *, new_seed: bool = False) -> Callable[[], Order]:
+        """What `text` asks for as all is set now: a call for any thread, which raises `RequestError`."""
+        parameters, count = self.parameters, self.parameters.count
+        locked = None if new_seed else parameters.seed
         seed = random.SystemRandom().randrange(2**32) if locked is None else locked
         seed = min(seed, MAX_SEED - count + 1)
-        jobs = []
-        for prompt in expansion.prompts:
-            for number in range(count):  # one job a picture: each can be moved, removed and recovered by itself
-                request = Request(prompt, seed=seed + number, template=template, **self.parameters.requested())
-                jobs.append(Job(request, self.model, self.output, simulated=self.simulate))
+        axes = tuple(parameters.axes.values())
+        if axes and not parameters.options:
+            raise RequestError("grid", "a grid begins when the model is open; wait for it, or give each row one value.")
+        choices, shape = parameters.requested(), replace(parameters).shape
+        return partial(order, text, choices, range(seed, seed + count), axes, shape)
+
+    def enqueue(
+        self, text: str, *, new_seed: bool = False, first: bool = False, ordered: Order | None = None
+    ) -> list[Job]:
+        """A job for each variant of the prompt and each of the count, or for each cell of a grid; `ordered` is what
+        `order` gave. Raises `RequestError`; then nothing changed."""
+        ordered = ordered or self.order(text, new_seed=new_seed)()
+        grid = uuid.uuid4().hex if ordered.axes and not self.simulate else ""
+        jobs = [
+            Job(request, self.model, self.output, simulated=self.simulate, grid=grid, cell=cell if grid else 0)
+            for cell, request in enumerate(ordered.requests)
+        ]
+        kept = {}
+        if grid:
+            self.sheets[grid] = sheet = Sheet(ordered.axes, [None] * len(jobs))
+            kept[f"{GRID}{grid}"] = sheet.to_dict()
         if new_seed and self.parameters.seed is not None:
-            self.parameters.seed = seed
+            self.parameters.seed = ordered.requests[0].seed
         self.queue = jobs + self.queue if first else self.queue + jobs
-        self.history.put_all(jobs, self._order(), text)
+        self.history.put_all(jobs, self._order(), text, values=kept)
         return jobs
+
+    def complete_sheets(self) -> dict[str, Sheet]:
+        """The grids of which nothing is on its way any more, by their ids; each is given once."""
+        complete = {grid: sheet for grid, sheet in self.sheets.items() if sheet.is_complete}
+        self.sheets = {grid: sheet for grid, sheet in self.sheets.items() if grid not in complete}
+        return complete
+
+    def forget_sheet(self, grid: str) -> None:
+        """It is saved."""
+        self.history.forget(f"{GRID}{grid}")
+
+    def _placed(self, *jobs: Job) -> dict[str, Any]:
+        """Tell their grids what became of jobs; returns what the history is to keep of these."""
+        kept = {}
+        for job in jobs:
+            if (sheet := self.sheets.get(job.grid)) is not None:
+                sheet.place(job.cell, "" if job.path is None else str(job.path))
+                kept[f"{GRID}{job.grid}"] = sheet
+        return {key: sheet.to_dict() for key, sheet in kept.items()}
 
     def begin_next(self) -> Job | None:
         """Take the next job off the queue as the running one, if nothing runs and the queue is not paused."""
@@ -158,12 +208,14 @@ class Session:
     def remove(self, job_id: str) -> Job:
         """Take a waiting job off the queue; its prompt stays in the history."""
         job = self.queue.pop(self._place(job_id))
+        self.history.put_all([], values=self._placed(job))
         self.history.remove(job_id)
         return job
 
     def clear_queue(self) -> int:
         """Remove every waiting job; returns how many."""
         removed = len(self.queue)
+        self.history.put_all([], values=self._placed(*self.queue))
         self.history.remove(*(job.id for job in self.queue))
         self.queue = []
         return removed
@@ -171,8 +223,13 @@ class Session:
     def retry(self, job: Job) -> Job:
         """The same request as a new job at the head of the queue."""
         again = Job(job.request, self.model, self.output, simulated=self.simulate)
+        values = {}
+        if (sheet := self.sheets.get(job.grid)) is not None:
+            again = replace(again, grid=job.grid, cell=job.cell)
+            sheet.place(job.cell, None)
+            values[f"{GRID}{job.grid}"] = sheet.to_dict()
         self.queue.insert(0, again)
-        self.history.put(again)
+        self.history.put(again, values=values)
         self.save_order()
         return again
 
@@ -440,7 +497,8 @@ class Session:
             while len(self._courses) > SHOWN_RESULTS:
                 del self._courses[next(iter(self._courses))]
         else:
-            self.history.put(job, None if self.course.is_empty else self.course.to_dict())
+            course = None if self.course.is_empty else self.course.to_dict()
+            self.history.put(job, course, self._placed(job))
 
     def _back_to_queue(self) -> None:
         if self.running is not None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.cli.plan_text import part_of, plan_summary
+from engine.request import MAX_PROMPT_CHARACTERS, RequestError
 from tui.card import CardSample
 from tui.jobs import Job
+from tui.orders import expanded
 from tui.parameters import LABELS
 from tui.session import Session
 from tui.text import duration, size
 from tui.widgets.gauge import Level
+
+if TYPE_CHECKING:
+    from engine.grids import Axis
 
 # Parameters that the header names only where the person chose them.
 UNUSUAL = ("cfg", "negative_prompt", "guidance_schedule", "cfg_zero", "apg", "salience", "distill")
@@ -27,6 +35,29 @@ def next_picture(session: Session) -> tuple[str, ...]:
             known = {"size": text, "seed": f"seed {text}{lock}", "count": f"x{text}"}
             parts.append(known.get(name, f"{LABELS.get(name, name)} {text}"))
     return tuple(parts)
+
+
+def pictures(text: str, count: int, axes: Collection[Axis]) -> str:
+    """For the line below the prompt: how many pictures it stands for, where it has variants or the panel a grid.
+
+    Or what is wrong with it: too long, or a file of wildcards that is not there. Files are read for these.
+    """
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        return f"{len(text)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed"
+    if "{" not in text and "__" not in text and not axes:
+        return ""
+    try:
+        found = expanded(text)
+    except RequestError as error:
+        return str(error)
+    prompts = len(found.prompts)
+    if axes:
+        factors = [f"{len(axis.values)} {LABELS.get(axis.name, axis.name)}" for axis in axes]
+        cells = math.prod(len(axis.values) for axis in axes)
+        variants = f" x {found.summary}" if found.summary else ""
+        return f"grid of {cells * prompts} pictures: {' x '.join(factors)}{variants}"
+    every = f" x {count} = {prompts * count} pictures" if found.summary and count > 1 else ""
+    return found.summary + every
 
 
 def waiting(session: Session) -> tuple[str, ...]:

@@ -126,27 +126,18 @@ def _save_sheet(
     axes: Sequence[Axis], pictures: Sequence[Path | None], destination: Destination, *, as_json: bool
 ) -> int:
     """Put a grid's pictures on one sheet, whose file says how to paint them again; returns an exit code."""
-    from engine.grids import PROMPT, headings, to_plain
-    from engine.images.metadata import read_record
-    from engine.images.save import save_image
-    from engine.images.sheet import make_sheet
+    from engine.grids import headings
+    from engine.images.sheet import save_sheet
 
-    names = [axis.name for axis in axes]
-    columns, rows = headings(axes)
     try:
-        record = read_record(next(path for path in pictures if path is not None))
-        request = record.request
-        prompt = request.template if PROMPT in names else request.prompt
-        caption = [prompt or "", "" if "seed" in names else f"seed {request.seed}"]
-        sheet = make_sheet(pictures, columns, rows, ", ".join(filter(None, caption)))
-        record = replace(record, reproduce={**record.reproduce, "grid": to_plain(axes)})
-        path, notice = save_image(sheet, record, destination, "grid")
+        path, notice = save_sheet(axes, pictures, destination)
     except (OSError, RequestError) as error:
         say(f"error: the sheet could not be made ({error}); the pictures are saved.")
         return FAILED
     if notice:
         say(notice)
     if as_json:
+        columns, rows = headings(axes)
         about = {"columns": columns, "rows": rows, "notice": notice}
         write(json.dumps({"event": "sheet_saved", "path": str(path), **about}))
     else:

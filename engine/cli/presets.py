@@ -13,9 +13,7 @@ import typer
 
 from engine.cli.console import DONE, write
 from engine.request import RequestError
-from engine.text import printable, some_of
-
-MAX_VALUE = 60  # characters
+from engine.text import printable
 
 
 def list_presets(
@@ -37,8 +35,7 @@ def list_presets(
             if as_json:
                 write(json.dumps({"event": "preset", "name": name, "values": values, "problem": problem}))
             else:
-                chosen = some_of(f"{key} {str(value)[:MAX_VALUE]}" for key, value in values.items())
-                write(printable(f"{name}: {problem or chosen or 'nothing'}"))
+                write(printable(f"{name}: {problem or presets.described(values) or 'nothing'}"))
         if not names and not as_json:
             write(f"there are no presets; {presets.how()}")
         return DONE

@@ -1,8 +1,9 @@
-"""Pictures on one sheet, with labels: a contact sheet."""
+"""Pictures on one sheet, with labels: a contact sheet, whose file says how to paint them again."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
     from PIL.ImageFont import ImageFont as BitmapFont
 
+    from engine.grids import Axis
+    from engine.images.save import Destination
+
     Font = FreeTypeFont | BitmapFont
 
 MAX_SHEET_PIXELS = 64 * 10**6
@@ -22,6 +26,27 @@ GAP = 8  # pixels between pictures
 MAX_LINES = 4  # of a label
 FONT_PIXELS = (12, 40)
 PAPER, INK, MISSING = "white", "black", (225, 225, 225)
+
+
+def save_sheet(
+    axes: Sequence[Axis], pictures: Sequence[Path | None], destination: Destination
+) -> tuple[Path, str | None]:
+    """Put a grid's pictures, at least one, on a sheet and save it; its place and a notice, as of `save_image`.
+
+    Raises `OSError` or `RequestError`.
+    """
+    from engine.grids import PROMPT, headings, to_plain
+    from engine.images.metadata import read_record
+    from engine.images.save import save_image
+
+    names = [axis.name for axis in axes]
+    record = read_record(next(path for path in pictures if path is not None))
+    request = record.request
+    prompt = request.template if PROMPT in names else request.prompt
+    caption = [prompt or "", "" if "seed" in names else f"seed {request.seed}"]
+    sheet = make_sheet(pictures, *headings(axes), ", ".join(filter(None, caption)))
+    record = replace(record, reproduce={**record.reproduce, "grid": to_plain(axes)})
+    return save_image(sheet, record, destination, "grid")
 
 
 def make_sheet(pictures: Sequence[Path | None], columns: Sequence[str], rows: Sequence[str], caption: str) -> Image:

@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations, islice
 
-from engine.request import MAX_PROMPT_CHARACTERS
-
 MAX_VARIANTS = 64  # prompts
 MAX_TEMPLATE_CHARACTERS = 50_000  # five times what `Request` takes; a longer template has no variants
 MAX_SUMMARY, MAX_LABEL, MAX_LISTED = 76, 24, 8  # characters of it, characters of a choice, choices and groups
@@ -54,17 +52,6 @@ class Expansion:
         text = f"the first {len(self.prompts)} of {number} variants" if self.capped else f"{number} variants"
         text += ": " + ", ".join(" / ".join(map(_label, group[:MAX_LISTED])) for group in groups)
         return _shortened(text, MAX_SUMMARY)
-
-
-def pictures_of(text: str, count: int) -> str:
-    """For the line below the prompt: how many pictures it stands for, where it has variants; or that it is too long."""
-    if len(text) > MAX_PROMPT_CHARACTERS:
-        return f"{len(text)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed"
-    if "{" not in text:
-        return ""
-    expansion = expand(text)
-    every = f" x {count} = {len(expansion.prompts) * count} pictures" if expansion.summary and count > 1 else ""
-    return expansion.summary + every
 
 
 def expand(template: str, lines: Callable[[str], Sequence[str]] | None = None) -> Expansion:

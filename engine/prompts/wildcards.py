@@ -89,7 +89,7 @@ class Wildcards:
             return f"did you mean {quoted(near[0])}?"
         places = " or ".join(shown_path(folder) for folder in self._own)
         listed = f"there are {some_of(names)}" if names else f"write one line each into {name}.txt in {places}"
-        return f"{listed}; with --no-variants it is painted as it stands."
+        return f"{listed}; t2i generate --no-variants paints it as it stands."
 
     def _names(self) -> Iterator[str]:
         left = MAX_FILES

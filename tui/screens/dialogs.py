@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from textual import events, on
@@ -199,14 +199,30 @@ class ParametersWindow(Window[None]):
 
     BINDINGS = [Binding("q", "close", "Close", show=False)]
 
-    def __init__(self, parameters: Parameters, close_keys: Sequence[str], *, ascii_only: bool = False) -> None:
+    def __init__(
+        self,
+        parameters: Parameters,
+        close_keys: Sequence[str],
+        commands: Mapping[str, Callable[[], None]] | None = None,
+        hint: str = "",
+        *,
+        ascii_only: bool = False,
+    ) -> None:
+        """`commands`: keys of the main screen that work here, too, and a `hint` at them."""
         super().__init__(close_keys)
-        self._parameters, self._ascii_only = parameters, ascii_only
+        self._parameters, self._commands, self._ascii_only = parameters, commands or {}, ascii_only
+        self._hint = hint
+
+    def on_key(self, event: events.Key) -> None:
+        """Those of the main screen that concern what is set."""
+        if event.key in self._commands:
+            event.stop()
+            self._commands[event.key]()
 
     def compose(self) -> ComposeResult:
         """The panel in a window."""
         with Vertical(classes="window small") as window:
             window.border_title = Content("parameters")
-            window.border_subtitle = Content("Esc closes")
+            window.border_subtitle = Content(f"{self._hint}Esc closes")
             yield ParametersPanel(self._parameters, ascii_only=self._ascii_only)
             yield ForecastLine(ascii_only=self._ascii_only)  # the main screen's may lie below this window

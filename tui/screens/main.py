@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -14,13 +16,13 @@ from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import OptionList, Static, TextArea
 
-from engine.prompts.variants import pictures_of
 from engine.request import RequestError
-from tui import status
+from tui import sheets, status
 from tui.bindings import LIST_BAR, PROMPT_BAR, bindings_of
 from tui.course import Course
 from tui.dispatcher import Dispatcher
 from tui.jobs import Job
+from tui.orders import Order
 from tui.screens.dialogs import AskText, ParametersWindow, SearchPrompts
 from tui.screens.pictures import PicturesScreen
 from tui.shared import Shared
@@ -73,7 +75,8 @@ class MainScreen(PicturesScreen):
         self.picture = self.query_one(JobPicture)
         self.timeline = self.query_one(Timeline)
         self.prompt.border_title = Content("prompt")
-        self.query_one(ParametersPanel).border_title = Content("parameters")
+        panel = self.query_one(ParametersPanel)
+        panel.border_title, panel.border_subtitle = Content("parameters"), Content(self._preset_keys)
         # What is seen moves only while something runs: idle writes nothing.
         self._ticks = self.set_interval(1.0 if self.shared.profile.slow else 0.5, self._tick, pause=True)
         self._ticking = False
@@ -81,6 +84,7 @@ class MainScreen(PicturesScreen):
         self._draft_timer: Timer | None = None
         self._favourites: set[Path] = self.session.history.favourites()
         self._variants = ""  # the line below the prompt
+        self._reads_wildcards = False  # for it
         self._came_from: Widget = self.prompt  # to the panel of parameters
         self.set_focus(self.prompt)
         self._show_keys()
@@ -106,6 +110,7 @@ class MainScreen(PicturesScreen):
                 self._ticks.resume()
             else:
                 self._ticks.pause()
+        self._save_sheets()
 
     @property
     def follows(self) -> bool:
@@ -228,8 +233,27 @@ class MainScreen(PicturesScreen):
         self.dispatcher.foresee(clean(self.prompt.text).strip())
 
     def _show_variants(self) -> None:
-        """Below the prompt: how many pictures it stands for, where it has variants."""
-        variants = pictures_of(self.prompt.text, self.session.parameters.count)
+        """Below the prompt: how many pictures it stands for, where it has variants or the panel a grid."""
+        text, parameters = self.prompt.text, self.session.parameters
+        if "__" not in text:
+            self._show_line(status.pictures(text, parameters.count, parameters.axes.values()))
+        elif not self._reads_wildcards:  # one thread at a time, which may take longer than a key
+            self._reads_wildcards = True
+            asked = text, parameters.count, tuple(parameters.axes.values())
+
+            def read() -> None:
+                self.app.call_later(told, status.pictures(*asked))
+
+            def told(line: str) -> None:
+                self._reads_wildcards = False
+                if asked == (self.prompt.text, parameters.count, tuple(parameters.axes.values())):
+                    self._show_line(line)
+                else:
+                    self._show_variants()
+
+            self.run_worker(read, name="wildcards", thread=True, exit_on_error=False)
+
+    def _show_line(self, variants: str) -> None:
         line = self.query_one("#variants", Static)
         if variants != self._variants:  # an update lays the whole screen out anew: not for every letter
             self._variants = variants
@@ -298,10 +322,31 @@ class MainScreen(PicturesScreen):
 
     @on(PromptArea.Submitted)
     def _submitted(self, event: PromptArea.Submitted) -> None:
-        session = self.session
-        first = event.how == "first"
+        text = clean(event.text).strip()
         try:
-            jobs = session.enqueue(clean(event.text).strip(), new_seed=event.how == "new seed", first=first)
+            order = self.session.order(text, new_seed=event.how == "new seed")
+        except RequestError as error:
+            self.shared.say(str(error), "error")
+            return
+        if "__" in text:  # files are read
+
+            def read() -> None:
+                try:
+                    ordered = order()
+                except RequestError as error:
+                    self.app.call_later(self.shared.say, str(error), "error")
+                else:
+                    self.app.call_later(self._enqueue, event, lambda: ordered)
+
+            self.run_worker(read, name="wildcards", thread=True, exit_on_error=False)
+        else:
+            self._enqueue(event, order)
+
+    def _enqueue(self, event: PromptArea.Submitted, order: Callable[[], Order]) -> None:
+        session, text = self.session, clean(event.text).strip()
+        first, new_seed = event.how == "first", event.how == "new seed"
+        try:
+            jobs = session.enqueue(text, new_seed=new_seed, first=first, ordered=order())
         except RequestError as error:
             self.shared.say(str(error), "error")
             return
@@ -315,6 +360,21 @@ class MainScreen(PicturesScreen):
         if session.running is None:
             self.jobs.highlighted = None  # it is what the person wants to see
         self.dispatcher.go_on()
+
+    def _save_sheets(self) -> None:
+        """Of grids that are done."""
+        for grid, sheet in self.session.complete_sheets().items():
+            self.run_worker(partial(self._save_sheet, grid, sheet), name="sheet", thread=True, exit_on_error=False)
+
+    def _save_sheet(self, grid: str, sheet: sheets.Sheet) -> None:
+        """In a thread."""
+        self.app.call_later(self._sheet_saved, grid, *sheets.save(sheet.axes, sheet.cells))
+
+    def _sheet_saved(self, grid: str, sentence: str, good: bool) -> None:
+        self.session.forget_sheet(grid)
+        if sentence:
+            self.shared.say(sentence, "information" if good else "error")
+            self.shared.host.refresh_folders()
 
     def action_cancel(self) -> None:
         """First after this step, then at once; copies where text is selected."""
@@ -407,9 +467,33 @@ class MainScreen(PicturesScreen):
             self._came_from = self.focused or self.prompt
             self.set_focus(panel)
         else:
-            keys, ascii_only = self.shared.keys.pressed("view.parameters"), self.shared.profile.ascii
-            self.app.push_screen(ParametersWindow(self.session.parameters, keys, ascii_only=ascii_only))
+            keys, ascii_only = self.shared.keys, self.shared.profile.ascii
+            actions = {"preset.choose": self.action_choose_preset, "preset.save": self.action_save_preset}
+            commands = {key: action for command, action in actions.items() for key in keys.pressed(command)}
+            close_keys = keys.pressed("view.parameters")
+            self.app.push_screen(
+                ParametersWindow(
+                    self.session.parameters, close_keys, commands, f"{self._preset_keys}  ", ascii_only=ascii_only
+                )
+            )
             self.call_after_refresh(self.update_forecast)
+
+    @property
+    def _preset_keys(self) -> str:
+        keys = self.shared.keys
+        return f"{keys.shown('preset.save', letter=True)} keeps  {keys.shown('preset.choose', letter=True)} presets"
+
+    def action_save_preset(self) -> None:
+        """What is set, under a name."""
+        from tui.screens.preset_dialogs import save_preset
+
+        save_preset(self.app, self.shared)
+
+    def action_choose_preset(self) -> None:
+        """Take over what has a name."""
+        from tui.screens.preset_dialogs import choose_preset
+
+        choose_preset(self.app, self.shared)
 
     def _leave_parameters(self) -> None:
         """Back to where one came from."""

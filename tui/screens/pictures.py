@@ -229,14 +229,26 @@ class PicturesScreen(Screen[None]):
         self.shared.host.pictures_changed()
 
     def _take_over(self, *, seed: bool) -> None:
+        from engine.grids import PROMPT, from_plain
+
         said = self._said()
         if said is None:
             return
         request, says = said
-        not_offered = self.shared.session.parameters.take(request, seed=seed)
-        self.shared.host.take_prompt(escape(request.prompt) if seed or request.template is None else request.template)
+        parameters = self.shared.session.parameters
+        not_offered = parameters.take(request, seed=seed)
+        template, sentences = None if seed else request.template, []
+        if seed and says is not None and "grid" in says.record.reproduce:  # a sheet
+            try:
+                axes = from_plain(says.record.reproduce["grid"])
+            except RequestError as error:
+                sentences.append(f"The grid of this sheet cannot be painted: {error}")
+            else:
+                names = [axis.name for axis in axes]
+                template = request.template if PROMPT in names else None
+                not_offered += parameters.take_grid([axis for axis in axes if axis.name != PROMPT])
+        self.shared.host.take_prompt(escape(request.prompt) if template is None else template)
         self.shared.parameters_changed()
-        sentences = []
         if not_offered:
             sentences.append(f"This model does not take {', '.join(not_offered)} as they were; its own choice holds.")
         if says is not None:

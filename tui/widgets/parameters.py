@@ -18,7 +18,9 @@ from tui.bindings import types
 from tui.parameters import LABELS, Parameters
 from tui.text import shortened
 
-MAX_TYPED, MAX_TYPED_TEXT = 24, 1000
+MAX_TYPED = 1000
+MAX_PROBLEM_LINES = 6
+KEYS = "arrows change, digits or Enter type; 4,8: a grid"
 BARS, ASCII_BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588", "_.-=+*%#"
 
 
@@ -63,8 +65,8 @@ class ParametersPanel(Widget, can_focus=True):
         self.refresh(layout=True)
 
     def get_content_height(self, container: object, viewport: object, width: int) -> int:
-        """A row each, one for the range, one for the keys; a problem takes both."""
-        return len(self.parameters.names()) + 2
+        """A row each, one for the range, one for the keys; a problem takes both, and more where it is long."""
+        return len(self.parameters.names()) + max(2, len(self._problem_lines(width)))
 
     def on_key(self, event: events.Key) -> None:
         """Arrows move and change, digits type, Enter takes over, Escape or Delete goes back."""
@@ -72,7 +74,7 @@ class ParametersPanel(Widget, can_focus=True):
         if not names:
             return
         self._row = min(self._row, len(names) - 1)
-        name, handled = names[self._row], True
+        name, handled, problem = names[self._row], True, self._problem
         if self._problem and event.key in ("up", "down", "left", "right", "tab", "shift+tab"):
             self._typed = None  # what could not be taken over is given up
         if self._typed is not None and event.key == "enter":
@@ -96,14 +98,13 @@ class ParametersPanel(Widget, can_focus=True):
         elif event.key == "enter" and self._typed is None:
             self._typed = ""
         elif event.character and types(event) and self._may_type(event):
-            most = MAX_TYPED_TEXT if name in ("negative_prompt", "guidance_schedule") else MAX_TYPED
-            self._typed = ((self._typed or "") + event.character)[:most]
+            self._typed = ((self._typed or "") + event.character)[:MAX_TYPED]
         else:
             handled = False
         if handled:
             event.stop()
             event.prevent_default()
-            self.refresh()
+            self.refresh(layout=self._problem != problem)
 
     def on_click(self, event: events.Click) -> None:
         """Choose a row."""
@@ -159,16 +160,21 @@ class ParametersPanel(Widget, can_focus=True):
                 value = f"{value} {plot(weights, self._bars, max(8, width - 13 - len(value)))}"
             text = shortened(f" {LABELS.get(name, name):<10} {value}", width)
             return Strip([Segment(text, style)]).adjust_cell_length(width, style)
-        if self._problem and y < len(names) + 2:
-            lines = textwrap.wrap(self._problem, max(1, width - 2), max_lines=2, placeholder="...")
+        if lines := self._problem_lines(width):
             return self._line("".join(lines[y - len(names) :][:1]), base + self._style("error"))
         if y < len(names) + 2:
-            allowed = f"{LABELS.get(names[row], names[row])}: {self.parameters.allowed(names[row])}"
+            shapes = "; square, portrait, landscape, 16:9" if names[row] == "size" else ""
+            allowed = f"{LABELS.get(names[row], names[row])}: {self.parameters.allowed(names[row])}{shapes}"
             lines = textwrap.wrap(allowed, max(1, width - 2), max_lines=2, placeholder="...")
             if len(lines) == 1 and self.has_focus:
-                lines.append("arrows change, digits or Enter type")
+                lines.append(KEYS)
             return self._line("".join(lines[y - len(names) :][:1]), base + self._style("muted"))
         return Strip.blank(width, base)
+
+    def _problem_lines(self, width: int) -> list[str]:
+        if not self._problem:
+            return []
+        return textwrap.wrap(self._problem, max(1, width - 2), max_lines=MAX_PROBLEM_LINES, placeholder="...")
 
     def _line(self, text: str, style: Style) -> Strip:
         width = self.size.width
