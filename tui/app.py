@@ -16,12 +16,13 @@ from typing import Any
 from textual._compositor import ChopsUpdate, LayoutUpdate
 from textual.app import App, SystemCommand
 from textual.driver import Driver
+from textual.events import Key
 from textual.screen import Screen
 from textual.scrollbar import ScrollBar, ScrollBarRender
 
 from engine import folders
 from engine.cli.terminal import TerminalModes
-from tui.bindings import Keys, bindings_of
+from tui.bindings import Keys, behind_escape, bindings_of
 from tui.client import EngineClient, EngineEnded, Received, Stepped
 from tui.dispatcher import Dispatcher
 from tui.display import Display
@@ -272,6 +273,17 @@ class T2IApp(App[None]):
             commands = tuple(command for command in self.keys.commands if command.scope == scope)
             rows += [(keys, text) for keys, _, text in table(Keys(commands))]
         self.push_screen(ReadText("keys", [("", LETTERS), ("", ""), *rows], self.keys.pressed("app.help")))
+
+    async def on_key(self, event: Key) -> None:
+        """Esc and a letter in one packet, where no command has it as Alt and that letter: both, as if one after another.
+
+        The main screen has all letters. What closes a window is done at once, so the letter is for what lies below.
+        """
+        letter = behind_escape(event.key)
+        if letter is not None and self.screen is not self.main and not await self._check_bindings(event.key):
+            event.prevent_default()
+            if await self._check_bindings("escape"):
+                self.post_message(Key(letter, letter))
 
     def action_redraw(self) -> None:
         """After another program wrote over the screen."""

@@ -257,12 +257,9 @@ class MainScreen(PicturesScreen):
         self.prompt.put(text)
         self.set_focus(self.prompt)
 
-    def action_toggle_focus(self) -> None:
-        """Between the prompt and the pictures."""
-        if self.prompt.has_focus:
-            self.prompt.action_leave()
-        else:
-            self.set_focus(self.prompt)
+    def action_focus_prompt(self) -> None:
+        """To the prompt, where one is there already, too: what is typed next is no command."""
+        self.set_focus(self.prompt)
 
     def action_edit(self) -> None:
         """The prompt in $VISUAL or $EDITOR."""
