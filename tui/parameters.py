@@ -34,6 +34,7 @@ CHOICES = (
 LABELS = {"negative_prompt": "negative", "guidance_schedule": "schedule", "cfg_zero": "cfg zero*"}
 OFF = (None, False, "off", "constant")  # what a model does that does not have an option
 SIZE = re.compile(r"\s*([0-9]{1,6})\s*[xX\u00d7* ]\s*([0-9]{1,6})\s*")
+GUIDED = ("guidance", "cfg")
 NO_SEED = "no seed was used yet; make a picture first."
 
 
@@ -261,6 +262,21 @@ class Parameters:
     def _number_of(self, request: Request, name: str) -> float:
         default = next((option.default for option in self.options if option.name == name), None)
         return float(getattr(request, name) or default or 0)
+
+    def check_together(self) -> None:
+        """Raises `RequestError` for choices that this model cannot take together."""
+        default = {option.name: option.default for option in self.options}
+        guidance, cfg = (float(value) if (value := default.get(name)) is not None else None for name in GUIDED)
+        Request("a check", **self.requested()).resolved(Defaults(1, 64, 64, guidance, "fp32", cfg))
+
+    @property
+    def conflict(self) -> str:
+        """Why what is chosen cannot be painted, in a sentence; "" where it can."""
+        try:
+            self.check_together()
+        except RequestError as error:
+            return str(error)
+        return ""
 
     def lock_seed(self, last: int | None) -> str:
         """Lock the last used seed; let go of it where it is the locked one. Returns a sentence."""

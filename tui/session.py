@@ -111,6 +111,7 @@ class Session:
 
     def enqueue(self, text: str, *, new_seed: bool = False, first: bool = False) -> list[Job]:
         """A job for each variant of the prompt and each of the count. Raises `RequestError`; then nothing changed."""
+        self.parameters.check_together()
         expansion = expand(text)
         count = self.parameters.count
         if len(expansion.prompts) * count > MAX_NEW_JOBS:
@@ -226,6 +227,7 @@ class Session:
     def foresee(self, text: str) -> None:
         """Another prompt or another choice: what is known about the next picture."""
         try:
+            self.parameters.check_together()
             prompt = expand(text).prompts[0] if text.strip() else NO_PROMPT
             self.forecast.want(Request(prompt, **self.parameters.requested()))
         except RequestError as error:
