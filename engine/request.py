@@ -173,9 +173,7 @@ class Request:
         for name, title in (("cfg_zero", "CFG-Zero*"), ("apg", "APG")):
             if getattr(self, name) and not self.is_true_cfg and (name == "cfg_zero" or not self.cfg_zero):
                 changes = "either changes" if self.cfg_zero and self.apg else f"{title} changes"
-                wrong.append(
-                    (name, f"{changes} true guidance: add a negative prompt or a cfg scale, or leave it out.")
-                )
+                wrong.append((name, f"{changes} true guidance: add a negative prompt or a cfg scale, or leave it out."))
         if wrong:
             sentences = [sentence[:1].upper() + sentence[1:] for _, sentence in wrong[1:]]
             raise RequestError(wrong[0][0], " ".join([wrong[0][1], *sentences]))

@@ -184,10 +184,6 @@ class ReadText(Window[None]):
                 lines += [" " * 13 * bool(name) + line for line in rest]
             yield Static(Content("\n".join(lines)))
 
-    def on_mount(self) -> None:
-        """No note lies over the text."""
-        self.app.clear_notifications()
-
     def action_scroll(self, step: int) -> None:
         """A line up or down."""
         self.query_one(VerticalScroll).scroll_relative(y=step, animate=False)
