@@ -286,7 +286,7 @@ class T2IApp(App[None]):
         self.push_screen(ReadText("keys", [("", LETTERS), ("", ""), *rows], self.keys.pressed("app.help")))
 
     async def on_key(self, event: Key) -> None:
-        """Esc and a letter in one packet, where no command has it as Alt and that letter: both, as if one after another.
+        """Esc and a letter in one packet, where no command has Alt and that letter: as if one came after the other.
 
         The main screen has all letters. What closes a window is done at once, so the letter is for what lies below.
         """
@@ -397,8 +397,8 @@ class T2IApp(App[None]):
             below = self._background_screens  # what is seen around a dialog
             self._display(self.screen, self.screen._compositor.render_update(full=True, screen_stack=below))
 
-    # Notes for the person: in place of the line of keys, so that they cover nothing else, and only on the screen on which
-    # they were said.
+    # Notes for the person: in place of the line of keys, so that they cover nothing else, and only on the screen on
+    # which they were said.
 
     def notify(
         self,

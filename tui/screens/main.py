@@ -244,6 +244,14 @@ class MainScreen(PicturesScreen):
         self.session.history.save_soon("draft", self.prompt.text)  # a slow disk holds up no key
         self.shared.tell_notices()
 
+    def set_focus(self, widget: Widget | None, scroll_visible: bool = True, from_app_focus: bool = False) -> None:
+        """Something always has the focus: the prompt, where what had it was hidden because the terminal is small."""
+        if widget is None and self.app.app_focus:
+            before = self.focused
+            seen = before is not None and all(node.display for node in before.ancestors_with_self)
+            widget = before if seen else self.prompt
+        super().set_focus(widget, scroll_visible, from_app_focus)
+
     # The focus moves at once, not by a message as with `focus`: the next key may be here already.
 
     def _to_pictures(self) -> None:
