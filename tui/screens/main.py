@@ -270,7 +270,7 @@ class MainScreen(PicturesScreen):
         self.set_focus(self.prompt)
 
     def action_edit(self) -> None:
-        """The prompt in $VISUAL or $EDITOR."""
+        """The prompt in the person's own editor."""
         try:
             self.take_prompt(edited(self.prompt.text, self.shared.host.lend_terminal))
         except EditorError as error:
