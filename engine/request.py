@@ -163,19 +163,20 @@ class Request:
         return read_schedule(self.guidance_schedule or "constant")
 
     def _check_together(self) -> None:
-        """Raises `RequestError` for choices that do not go together."""
+        """Raises `RequestError` for choices that do not go together: one, with all that is wrong."""
+        wrong: list[tuple[str, str]] = []  # (field, sentence)
         if self.schedule[0] != "constant" and not self.is_true_cfg and self.guidance is not None and self.guidance < 1:
-            raise RequestError(
-                "guidance",
-                f"a guidance schedule needs a guidance from 1 to {MAX_GUIDANCE:g}, got {self.guidance:g}.",
-            )
-        for name, title in (("cfg_zero", "CFG-Zero*"), ("apg", "APG")):
-            if getattr(self, name) and not self.is_true_cfg:
-                raise RequestError(
-                    name, f"{title} changes true guidance: add a negative prompt or a cfg scale, or leave it out."
-                )
+            needed = f"needs a guidance from 1 to {MAX_GUIDANCE:g}, got {self.guidance:g}."
+            wrong.append(("guidance", f"a guidance schedule {needed}"))
         if self.cfg_zero and self.apg:
-            raise RequestError("apg", "CFG-Zero* and APG exclude each other; choose one.")
+            wrong.append(("apg", "CFG-Zero* and APG exclude each other; choose one."))
+        for name, title in (("cfg_zero", "CFG-Zero*"), ("apg", "APG")):
+            if getattr(self, name) and not self.is_true_cfg and (name == "cfg_zero" or not self.cfg_zero):
+                changes = "either changes" if self.cfg_zero and self.apg else f"{title} changes"
+                wrong.append((name, f"{changes} true guidance: add a negative prompt or a cfg scale, or leave it out."))
+        if wrong:
+            sentences = [sentence[:1].upper() + sentence[1:] for _, sentence in wrong[1:]]
+            raise RequestError(wrong[0][0], " ".join([wrong[0][1], *sentences]))
 
     def resolved(self, defaults: Defaults) -> Resolved:
         """This request with every open choice filled in: what the metadata record and a picture repeats.

@@ -442,6 +442,41 @@ def test_the_window_shrinks_to_nothing_and_grows_again_while_denoising() -> None
     run(test())
 
 
+def test_what_had_the_focus_and_is_hidden_leaves_it_to_the_prompt() -> None:
+    async def test() -> None:
+        async with running(engine=False) as (app, pilot):
+            await pilot.press("escape")
+            await pilot.click("#picture")  # where there is nothing to click on, nothing changes
+            assert app.main.jobs.has_focus
+            await pilot.resize_terminal(30, 8)
+            await pilot.press(*"red")
+            assert app.main.prompt.text == "red"
+            await pilot.resize_terminal(80, 24)
+            assert app.main.prompt.has_focus
+            assert "Enter Generate" in screen_text(app).splitlines()[-1]
+
+    run(test())
+
+
+def test_a_long_prompt_is_whole_and_takes_the_rows_it_needs_at_every_size() -> None:
+    text = "a red circle above a green square beside a blue triangle under a yellow diamond and so on until the end"
+    sizes = [(60, 16), (80, 24), (60, 16), (30, 8), (120, 40), (64, 16), (60, 24), (30, 8), (80, 24), (70, 30)]
+
+    async def test() -> None:
+        async with running(engine=False) as (app, pilot):
+            prompt = app.main.prompt
+            prompt.put(text)
+            for size in sizes:
+                await pilot.resize_terminal(*size)
+                await pilot.pause()
+                lines = [line.strip("\u2502 ") for line in screen_text(app).splitlines()]
+                assert text in " ".join(lines), size
+                if size[0] >= 60:
+                    assert prompt.size.height == len([line for line in lines if line and line in text]), size
+
+    run(test())
+
+
 def test_a_small_terminal_shows_prompt_and_one_status_line() -> None:
     async def test() -> None:
         async with running((50, 12), engine=False) as (app, pilot):
@@ -519,8 +554,11 @@ def test_draft_queue_and_parameters_come_back() -> None:
             assert [job.request.prompt for job in app.session.queue] == ["runs", "waits"]
             assert app.session.parameters.seed == 5
             assert app.session.paused  # nothing runs before the person says so
-            assert any("2 pictures still to make" in note for note in notes(app))
-            await pilot.press("escape", "space")
+            assert screen_text(app).count("paused, 2 waiting: Esc and then Space goes on") == 1
+            await pilot.press("escape")
+            assert screen_text(app).count("paused, 2 waiting: Space goes on") == 1
+            assert not notes(app)  # it stands there
+            await pilot.press("space")
             await until(pilot, lambda: len(app.session.results) == 2)
             assert {job.state for job in app.session.results} == {"done"}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tui.editor import EditorError, edited
+from tui.editor import EditorError, edited, editor_command
 
 TEXT = "a red circle,\n赤い円 \udc80"  # the last is no character: it is not worth an error
 
@@ -32,7 +32,6 @@ def test_what_was_written_in_the_editor_comes_back_and_no_file_stays(
 @pytest.mark.parametrize(
     ("command", "sentence", "severity"),
     [
-        ((), "Set $EDITOR to the program that you write with", "warning"),
         ((sys.executable, "-c", "raise SystemExit(3)"), "ended with exit code 3; the prompt is as it was.", "warning"),
         (("/nowhere/vim",), "/nowhere/vim could not be run: ", "error"),
     ],
@@ -47,3 +46,32 @@ def test_an_editor_that_writes_nothing_is_one_sentence(
     assert sentence in str(refused.value)
     assert refused.value.severity == severity
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("env", "here", "command"),
+    [
+        ({"VISUAL": "code --wait", "EDITOR": "vim"}, "nano vi", ["code", "--wait"]),
+        ({"VISUAL": "", "EDITOR": "'my editor' -n"}, "nano vi", ["my editor", "-n"]),
+        ({"EDITOR": " "}, "nano vi", ["nano"]),
+        ({}, "nano vi", ["nano"]),
+        ({}, "vi", ["vi"]),
+    ],
+)
+def test_the_editor_is_the_persons_or_a_usual_one_that_is_there(
+    env: dict[str, str], here: str, command: list[str]
+) -> None:
+    assert editor_command(env, lambda name: name if name in here.split() else None) == command
+
+
+@pytest.mark.parametrize(
+    ("env", "sentence"),
+    [
+        ({}, "There is neither nano nor vi here; set $EDITOR to the program that you write with."),
+        ({"EDITOR": "vim 'x"}, "$EDITOR has a quote that does not end; correct it in your shell."),
+    ],
+)
+def test_where_there_is_no_editor_a_sentence_says_what_to_do(env: dict[str, str], sentence: str) -> None:
+    with pytest.raises(EditorError) as raised:
+        editor_command(env, lambda _: None)
+    assert str(raised.value) == sentence

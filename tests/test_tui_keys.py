@@ -628,12 +628,14 @@ def test_ways_out_of_the_prompt_and_back() -> None:
     async def test() -> None:
         async with terminal() as t:
             await t.send("red")
-            for sent in ("\x1b", "\t", "\x1bOQ", "\x1b[27u", "\x1b[9u"):
+            for sent in ("\x1b", "\t", "\x1b[27u", "\x1b[9u"):
                 await t.send(sent)
                 assert t.focus == "jobs", sent
                 await t.send("\x1bOQ")
                 assert t.focus == "prompt"
             assert t.app.main.prompt.text == "red"
+            await t.send("\x1bOQ", " an apple")  # there already: none of these letters is a command
+            assert t.app.main.prompt.text == "red an apple"
 
     run(test())
 
@@ -845,7 +847,7 @@ def test_a_question_is_answered_and_the_keys_of_the_screen_below_rest() -> None:
             t.app.main.prompt.put("red circle")
             await t.send("\r", "\r", "\r", "\x1bX")
             assert isinstance(t.app.screen, Confirm)
-            for sent in ("g", "\x1bg", "\x07", "x", "\x1bx", " ", "\x1b[15~", "\x12"):
+            for sent in ("g", "\x07", "x", " ", "\x1b[15~", "\x12"):
                 assert await t.send(sent) == []
             assert len(t.app.session.queue) == 2
             await t.send("n")
@@ -866,6 +868,25 @@ def test_escape_closes_a_window(name: str) -> None:
             await t.send("\x1b")
             assert t.app.screen is t.app.main
             assert t.focus == "prompt"
+
+    run(test())
+
+
+@pytest.mark.parametrize("name", ["question", "line", "search", "text", "parameters", "gallery", "models"])
+def test_escape_and_a_letter_in_one_packet_close_a_window_and_go_below(name: str) -> None:
+    async def test() -> None:
+        async with terminal() as t:
+            t.app.main.prompt.put("red")
+            await t.send("\r", "\r", OPENERS[name][0])
+            assert t.app.screen is not t.app.main
+            assert await t.send("\x1bz") == (["back"] if name in ("gallery", "models") else [])
+            assert t.app.screen is t.app.main
+            assert t.app.main.prompt.text == "redz"
+            t.app.main.set_focus(t.app.main.jobs)
+            await t.send("X" if name == "question" else OPENERS[name][0], "\x1bW")
+            assert t.app.screen is t.app.main
+            assert t.focus == "jobs"
+            assert len(t.app.session.queue) == 1
 
     run(test())
 
@@ -1083,7 +1104,7 @@ def test_hostile_text_is_spelled_out(hostile: str, read) -> None:
         ('"seed.inc" = "f12"', "change_seed(1)", ["f12"], ["="]),
         # a letter for keys that have no letter
         ('"app.redraw" = "z"', "redraw", ["z", "alt+z"], ["ctrl+l"]),
-        ('"prompt.focus" = "z"', "toggle_focus", ["z", "alt+z"], ["f2"]),
+        ('"prompt.focus" = "z"', "focus_prompt", ["z", "alt+z"], ["f2"]),
         ('"job.cancel" = "%"', "cancel", ["%"], ["x", "alt+x"]),
         ('"image.favourite" = "f b"', "favourite", ["f", "b"], []),
         # the prompt's own

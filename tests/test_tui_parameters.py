@@ -17,9 +17,9 @@ from engine.sampling import flow
 from engine.sampling.guidance import weights
 from engine.sizes import ALLOWED
 from engine.times import FlowTimes
-from tests.apps import run, running, screen_text
+from tests.apps import notes, run, running, screen_text
 from tui.app import T2IApp
-from tui.parameters import Parameters
+from tui.parameters import LABELS, Parameters
 from tui.screens.dialogs import ParametersWindow
 from tui.widgets.parameters import ASCII_BARS, BARS, ParametersPanel, plot
 
@@ -579,6 +579,55 @@ def test_what_cannot_be_is_said_until_something_else_is_done(size: tuple[int, in
     run(test())
 
 
+TOGETHER = (Option("cfg", None, 1, 30, 0.5, first=3.0), Option("cfg_zero", False, choices=(False, True)))
+EXCLUDE, CHANGES = "CFG-Zero* and APG exclude each other; choose one.", "changes true guidance: add a negative prompt"
+
+
+@both
+def test_choices_that_do_not_go_together_are_said_at_once_all_of_them(size: tuple[int, int]) -> None:
+    async def test() -> None:
+        async with panel(size) as (app, pilot, _):
+            parameters = app.session.parameters
+            parameters.announce((*DEV, *TOGETHER, Option("apg", False, choices=(False, True))))
+            app.main.parameters_changed()
+            app.main.prompt.put("a red circle")
+            await pilot.press(*["down"] * parameters.names().index("cfg_zero"), "right")
+            assert "CFG-Zero* changes true guidance" in " ".join(screen_text(app).split())
+            assert f"CFG-Zero* {CHANGES}" in app.session.forecast.refusal  # the live line
+            await pilot.press("down", "right")
+            assert f"{EXCLUDE} Either {CHANGES}" in app.session.forecast.refusal
+            said = " ".join(line.partition("\u2502 ")[2].strip("\u2502 ") for line in screen_text(app).splitlines())
+            assert "exclude each other" in said
+            assert "Either changes true guidance: add a negative prompt or a cfg" in " ".join(said.split())
+            await pilot.press("escape")
+            app.main.set_focus(app.main.prompt)
+            await pilot.press("enter")
+            assert f"{EXCLUDE} Either {CHANGES}" in notes(app)[-1]
+            assert app.session.running is None
+            assert not app.session.queue
+            parameters.write("apg", "off")
+            parameters.write("cfg", "2")
+            app.main.parameters_changed()
+            assert app.session.forecast.refusal == ""
+
+    run(test())
+
+
+@pytest.mark.parametrize("size", [(60, 16), (30, 8)])
+def test_the_help_lines_and_the_chosen_row_are_seen_however_small_the_window_is(size: tuple[int, int]) -> None:
+    async def test() -> None:
+        async with running(size, engine=False) as (app, pilot):
+            app.session.parameters.announce((*DEV, *TOGETHER, *(Option(f"more{n}", 1, 1, 2) for n in range(6))))
+            await pilot.press("f9")
+            for name in app.session.parameters.names():
+                text, label = screen_text(app), LABELS.get(name, name)
+                assert f" {label:<10} " in text
+                assert f" {label}: {app.session.parameters.allowed(name)[:8]}" in text
+                await pilot.press("down")
+
+    run(test())
+
+
 @both
 def test_escape_gives_up_typing_and_then_the_window(size: tuple[int, int]) -> None:
     async def test() -> None:
@@ -621,11 +670,15 @@ def test_keys_with_a_modifier_are_not_typed_though_terminals_send_their_letter(s
     async def test() -> None:
         async with panel(size) as (app, pilot, _):
             await pilot.press("enter", "1")
-            for key in ("alt+z", "alt+shift+z", "ctrl+t"):
-                app.post_message(events.Key(key, "z"))
+            app.post_message(events.Key("ctrl+t", "z"))
             await pilot.pause()
             await pilot.press("2", "enter")
             assert app.session.parameters.value("steps") == 12
+            for key in ("alt+z", "alt+shift+z"):  # Esc and a letter: typing is given up
+                await pilot.press("enter", "3")
+                app.post_message(events.Key(key, "z"))
+                await pilot.pause()
+                assert row(app, "steps") == "12"
 
     run(test())
 

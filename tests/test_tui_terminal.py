@@ -81,7 +81,7 @@ def test_a_kill_loses_nothing_and_takes_the_engine_along() -> None:
     check_what_is_left(engine)
 
 
-@pytest.mark.parametrize("how", [b"\x11", signal.SIGTERM], ids=["ctrl+q", "SIGTERM"])
+@pytest.mark.parametrize("how", [b"\x11", signal.SIGTERM, signal.SIGHUP], ids=["ctrl+q", "SIGTERM", "SIGHUP"])
 def test_quitting_while_it_denoises_leaves_the_terminal_as_it_was(how: bytes | signal.Signals) -> None:
     terminal, engine = denoising()
     if isinstance(how, bytes):

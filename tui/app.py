@@ -10,18 +10,23 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from textual._compositor import ChopsUpdate, LayoutUpdate
 from textual.app import App, SystemCommand
+from textual.css.query import NoMatches
 from textual.driver import Driver
+from textual.events import Key
+from textual.notifications import Notification, Notify, SeverityLevel
 from textual.screen import Screen
 from textual.scrollbar import ScrollBar, ScrollBarRender
+from textual.widgets._toast import ToastRack
 
 from engine import folders
 from engine.cli.terminal import TerminalModes
-from tui.bindings import Keys, bindings_of
+from tui.bindings import Keys, behind_escape, bindings_of
 from tui.client import EngineClient, EngineEnded, Received, Stepped
 from tui.dispatcher import Dispatcher
 from tui.display import Display
@@ -35,7 +40,7 @@ from tui.session import Session
 from tui.settings import Settings
 from tui.shared import Shared
 from tui.suspend import CAN_STOP, Suspender
-from tui.text import counted, duration
+from tui.text import duration
 from tui.theme_loader import DEFAULT_THEME, VARIABLE_DEFAULTS, load_themes
 from tui.widgets.lines import AsciiScrollBar
 
@@ -45,6 +50,13 @@ SLOW_LINE = (
     "The line to this terminal is slow. What helps: ssh -C, tmux on the computer that paints, or --preview off --fps 1."
 )
 CATCH_UP_SECONDS = 0.05
+
+
+@dataclass
+class Note(Notification):
+    """A sentence for the person, and the screen on which it was said."""
+
+    place: Screen[Any] | None = None
 
 
 class T2IApp(App[None]):
@@ -173,9 +185,6 @@ class T2IApp(App[None]):
             self.main.prompt.put(self._draft)
         self.dispatcher.open(self.session.model, self.session.simulate)
         self.main.update(follow=True)
-        if self.session.queue:
-            waiting = counted(len(self.session.queue), "picture")
-            self._notices.append(f"From last time, {waiting} still to make; {self.shared.pause_keys} goes on.")
         notices = [*self._notices, *self.session.history.take_notices()]
         for notice in notices:
             self.shared.say(notice, "warning")
@@ -272,6 +281,17 @@ class T2IApp(App[None]):
             commands = tuple(command for command in self.keys.commands if command.scope == scope)
             rows += [(keys, text) for keys, _, text in table(Keys(commands))]
         self.push_screen(ReadText("keys", [("", LETTERS), ("", ""), *rows], self.keys.pressed("app.help")))
+
+    async def on_key(self, event: Key) -> None:
+        """Esc and a letter in one packet, where no command has Alt and that letter: as if one came after the other.
+
+        The main screen has all letters. What closes a window is done at once, so the letter is for what lies below.
+        """
+        letter = behind_escape(event.key)
+        if letter is not None and self.screen is not self.main and not await self._check_bindings(event.key):
+            event.prevent_default()
+            if await self._check_bindings("escape"):
+                self.post_message(Key(letter, letter))
 
     def action_redraw(self) -> None:
         """After another program wrote over the screen."""
@@ -373,6 +393,41 @@ class T2IApp(App[None]):
         elif self._running and not self._closed:
             below = self._background_screens  # what is seen around a dialog
             self._display(self.screen, self.screen._compositor.render_update(full=True, screen_stack=below))
+
+    # Notes for the person: in place of the line of keys, so that they cover nothing else, and only on the screen on
+    # which they were said.
+
+    def notify(
+        self,
+        message: str,
+        *,
+        title: str = "",
+        severity: SeverityLevel = "information",
+        timeout: float | None = None,
+        markup: bool = True,
+    ) -> None:
+        """As Textual does, and remember where."""
+        seconds = self.NOTIFICATION_TIMEOUT if timeout is None else timeout
+        note = Note(
+            message, title, severity, seconds, markup, place=self.screen_stack[-1] if self.screen_stack else None
+        )
+        self.post_message(Notify(note))
+
+    def _refresh_notifications(self) -> None:
+        if self.screen_stack:
+            here = self._mark_noted()
+            with suppress(NoMatches):
+                self.call_later(self.screen.get_child_by_type(ToastRack).show, here)
+
+    def _unnotify(self, notification: Notification, refresh: bool = True) -> None:
+        super()._unnotify(notification, refresh)
+        self._mark_noted()
+
+    def _mark_noted(self) -> list[Notification]:
+        """The notes of the present screen, whose line of keys gives way to them."""
+        here = [note for note in self._notifications if getattr(note, "place", None) is self.screen]
+        self.screen.set_class(bool(here), "-noted")
+        return here
 
     def repaint(self) -> None:
         """Another program wrote over the screen: all of it is sent again."""

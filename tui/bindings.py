@@ -121,7 +121,7 @@ COMMANDS = (
     Command("preset.save", "main", "S", "save_preset", "Save preset", "Keep what is set under a name"),
     Command("history.search", "main", "ctrl+r h", "search_history", "History", "Search the prompts so far"),
     Command("prompt.editor", "main", "e", "edit", "Edit", "Write the prompt in $EDITOR"),
-    Command("prompt.focus", "main", "f2", "toggle_focus", "Prompt", "Between the prompt and the pictures"),
+    Command("prompt.focus", "main", "f2", "focus_prompt", "Prompt", "To the prompt"),
     Command("view.plan", "main", "P", "plan", "Plan", "How the picture fits into memory, and why"),
     Command("view.preview", "main", "w", "cycle_preview", "Preview", "Live preview off, low or high"),
     Command("view.gallery", "main", "l", "gallery", "Gallery", "All pictures of the output folder"),
@@ -372,3 +372,9 @@ def _alias(key: str) -> str | None:
     if not re.fullmatch("[A-Za-z]", key) or key in "bf":
         return None
     return f"alt+{key}" if key.islower() else f"alt+shift+{key.lower()}"
+
+
+def behind_escape(key: str) -> str | None:
+    """The letter of a key that a terminal sends as Escape and a letter; None of others."""
+    letter = re.fullmatch("alt\\+(shift\\+)?([a-z])", key)
+    return None if letter is None else letter[2].upper() if letter[1] else letter[2]

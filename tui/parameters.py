@@ -41,6 +41,7 @@ LABELS = {"negative_prompt": "negative", "guidance_schedule": "schedule", "cfg_z
 OFF = (None, False, "off", "constant")  # what a model does that does not have an option
 FIT = re.compile(r"(.*?)(\s+(?:--)?fit)?", re.DOTALL)  # 100x90 --fit
 WITH_COMMAS = ("negative_prompt", "guidance_schedule")  # several of them are parted by |
+GUIDED = ("guidance", "cfg")
 NO_SEED = "no seed was used yet; make a picture first."
 
 
@@ -338,12 +339,28 @@ class Parameters:
         return self._number_of(request, "width") * self._number_of(request, "height")
 
     def work(self, request: Request) -> float:
-        """Steps times pixels: what a picture's time goes with."""
-        return self._number_of(request, "steps") * self.pixels(request)
+        """Passes through the network times pixels: what a picture's time goes with."""
+        passes = 2 if request.is_true_cfg or self._number_of(request, "cfg") else 1
+        return passes * self._number_of(request, "steps") * self.pixels(request)
 
     def _number_of(self, request: Request, name: str) -> float:
         default = next((option.default for option in self.options if option.name == name), None)
         return float(getattr(request, name) or default or 0)
+
+    def check_together(self) -> None:
+        """Raises `RequestError` for choices that this model cannot take together."""
+        default = {option.name: option.default for option in self.options}
+        guidance, cfg = (float(value) if (value := default.get(name)) is not None else None for name in GUIDED)
+        Request("a check", **self.requested()).resolved(Defaults(1, 64, 64, guidance, "fp32", cfg))
+
+    @property
+    def conflict(self) -> str:
+        """Why what is chosen cannot be painted, in a sentence; "" where it can."""
+        try:
+            self.check_together()
+        except RequestError as error:
+            return str(error)
+        return ""
 
     def lock_seed(self, last: int | None) -> str:
         """Lock the last used seed; let go of it where it is the locked one. Returns a sentence."""

@@ -73,6 +73,7 @@ class Shared:
         self.card = CardWatch(app, self._card_seen)
         self.marked: Path | None = None  # the first picture of a comparison
         self.said: list[tuple[float, str]] = []  # (when, what) for the person, oldest first
+        self._said_on: object = None  # the screen of the last one
         self.models_changed: Signal[object] = Signal(app, "models")  # what ended, if anything did
         self._library: Library | None = None
 
@@ -88,10 +89,12 @@ class Shared:
         now = time.monotonic()
         recent = [said for when, said in self.said if now - when < NOTE_SECONDS]
         self.said = [*self.said[-MAX_SAID:], (now, lines)]
-        if recent and recent[-1] == lines:
+        stack = self._app.screen_stack
+        before, self._said_on = self._said_on, stack[-1] if stack else None
+        if recent and recent[-1] == lines and before is self._said_on:
             return  # it still stands there
         if len(recent) >= 2 and self._app.is_running:
-            self._app.clear_notifications()  # a pile of them would cover the pictures
+            self._app.clear_notifications()  # a pile of them would take the room of the pictures
         seconds = 2 * NOTE_SECONDS if severity == "error" else NOTE_SECONDS
         self._app.notify(lines, severity=severity, markup=False, timeout=seconds)
 
@@ -105,10 +108,10 @@ class Shared:
         self.session.save_parameters()
         self.host.main.parameters_changed()
 
-    @property
-    def pause_keys(self) -> str:
-        """What to press in the prompt to go on with the queue."""
-        return f"{self.keys.shown('prompt.leave')} and then {self.keys.shown('queue.pause')}"
+    def pause_keys(self, *, in_prompt: bool) -> str:
+        """What to press to go on with the queue."""
+        pause = self.keys.shown("queue.pause")
+        return f"{self.keys.shown('prompt.leave')} and then {pause}" if in_prompt else pause
 
     # Models that are looked for and brought in the background.
 

@@ -148,7 +148,7 @@ class MainScreen(PicturesScreen):
         session = self.session
         self.timeline.show(
             session.progress,
-            status.state(session, self.shared.pause_keys),
+            status.state(session, self.shared.pause_keys(in_prompt=self.prompt.has_focus)),
             silence="ending the engine ..." if session.watch.ending else session.watch.silence,
             skipped=session.restored,
             failed=session.ended_in,
@@ -199,7 +199,9 @@ class MainScreen(PicturesScreen):
             self.picture.show_text("" if session.results else "your picture will be here")
         elif job.path is not None:
             self.picture.show_file(job, job.path)
-        elif job is not session.running:
+        elif job is session.running:
+            self.picture.clear_text()  # of the job before; its picture may stay until there is another
+        else:
             self.picture.show_text(status.outcome(session, job, self.shared.keys.shown("view.plan")))
 
     def _tick(self) -> None:
@@ -221,6 +223,7 @@ class MainScreen(PicturesScreen):
     def on_descendant_focus(self) -> None:
         """Other keys, perhaps another picture."""
         self._show_keys()
+        self.update_progress()  # its line of state names keys, too
         self._choose_picture()
 
     # The prompt.
@@ -268,6 +271,14 @@ class MainScreen(PicturesScreen):
         self.session.history.save_soon("draft", self.prompt.text)  # a slow disk holds up no key
         self.shared.tell_notices()
 
+    def set_focus(self, widget: Widget | None, scroll_visible: bool = True, from_app_focus: bool = False) -> None:
+        """Something always has the focus: the prompt, where what had it was hidden because the terminal is small."""
+        if widget is None and self.app.app_focus:
+            before = self.focused
+            seen = before is not None and all(node.display for node in before.ancestors_with_self)
+            widget = before if seen else self.prompt
+        super().set_focus(widget, scroll_visible, from_app_focus)
+
     # The focus moves at once, not by a message as with `focus`: the next key may be here already.
 
     def _to_pictures(self) -> None:
@@ -281,15 +292,12 @@ class MainScreen(PicturesScreen):
         self.prompt.put(text)
         self.set_focus(self.prompt)
 
-    def action_toggle_focus(self) -> None:
-        """Between the prompt and the pictures."""
-        if self.prompt.has_focus:
-            self.prompt.action_leave()
-        else:
-            self.set_focus(self.prompt)
+    def action_focus_prompt(self) -> None:
+        """To the prompt, where one is there already, too: what is typed next is no command."""
+        self.set_focus(self.prompt)
 
     def action_edit(self) -> None:
-        """The prompt in $VISUAL or $EDITOR."""
+        """The prompt in the person's own editor."""
         from tui.editor import EditorError, edited
 
         try:

@@ -83,7 +83,6 @@ class PlanWindow(ReadText):
 
     def on_mount(self) -> None:
         """The plots; they fit themselves."""
-        super().on_mount()
         for plot, each in zip(self.query(MemoryPlot), self._courses, strict=True):
             plot.show(each.course)
 

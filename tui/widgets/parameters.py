@@ -14,7 +14,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from engine.request import RequestError
-from tui.bindings import types
+from tui.bindings import behind_escape, types
 from tui.parameters import LABELS, Parameters
 from tui.text import shortened
 
@@ -58,15 +58,17 @@ class ParametersPanel(Widget, can_focus=True):
         self._row = 0
         self._typed: str | None = None  # while a value is typed
         self._problem = ""
+        self._conflict = parameters.conflict
 
     def update(self) -> None:
-        """The parameters changed elsewhere."""
+        """The parameters changed."""
+        self._conflict = self.parameters.conflict
         self._row = min(self._row, max(0, len(self.parameters.names()) - 1))
         self.refresh(layout=True)
 
     def get_content_height(self, container: object, viewport: object, width: int) -> int:
-        """A row each, one for the range, one for the keys; a problem takes both, and more where it is long."""
-        return len(self.parameters.names()) + max(2, len(self._problem_lines(width)))
+        """A row each, and what stands below them."""
+        return len(self.parameters.names()) + len(self._foot(width))
 
     def on_key(self, event: events.Key) -> None:
         """Arrows move and change, digits type, Enter takes over, Escape or Delete goes back."""
@@ -79,7 +81,7 @@ class ParametersPanel(Widget, can_focus=True):
             self._typed = None  # what could not be taken over is given up
         if self._typed is not None and event.key == "enter":
             self._write(name)
-        elif self._typed is not None and event.key == "escape":
+        elif self._typed is not None and (event.key == "escape" or behind_escape(event.key)):
             self._typed, self._problem = None, ""
         elif self._leave is not None and event.key == "escape":
             self._leave()
@@ -109,8 +111,9 @@ class ParametersPanel(Widget, can_focus=True):
     def on_click(self, event: events.Click) -> None:
         """Choose a row."""
         place = event.get_content_offset(self)
-        if place is not None and place.y < len(self.parameters.names()):
-            self._row, self._typed = place.y, None
+        first, rows = self._shown_rows
+        if place is not None and 0 <= place.y < rows:
+            self._row, self._typed = first + place.y, None
             self.refresh()
 
     def on_blur(self) -> None:
@@ -139,15 +142,17 @@ class ParametersPanel(Widget, can_focus=True):
             self._problem = ""
         except RequestError as error:
             self._problem = str(error)
+        self.update()
         self.post_message(self.Changed())
 
     def render_line(self, y: int) -> Strip:
         """A row."""
         names, width, base = self.parameters.names(), self.size.width, self.rich_style
         row = min(self._row, len(names) - 1)  # another model may have fewer
-        if y < len(names):
-            name = names[y]
-            chosen = y == row and self.has_focus
+        first, rows = self._shown_rows
+        if y < rows:
+            name = names[first + y]
+            chosen = first + y == row and self.has_focus
             style = base
             if chosen:
                 style = base + self._style("cursor")
@@ -160,21 +165,36 @@ class ParametersPanel(Widget, can_focus=True):
                 value = f"{value} {plot(weights, self._bars, max(8, width - 13 - len(value)))}"
             text = shortened(f" {LABELS.get(name, name):<10} {value}", width)
             return Strip([Segment(text, style)]).adjust_cell_length(width, style)
-        if lines := self._problem_lines(width):
-            return self._line("".join(lines[y - len(names) :][:1]), base + self._style("error"))
-        if y < len(names) + 2:
-            shapes = "; square, portrait, landscape, 16:9" if names[row] == "size" else ""
-            allowed = f"{LABELS.get(names[row], names[row])}: {self.parameters.allowed(names[row])}{shapes}"
-            lines = textwrap.wrap(allowed, max(1, width - 2), max_lines=2, placeholder="...")
-            if len(lines) == 1 and self.has_focus:
-                lines.append(KEYS)
-            return self._line("".join(lines[y - len(names) :][:1]), base + self._style("muted"))
+        foot = self._foot(width)
+        if y - rows < len(foot):
+            text, kind = foot[y - rows]
+            return self._line(text, base + self._style(kind))
         return Strip.blank(width, base)
 
-    def _problem_lines(self, width: int) -> list[str]:
-        if not self._problem:
-            return []
-        return textwrap.wrap(self._problem, max(1, width - 2), max_lines=MAX_PROBLEM_LINES, placeholder="...")
+    @property
+    def _shown_rows(self) -> tuple[int, int]:
+        """The first row that is shown, and how many: where there is no room for all, those around the chosen one."""
+        count = len(self.parameters.names())
+        rows = min(count, max(1, self.size.height - len(self._foot(self.size.width))))
+        return min(max(0, min(self._row, count - 1) - rows // 2), count - rows), rows
+
+    def _foot(self, width: int) -> list[tuple[str, str]]:
+        """Below the rows: what is wrong with what was typed, or the row's range and the keys; then why all of this
+        cannot be painted."""
+        names, room = self.parameters.names(), max(1, width - 2)
+        if self._problem:
+            lines = textwrap.wrap(self._problem, room, max_lines=MAX_PROBLEM_LINES, placeholder="...")
+            foot = [(line, "error") for line in lines]
+        elif names:
+            name = names[min(self._row, len(names) - 1)]
+            shapes = "; square, portrait, landscape, 16:9" if name == "size" else ""
+            allowed = f"{LABELS.get(name, name)}: {self.parameters.allowed(name)}{shapes}"
+            lines = textwrap.wrap(allowed, room, max_lines=2, placeholder="...")
+            foot = [(line, "muted") for line in (*lines, *([KEYS] if len(lines) == 1 and self.has_focus else []))]
+        else:
+            foot = []
+        foot += [("", "muted")] * (2 - len(foot))
+        return foot + [(line, "error") for line in textwrap.wrap(self._conflict, room)]
 
     def _line(self, text: str, style: Style) -> Strip:
         width = self.size.width

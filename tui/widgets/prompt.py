@@ -14,6 +14,8 @@ from textual.binding import BindingsMap
 from textual.content import Content
 from textual.document._document import DocumentBase
 from textual.document._document_navigator import DocumentNavigator
+from textual.document._wrapped_document import WrappedDocument
+from textual.geometry import Size
 from textual.message import Message
 from textual.widgets import TextArea
 
@@ -104,6 +106,19 @@ class PromptArea(TextArea):
     def cell_width_to_column_index(self, cell_width: int, row_index: int) -> int:
         """The column at so many cells."""
         return cell_width_to_column_index(self.get_line(row_index).plain, cell_width, self.indent_width)
+
+    # Textual measures and paints a new width before it wraps the lines for it.
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """The lines that the text takes at this width."""
+        wrapped, columns = self.wrapped_document, width - 1  # one for the cursor
+        if columns - wrapped._width in (0, self.scrollbar_size_vertical):
+            return wrapped.height
+        return WrappedDocument(wrapped.document, columns, self.indent_width).height
+
+    def on_resize(self) -> None:
+        """Paint again, for it may be as many lines."""
+        self.refresh()
 
     @on(TextArea.Changed)
     def _count_hidden(self) -> None:
