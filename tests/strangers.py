@@ -312,7 +312,7 @@ def read_app(place: Path, rng: Random) -> Sequence[str]:
             said = [text for _, text in app.shared.said]
     finally:
         app.session.history.close()
-    return [line for text in said for line in text.split("\n") if not line.startswith("From last time")]
+    return [line for text in said for line in text.split("\n")]
 
 
 async def _run(app) -> None:

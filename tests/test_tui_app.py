@@ -553,8 +553,11 @@ def test_draft_queue_and_parameters_come_back() -> None:
             assert [job.request.prompt for job in app.session.queue] == ["runs", "waits"]
             assert app.session.parameters.seed == 5
             assert app.session.paused  # nothing runs before the person says so
-            assert any("2 pictures still to make" in note for note in notes(app))
-            await pilot.press("escape", "space")
+            assert screen_text(app).count("paused, 2 waiting: Esc and then Space goes on") == 1
+            await pilot.press("escape")
+            assert screen_text(app).count("paused, 2 waiting: Space goes on") == 1
+            assert not notes(app)  # it stands there
+            await pilot.press("space")
             await until(pilot, lambda: len(app.session.results) == 2)
             assert {job.state for job in app.session.results} == {"done"}
 

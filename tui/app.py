@@ -40,7 +40,7 @@ from tui.session import Session
 from tui.settings import Settings
 from tui.shared import Shared
 from tui.suspend import CAN_STOP, Suspender
-from tui.text import counted, duration
+from tui.text import duration
 from tui.theme_loader import DEFAULT_THEME, VARIABLE_DEFAULTS, load_themes
 from tui.widgets.lines import AsciiScrollBar
 
@@ -185,9 +185,6 @@ class T2IApp(App[None]):
             self.main.prompt.put(self._draft)
         self.dispatcher.open(self.session.model, self.session.simulate)
         self.main.update(follow=True)
-        if self.session.queue:
-            waiting = counted(len(self.session.queue), "picture")
-            self._notices.append(f"From last time, {waiting} still to make; {self.shared.pause_keys} goes on.")
         notices = [*self._notices, *self.session.history.take_notices()]
         for notice in notices:
             self.shared.say(notice, "warning")

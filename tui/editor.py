@@ -15,7 +15,6 @@ from textual.app import SuspendNotSupported
 
 from tui.shared import Severity
 
-
 USUAL = ("nano", "vi")  # the first says on its screen how to leave it
 
 

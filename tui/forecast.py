@@ -52,6 +52,10 @@ class Forecast:
         self._asked[self._number] = request
         return Foresee(self._number, request)
 
+    def plan_of(self, request: Request) -> Plan | None:
+        """How a picture like this would run, where the engine has said so."""
+        return self._plans.get(_settings(request), (None, ""))[0]
+
     def answered(self, answer: Foreseen) -> None:
         """Take an answer over; earlier questions get none any more."""
         request = self._asked.get(answer.number)

@@ -5,6 +5,7 @@ A program is started from a list of arguments, never through a shell, and never 
 
 from __future__ import annotations
 
+import getpass
 import ipaddress
 import os
 import re
@@ -106,6 +107,14 @@ def plan_open(
             user = env.get("LOGNAME") or env.get("USER") or env.get("USERNAME") or ""
         return Remote(plan, path, _scp_line(path, env, host, hostname, user), _terminal_hint(path, env))
     return plan
+
+
+def this_user() -> str:
+    """The account that this program runs as; "" where the system does not say."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container's user may have no name
+        return ""
 
 
 def run_plan(plan: Launch | StartFile) -> str | None:

@@ -256,8 +256,9 @@ class Parameters:
         return self._number_of(request, "width") * self._number_of(request, "height")
 
     def work(self, request: Request) -> float:
-        """Steps times pixels: what a picture's time goes with."""
-        return self._number_of(request, "steps") * self.pixels(request)
+        """Passes through the network times pixels: what a picture's time goes with."""
+        passes = 2 if request.is_true_cfg or self._number_of(request, "cfg") else 1
+        return passes * self._number_of(request, "steps") * self.pixels(request)
 
     def _number_of(self, request: Request, name: str) -> float:
         default = next((option.default for option in self.options if option.name == name), None)

@@ -87,6 +87,7 @@ class Session:
         self.course = Course()  # of the picture in work, or of the last one
         self.forecast = Forecast()  # of what is set now
         self.slowness = 1.0  # how much longer the last picture took than was planned
+        self._was_planned = False  # whether there was one
         self._courses: dict[str, Course] = {}  # of simulated pictures, which the history does not keep
         self.peak_bytes: int | None = None  # that the last picture took, which the next one will take, too
         self._told: set[str] = set()  # what the engine noticed
@@ -191,7 +192,8 @@ class Session:
     def waiting_seconds(self) -> float | None:
         """How long queue and running job will take, by the last picture that was made; None before there is one.
 
-        Simulated ones count for nothing: their seconds are a card's, not ours.
+        A picture whose plan is known takes as much longer than that as the last one took. Simulated ones count for
+        nothing: their seconds are a card's, not ours.
         """
         work = self.parameters.work
         last = next((job for job in self.results if job.seconds is not None and not job.simulated), None)
@@ -199,9 +201,14 @@ class Session:
         if last is None or last.seconds is None or not work(last.request) or not waiting:
             return None
         each = last.seconds / work(last.request)
-        total = each * sum(work(job.request) for job in waiting)
+
+        def seconds(job: Job) -> float:
+            plan = self.forecast.plan_of(job.request) if self._was_planned and job.model == self.opened else None
+            return each * work(job.request) if plan is None else plan.new_prompt.seconds * self.slowness
+
+        total = sum(map(seconds, waiting))
         if self.running is not None and not self.running.simulated:
-            total += self.progress.remaining_seconds or each * work(self.running.request)
+            total += self.progress.remaining_seconds or seconds(self.running)
         return total
 
     @property
@@ -401,6 +408,7 @@ class Session:
                 self.peak_bytes = self._highest_bytes
                 if self.plan is not None and self.plan.new_prompt.seconds and not self.restored:
                     self.slowness = sum(seconds.values()) / self.plan.new_prompt.seconds
+                    self._was_planned = True
                 self._finish("done", notice or job.message, path, sum(seconds.values()), measured)
                 return notice or ""
             case Simulated(seconds_by_phase=seconds, peak_bytes=held):

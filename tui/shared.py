@@ -108,10 +108,10 @@ class Shared:
         self.session.save_parameters()
         self.host.main.parameters_changed()
 
-    @property
-    def pause_keys(self) -> str:
-        """What to press in the prompt to go on with the queue."""
-        return f"{self.keys.shown('prompt.leave')} and then {self.keys.shown('queue.pause')}"
+    def pause_keys(self, *, in_prompt: bool) -> str:
+        """What to press to go on with the queue."""
+        pause = self.keys.shown("queue.pause")
+        return f"{self.keys.shown('prompt.leave')} and then {pause}" if in_prompt else pause
 
     # Models that are looked for and brought in the background.
 

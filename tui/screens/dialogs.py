@@ -10,10 +10,13 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
+from textual.geometry import Size
 from textual.screen import ModalScreen
+from textual.widget import Widget
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from tui.listing import fold
 from tui.parameters import Parameters
 from tui.text import printable, shortened
 from tui.widgets.field import Field
@@ -21,6 +24,7 @@ from tui.widgets.parameters import ParametersPanel
 
 T = TypeVar("T")
 MAX_MATCHES = 200
+NAME = 13  # cells before the text of a row that has a name
 
 
 class Window(ModalScreen[T | None]):
@@ -159,6 +163,39 @@ def _in_order(letters: str, text: str) -> bool:
     return True
 
 
+class Rows(Widget):
+    """Rows of name and text; what is longer than a line goes on below its beginning."""
+
+    DEFAULT_CSS = "Rows { height: auto; }"
+
+    def __init__(self, rows: Sequence[tuple[str, str]]) -> None:
+        super().__init__()
+        self._rows = rows
+        self._folded: tuple[int, list[str]] = (-1, [])  # the width, and the lines that fit it
+
+    def _lines(self, width: int) -> list[str]:
+        if self._folded[0] != width:
+            lines: list[str] = []
+            for name, text in self._rows:
+                room = width - NAME if name and width >= 3 * NAME else width
+                folded = [line for part in text.split("\n") for line in fold(part, room)] or [""]
+                if name and room == width:
+                    lines.append(name)
+                elif name:
+                    folded = [f"{name if not number else '':<{NAME}}{line}" for number, line in enumerate(folded)]
+                lines += [line.rstrip() for line in folded]
+            self._folded = width, lines
+        return self._folded[1]
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """As many lines as it takes."""
+        return len(self._lines(width))
+
+    def render(self) -> Content:
+        """The lines."""
+        return Content("\n".join(self._lines(self.size.width)))
+
+
 class ReadText(Window[None]):
     """Something to read: rows of name and text. The texts come from files, too: they are shown as they are."""
 
@@ -177,12 +214,7 @@ class ReadText(Window[None]):
         with VerticalScroll(classes="window large") as window:
             window.border_title = Content(printable(self._title))
             window.border_subtitle = Content("Esc closes")
-            lines = []
-            for name, text in self._rows:
-                head, *rest = [printable(line) for line in text.split("\n")] or [""]
-                lines.append(f"{name:<12} {head}" if name else head)
-                lines += [" " * 13 * bool(name) + line for line in rest]
-            yield Static(Content("\n".join(lines)))
+            yield Rows(self._rows)
 
     def action_scroll(self, step: int) -> None:
         """A line up or down."""

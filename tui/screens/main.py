@@ -144,7 +144,7 @@ class MainScreen(PicturesScreen):
         session = self.session
         self.timeline.show(
             session.progress,
-            status.state(session, self.shared.pause_keys),
+            status.state(session, self.shared.pause_keys(in_prompt=self.prompt.has_focus)),
             silence="ending the engine ..." if session.watch.ending else session.watch.silence,
             skipped=session.restored,
             failed=session.ended_in,
@@ -194,7 +194,9 @@ class MainScreen(PicturesScreen):
             self.picture.show_text("" if session.results else "your picture will be here")
         elif job.path is not None:
             self.picture.show_file(job, job.path)
-        elif job is not session.running:
+        elif job is session.running:
+            self.picture.clear_text()  # of the job before; its picture may stay until there is another
+        else:
             self.picture.show_text(status.outcome(session, job, self.shared.keys.shown("view.plan")))
 
     def _tick(self) -> None:
@@ -216,6 +218,7 @@ class MainScreen(PicturesScreen):
     def on_descendant_focus(self) -> None:
         """Other keys, perhaps another picture."""
         self._show_keys()
+        self.update_progress()  # its line of state names keys, too
         self._choose_picture()
 
     # The prompt.

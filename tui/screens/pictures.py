@@ -8,16 +8,18 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from textual import events
 from textual.screen import Screen
 
 from engine.folders import shown_path
 from engine.prompts.variants import escape
 from engine.request import Request, RequestError
+from tui.bindings import Keys
 from tui.jobs import Job
 from tui.screens.dialogs import Confirm, ReadText
 from tui.shared import Shared
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from engine.images.metadata import Record, Said
 
 TRASH = ".trash"
+ENDS = {"failed": "failed", "cancelled": "was stopped"}
 
 
 class PicturesScreen(Screen[None]):
@@ -70,7 +73,7 @@ class PicturesScreen(Screen[None]):
 
     def action_open(self) -> None:
         """Open the picture in the system's viewer, or say how to see it where there can be none."""
-        from tui.openers import Remote, check_openable, plan_open, run_plan
+        from tui.openers import Remote, check_openable, plan_open, run_plan, this_user
 
         path = self._path()
         if path is None:
@@ -86,6 +89,7 @@ class PicturesScreen(Screen[None]):
                 user_command=settings.opener,
                 use_forwarded_display=settings.open_forwarded,
                 host=settings.host,
+                user=this_user(),
             )
         except RequestError as error:
             self.shared.say(str(error), "error")
@@ -102,7 +106,7 @@ class PicturesScreen(Screen[None]):
                 *([("show it", plan.hint)] if plan.hint else []),
                 ("here", f"{self.shared.keys.shown('image.view')} fills the terminal with the picture"),
             ]
-            self.app.push_screen(ReadText("Open the picture", rows))
+            self.app.push_screen(OpenElsewhere(rows, self.shared.keys, self.action_view))
             return
 
         def start() -> None:
@@ -122,12 +126,13 @@ class PicturesScreen(Screen[None]):
 
     def action_copy_scp(self) -> None:
         """A line that fetches the picture over SSH, to the clipboard and on the screen."""
-        from tui.openers import Remote, plan_open
+        from tui.openers import Remote, plan_open, this_user
 
         path = self._path()
         if path is not None:
             environment = {**os.environ, "SSH_TTY": "1"}
-            plan = plan_open(path.absolute(), environment, "linux", lambda _: None, host=self.shared.settings.host)
+            host, user = self.shared.settings.host, this_user()
+            plan = plan_open(path.absolute(), environment, "linux", lambda _: None, host=host, user=user)
             assert isinstance(plan, Remote)
             self.app.copy_to_clipboard(plan.scp)
             self.shared.say(f"Sent to the terminal's clipboard: {plan.scp}")
@@ -279,8 +284,27 @@ class PicturesScreen(Screen[None]):
         if job is not None and job.simulated:
             key = self.shared.keys.shown("image.remix", letter=True)
             self.shared.say(f"This job is simulated, so there is no picture; {key} takes its prompt over.")
+        elif job is not None and job.state in ("failed", "cancelled"):
+            key = self.shared.keys.shown("image.remix", letter=True)
+            again = f"{key} tries it again" if job.state == "failed" else f"{key} takes its prompt over"
+            self.shared.say(f"This job {ENDS[job.state]}, so there is no picture; {again}.")
         else:
             self.shared.say("There is no picture here yet.")
+
+
+class OpenElsewhere(ReadText):
+    """How to see a picture where no window can be opened; the key that fills the terminal works here, too."""
+
+    def __init__(self, rows: Sequence[tuple[str, str]], keys: Keys, view: Callable[[], None]) -> None:
+        super().__init__("Open the picture", rows, keys.pressed("image.open"))
+        self._view_keys, self._view = keys.pressed("image.view"), view
+
+    def on_key(self, event: events.Key) -> None:
+        """Fill the terminal."""
+        if event.key in self._view_keys:
+            event.stop()
+            self.dismiss()
+            self._view()
 
 
 def move_to_trash(path: Path) -> Path:
@@ -336,6 +360,8 @@ def _choices(request: Request) -> list[tuple[str, Any]]:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"  # as in the panel
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 

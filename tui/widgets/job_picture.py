@@ -57,6 +57,11 @@ class JobPicture(PictureView):
         self._path = None
         self.show(None, text)
 
+    def clear_text(self) -> None:
+        """No words in place of a picture."""
+        if self._frame is None:
+            self.show_text("")
+
     def show_file(self, job: Job, path: Path) -> None:
         """The picture of a job that is done, as soon as it is read."""
         if path == self._path:
