@@ -154,13 +154,14 @@ COMMANDS = (
     Command("app.leave", "main", "q", "leave_app", "Quit", "Leave, after asking if something is left undone"),
     Command(QUIT, "app", "ctrl+q", "quit", "Quit", "Leave; prompt, queue and settings are kept"),
 )
+# Where room is short the last one stays, and the others go from the end.
 PROMPT_BAR = (
     "job.submit",
-    "job.cancel",
-    "history.search",
-    "prompt.leave",
     "view.parameters",
     "app.palette",
+    "prompt.leave",
+    "history.search",
+    "job.cancel",
     "app.help",
 )
 LIST_BAR = ("job.generate", "job.new_seed", "image.remix", "seed.lock", "image.open", "prompt.focus", "app.help")
