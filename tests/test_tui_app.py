@@ -447,12 +447,12 @@ def test_what_had_the_focus_and_is_hidden_leaves_it_to_the_prompt() -> None:
         async with running(engine=False) as (app, pilot):
             await pilot.press("escape")
             await pilot.click("#picture")  # where there is nothing to click on, nothing changes
-            assert app.focused is app.main.jobs
+            assert app.main.jobs.has_focus
             await pilot.resize_terminal(30, 8)
             await pilot.press(*"red")
             assert app.main.prompt.text == "red"
             await pilot.resize_terminal(80, 24)
-            assert app.focused is app.main.prompt
+            assert app.main.prompt.has_focus
             assert "Enter Generate" in screen_text(app).splitlines()[-1]
 
     run(test())

@@ -545,6 +545,19 @@ def test_undo_takes_back_a_word_at_a_time_and_redo_brings_it_again(dialect: Call
 
 
 @dialects
+def test_ctrl_u_empties_the_prompt_and_undo_brings_it_back(dialect: Callable[[str], str]) -> None:
+    async def test() -> None:
+        async with terminal() as t:
+            t.app.main.prompt.put("a red circle\nabove a green square")
+            assert await t.send(dialect("ctrl+u")) == ["clear"]
+            assert t.app.main.prompt.text == ""
+            await t.send(dialect("ctrl+t"))
+            assert t.app.main.prompt.text == "a red circle\nabove a green square"
+
+    run(test())
+
+
+@dialects
 def test_ctrl_z_suspends_wherever_it_is_pressed(dialect: Callable[[str], str]) -> None:
     async def test() -> None:
         async with terminal(dry=True) as t:

@@ -226,9 +226,26 @@ class ParametersWindow(Window[None]):
 
     BINDINGS = [Binding("q", "close", "Close", show=False)]
 
-    def __init__(self, parameters: Parameters, close_keys: Sequence[str], *, ascii_only: bool = False) -> None:
+    def __init__(
+        self,
+        parameters: Parameters,
+        close_keys: Sequence[str] = (),
+        reset_keys: Sequence[str] = (),
+        *,
+        ascii_only: bool = False,
+    ) -> None:
+        """`reset_keys` give all parameters back to the model."""
         super().__init__(close_keys)
-        self._parameters, self._ascii_only = parameters, ascii_only
+        self._parameters, self._reset_keys, self._ascii_only = parameters, reset_keys, ascii_only
+
+    def on_key(self, event: events.Key) -> None:
+        """The keys that reset them."""
+        if event.key in self._reset_keys:
+            event.stop()
+            self._parameters.reset_all()
+            panel = self.query_one(ParametersPanel)
+            panel.update()
+            panel.post_message(panel.Changed())
 
     def compose(self) -> ComposeResult:
         """The panel in a window."""

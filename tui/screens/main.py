@@ -404,6 +404,12 @@ class MainScreen(PicturesScreen):
         self.session.parameters.step("count", step)
         self.shared.parameters_changed()
 
+    def action_reset_parameters(self) -> None:
+        """All of them as the model prefers."""
+        self.session.parameters.reset_all()
+        self.shared.parameters_changed()
+        self.shared.say("All parameters are as the model prefers them.")
+
     def action_parameters(self) -> None:
         """To the panel, which is a window where the screen has no room for it."""
         panel = self.query_one(ParametersPanel)
@@ -413,8 +419,9 @@ class MainScreen(PicturesScreen):
             self._came_from = self.focused or self.prompt
             self.set_focus(panel)
         else:
-            keys, ascii_only = self.shared.keys.pressed("view.parameters"), self.shared.profile.ascii
-            self.app.push_screen(ParametersWindow(self.session.parameters, keys, ascii_only=ascii_only))
+            close, reset = map(self.shared.keys.pressed, ("view.parameters", "parameters.reset"))
+            window = ParametersWindow(self.session.parameters, close, reset, ascii_only=self.shared.profile.ascii)
+            self.app.push_screen(window)
 
     def _leave_parameters(self) -> None:
         """Back to where one came from."""
