@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engine.events import Cancelled, Failed, MemoryUse
-from tests.apps import engine_says, notes, run, running, screen_text, until
+from engine.events import Cancelled, Failed, MemoryUse, Preview
+from tests.apps import engine_says, notes, run, running, screen_text, settled, until
 from tui.screens.viewer import Viewer
 
 PROMPT = "a red circle"
@@ -87,6 +89,38 @@ def test_the_info_window_says_what_the_panel_says_and_wraps_below_its_texts() ->
             first = next(number for number, line in enumerate(lines) if line.startswith("prompt"))
             assert lines[first + 1].startswith(" " * 13)
             assert lines[first + 1][13] != " "
+
+    run(test())
+
+
+def test_a_picture_that_was_read_for_another_room_and_comes_late_is_not_shown() -> None:
+    """It was read for a room of no size, at a start: one pixel, which is one flat colour."""
+
+    async def test() -> None:
+        async with running() as (app, pilot):
+            app.main.prompt.put(PROMPT)
+            await pilot.press("enter")
+            await until(pilot, app.main.selected_path)
+            await settled(pilot, app)
+            get, late, widths = app.shared.thumbnails.get, threading.Event(), []
+
+            def get_late(path: Path, width: int, height: int) -> Preview | None:
+                widths.append(width)
+                if len(widths) == 1:
+                    late.wait(60)
+                return get(path, width, height)
+
+            app.shared.thumbnails.get = get_late  # type: ignore[method-assign]
+            await pilot.resize_terminal(62, 16)
+            await until(pilot, lambda: len(widths) == 1)
+            await pilot.resize_terminal(120, 40)
+            await until(pilot, lambda: len(widths) == 2 and app.main.picture._frame is not None)
+            await until(pilot, lambda: app.main.picture._frame.width > widths[0])  # type: ignore[union-attr]
+            late.set()
+            await settled(pilot, app)
+            frame = app.main.picture._frame
+            assert frame is not None
+            assert frame.width > widths[0]
 
     run(test())
 
