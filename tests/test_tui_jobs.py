@@ -104,11 +104,11 @@ def test_a_picture_that_was_read_for_another_room_and_comes_late_is_not_shown() 
             await settled(pilot, app)
             get, late, widths = app.shared.thumbnails.get, threading.Event(), []
 
-            def get_late(path: Path, width: int, height: int) -> Preview | None:
-                widths.append(width)
+            def get_late(path: Path, columns: int, rows: int) -> Preview | None:
+                widths.append(columns)
                 if len(widths) == 1:
                     late.wait(60)
-                return get(path, width, height)
+                return get(path, columns, rows)
 
             app.shared.thumbnails.get = get_late  # type: ignore[method-assign]
             await pilot.resize_terminal(62, 16)
