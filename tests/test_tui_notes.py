@@ -90,7 +90,7 @@ def test_at_a_start_with_broken_settings_all_sentences_are_in_the_window_alone()
             await until(pilot, lambda: "mine.toml" in screen_text(app))
             assert isinstance(app.screen, ReadText)
             assert not app.screen.query("Toast")
-            for sentence in ("config.toml", "job.cancl", "mine.toml"):
+            for sentence in ("fps must be", "job.cancl", "mine.toml"):
                 assert screen_text(app).count(sentence) == 1
 
     run(test())
