@@ -120,7 +120,7 @@ COMMANDS = (
     Command("view.parameters", "main", "f9 p", "parameters", "Params", "Steps, size, seed and the others"),
     Command("parameters.reset", "main", "R", "reset_parameters", "Reset", "All parameters as the model prefers them"),
     Command("history.search", "main", "ctrl+r h", "search_history", "History", "Search the prompts so far"),
-    Command("prompt.editor", "main", "e", "edit", "Edit", "Write the prompt in $EDITOR"),
+    Command("prompt.editor", "main", "e", "edit", "Edit", "Write the prompt in your editor"),
     Command("prompt.focus", "main", "f2", "focus_prompt", "Prompt", "To the prompt"),
     Command("view.plan", "main", "P", "plan", "Plan", "How the picture fits into memory, and why"),
     Command("view.preview", "main", "w", "cycle_preview", "Preview", "Live preview off, low or high"),
