@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -163,7 +164,8 @@ def test_the_gallery_shows_thumbnails_captions_and_the_selected_one() -> None:
             assert lines[9].split()[:4] == ["▶6", "a", "small", "star"]
             assert lines[9].count("▶") == 1
             assert "5 a green heart" in lines[9]
-            assert lines[-2].split() == ["1/6", "a", "small", "star", paths[0].name]
+            made = time.strftime("%Y-%m-%d %H:%M", time.localtime(paths[0].stat().st_mtime)).split()
+            assert lines[-2].split() == ["1/6", *made, "a", "small", "star", paths[0].name]
             assert "Esc Back" in lines[-1]
 
     run(test())

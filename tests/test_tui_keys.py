@@ -246,6 +246,24 @@ def test_the_bars_of_the_main_screen_fit_a_terminal_of_80_columns() -> None:
     run(test())
 
 
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        ((80, 24), " Enter Generate  F9 Params  ^P Menu  Esc List  ^R History  ^C Cancel  F1 Help"),
+        ((60, 16), " Enter Generate  F9 Params  ^P Menu  Esc List  F1 Help"),
+    ],
+)
+def test_help_is_the_last_key_to_leave_the_bar(size: tuple[int, int], shown: str) -> None:
+    async def test() -> None:
+        async with running(size, engine=False) as (app, pilot):
+            assert screen_text(app).splitlines()[-1] == shown
+            await pilot.press("escape")
+            assert screen_text(app).splitlines()[-1].endswith("? Help")
+            assert "g Generate  n New seed  r Remix" in screen_text(app).splitlines()[-1]
+
+    run(test())
+
+
 def test_a_key_is_shown_as_people_write_it() -> None:
     shown = {"ctrl+g": "^G", "f5": "F5", "escape": "Esc", "K": "K", "shift+tab": "Shift+Tab", "alt+z": "Alt+Z"}
     shown |= {"pageup": "PgUp", "delete": "Del", "space": "Space", "?": "?"}
@@ -522,6 +540,19 @@ def test_undo_takes_back_a_word_at_a_time_and_redo_brings_it_again(dialect: Call
             prompt.put("")
             await t.send(undo)
             assert prompt.text == "a red circle"
+
+    run(test())
+
+
+@dialects
+def test_ctrl_u_empties_the_prompt_and_undo_brings_it_back(dialect: Callable[[str], str]) -> None:
+    async def test() -> None:
+        async with terminal() as t:
+            t.app.main.prompt.put("a red circle\nabove a green square")
+            assert await t.send(dialect("ctrl+u")) == ["clear"]
+            assert t.app.main.prompt.text == ""
+            await t.send(dialect("ctrl+t"))
+            assert t.app.main.prompt.text == "a red circle\nabove a green square"
 
     run(test())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from textual.pilot import Pilot
 
 from engine import folders
-from tests.apps import run, running, screen_text
+from tests.apps import run, running, screen_text, until
 from tui.app import T2IApp
 from tui.screens.dialogs import ReadText
 
@@ -87,11 +87,10 @@ def test_at_a_start_with_broken_settings_all_sentences_are_in_the_window_alone()
 
     async def test() -> None:
         async with running(engine=False) as (app, pilot):
-            await pilot.pause()
-            await pilot.pause()
+            await until(pilot, lambda: "mine.toml" in screen_text(app))
             assert isinstance(app.screen, ReadText)
             assert not app.screen.query("Toast")
-            for sentence in ("config.toml", "job.cancl", "mine.toml"):
+            for sentence in ("fps must be", "job.cancl", "mine.toml"):
                 assert screen_text(app).count(sentence) == 1
 
     run(test())

@@ -551,6 +551,27 @@ def test_backspace_and_delete_go_back_to_the_models_own_choice(size: tuple[int, 
 
 
 @both
+def test_one_key_gives_all_rows_back_to_the_model(size: tuple[int, int]) -> None:
+    async def test() -> None:
+        async with panel(size) as (app, pilot, _):
+            parameters = app.session.parameters
+            for name, text in (("steps", "8"), ("size", "512x512"), ("seed", "7"), ("count", "3")):
+                parameters.write(name, text)
+            await pilot.press("R")
+            assert all(map(parameters.is_default, parameters.names()))
+            assert row(app, "steps") == "28"
+            assert "seed random" in screen_text(app).splitlines()[0]
+            parameters.write("steps", "8")
+            await pilot.press("escape")
+            app.main.set_focus(app.main.jobs)
+            await pilot.press("R")
+            assert parameters.is_default("steps")
+            assert "as the model prefers" in notes(app)[-1]
+
+    run(test())
+
+
+@both
 def test_what_cannot_be_is_said_until_something_else_is_done(size: tuple[int, int]) -> None:
     async def test() -> None:
         async with panel(size) as (app, pilot, _):

@@ -19,7 +19,7 @@ from engine.cli.progress import PictureProgress
 from engine.events import LoadProgress, MemoryUse, PhaseFinished, PhaseStarted, Preview, StepFinished
 from tests.apps import run
 from tui.card import Card
-from tui.text import clean, duration, shortened, size
+from tui.text import clean, duration, moment, shortened, size
 from tui.thumbnails import Thumbnails, read_small
 from tui.widgets.gauge import Gauge, Level
 from tui.widgets.lines import WorkLine
@@ -363,6 +363,11 @@ def test_texts_are_shortened_by_cells(text: str, width: int, expected: str) -> N
 def test_text_for_the_prompt_has_no_control_characters() -> None:
     assert clean("a\r\nb\tc\x1b[31m\x00\x9b\u2028\ud800") == "a\nb c[31m"
     assert clean("日本 👩‍🚀 é") == "日本 👩‍🚀 é"
+
+
+def test_a_time_is_said_and_one_that_no_calendar_has_does_no_harm() -> None:
+    assert len(moment(0)) == len("1970-01-01 00:00")
+    assert moment(1e30) == moment(-1e30) == "at some time"
 
 
 def test_figures_are_for_people() -> None:

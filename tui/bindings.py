@@ -103,6 +103,7 @@ COMMANDS = (
     Command("prompt.history_next", "prompt", "down", "history(1)", "Later", "On the last line: the prompt after"),
     Command("prompt.undo", "prompt", "ctrl+t", "undo", "Undo", "Take the last words back, or another change"),
     Command("prompt.redo", "prompt", "ctrl+y", "redo", "Redo", "Do again what was taken back"),
+    Command("prompt.clear", "prompt", "ctrl+u", "clear", "Empty", "Empty the prompt; undo brings it back"),
     Command("job.generate", "main", "ctrl+g f5 g", "generate", "Generate", "Make a picture; while one runs, queue it"),
     Command("job.new_seed", "main", "n", "generate_new_seed", "New seed", "Make a picture with a new seed"),
     Command("job.submit_now", "main", "G", "generate_now", "Generate now", "Cancel the running picture, make this one"),
@@ -119,8 +120,9 @@ COMMANDS = (
     Command("view.parameters", "main", "f9 p", "parameters", "Params", "Steps, size, seed and the others"),
     Command("preset.choose", "main", "L", "choose_preset", "Preset", "Take over choices that have a name"),
     Command("preset.save", "main", "S", "save_preset", "Save preset", "Keep what is set under a name"),
+    Command("parameters.reset", "main", "R", "reset_parameters", "Reset", "All parameters as the model prefers them"),
     Command("history.search", "main", "ctrl+r h", "search_history", "History", "Search the prompts so far"),
-    Command("prompt.editor", "main", "e", "edit", "Edit", "Write the prompt in $EDITOR"),
+    Command("prompt.editor", "main", "e", "edit", "Edit", "Write the prompt in your editor"),
     Command("prompt.focus", "main", "f2", "focus_prompt", "Prompt", "To the prompt"),
     Command("view.plan", "main", "P", "plan", "Plan", "How the picture fits into memory, and why"),
     Command("view.preview", "main", "w", "cycle_preview", "Preview", "Live preview off, low or high"),
@@ -156,13 +158,14 @@ COMMANDS = (
     Command("app.leave", "main", "q", "leave_app", "Quit", "Leave, after asking if something is left undone"),
     Command(QUIT, "app", "ctrl+q", "quit", "Quit", "Leave; prompt, queue and settings are kept"),
 )
+# Where room is short the last one stays, and the others go from the end.
 PROMPT_BAR = (
     "job.submit",
-    "job.cancel",
-    "history.search",
-    "prompt.leave",
     "view.parameters",
     "app.palette",
+    "prompt.leave",
+    "history.search",
+    "job.cancel",
     "app.help",
 )
 LIST_BAR = ("job.generate", "job.new_seed", "image.remix", "seed.lock", "image.open", "prompt.focus", "app.help")

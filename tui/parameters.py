@@ -287,6 +287,11 @@ class Parameters:
         for part in ("width", "height", "crop") if name == "size" else (name,):
             self.chosen.pop(part, None)
 
+    def reset_all(self) -> None:
+        """Everything back to the model's own choice."""
+        for name in self.names():
+            self.reset(name)
+
     def take(self, request: Request, *, seed: bool) -> list[str]:
         """Take over all that `request` chose and this model offers; returns the names of what it does not offer."""
         left_out = []

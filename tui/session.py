@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -464,8 +464,8 @@ class Session:
             case ImageSaved(path=path, seconds_by_phase=seconds, notice=notice, measured_peak_bytes=measured):
                 self._deaths = 0
                 self.peak_bytes = self._highest_bytes
-                if self.plan is not None and self.plan.new_prompt.seconds and not self.restored:
-                    self.slowness = sum(seconds.values()) / self.plan.new_prompt.seconds
+                if self.plan is not None and not self.restored:
+                    self._learn_slowness(self.plan, seconds)
                 self.forecast.painted(job.request.prompt)
                 self._finish("done", notice or job.message, path, sum(seconds.values()), measured)
                 return notice or ""
@@ -482,6 +482,14 @@ class Session:
                 place = f"{self.progress.step}/{self.progress.steps}" if phase == "denoise" else phase
                 self._finish("cancelled", f"cancelled at {place}")
         return ""
+
+    def _learn_slowness(self, plan: Plan, seconds: Mapping[str, float]) -> None:
+        """By what every picture does: weights are read once, and many prompts are encoded already."""
+        planned = plan.new_prompt.seconds_by_phase
+        phases = [phase for phase in ("denoise", "decode") if phase in seconds and planned.get(phase)]
+        if phases:
+            self.slowness = sum(seconds[phase] for phase in phases) / sum(planned[phase] for phase in phases)
+            self._was_planned = True
 
     def _chose(self, plan: Plan) -> None:
         """The precision, where that was auto."""

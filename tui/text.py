@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 from engine.text import duration, printable, size, unseen
 
@@ -36,6 +37,14 @@ def shortened(text: str, width: int, ellipsis: str = "\u2026") -> str:
     if width <= 0 or (cell_len(line) <= width and len(text) <= 4 * width + 16):
         return line if width > 0 else ""
     return set_cell_size(line, max(0, width - cell_len(ellipsis))).rstrip() + ellipsis
+
+
+def moment(seconds: float) -> str:
+    """A time since the epoch as the clock and calendar here had it: 2026-11-27 17:31."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    except (OverflowError, OSError, ValueError):  # a file may claim any
+        return "at some time"
 
 
 def counted(count: int, thing: str) -> str:

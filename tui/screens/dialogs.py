@@ -246,6 +246,7 @@ class ParametersWindow(Window[None]):
         if event.key in self._commands:
             event.stop()
             self._commands[event.key]()
+            self.query_one(ParametersPanel).update()
 
     def compose(self) -> ComposeResult:
         """The panel in a window."""

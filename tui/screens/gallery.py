@@ -25,11 +25,12 @@ from engine.request import RequestError
 from tui.bindings import GALLERY_BAR, bindings_of
 from tui.screens.pictures import PicturesScreen
 from tui.shared import Shared
-from tui.text import shortened
+from tui.text import moment, shortened
 from tui.widgets.field import Field
 from tui.widgets.grid import PictureFile, PictureGrid
 from tui.widgets.lines import HeaderLine, KeyBar
 
+DATED = 60  # columns from which on the line of state says when a picture was made
 BATCH_SECONDS = 0.1  # of reading, between two looks at what was found
 
 
@@ -233,6 +234,8 @@ class Gallery(PicturesScreen):
         if file is None:
             return ""
         place = f"{self.grid.place + 1}/{len(self._shown)}"
+        if self.size.width >= DATED:
+            place += f"  {moment(file.modified_ns / 1e9)}"
         prompt, name = self._facts.get(file, Facts()).prompt, file.path.name
         ellipsis = "..." if self.shared.profile.ascii else "\u2026"
         room = self.size.width - 2 - len(place) - 4

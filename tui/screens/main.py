@@ -466,6 +466,12 @@ class MainScreen(PicturesScreen):
         self.session.parameters.step("count", step)
         self.shared.parameters_changed()
 
+    def action_reset_parameters(self) -> None:
+        """All of them as the model prefers."""
+        self.session.parameters.reset_all()
+        self.shared.parameters_changed()
+        self.shared.say("All parameters are as the model prefers them.")
+
     def action_parameters(self) -> None:
         """To the panel, which is a window where the screen has no room for it."""
         panel = self.query_one(ParametersPanel)
@@ -476,7 +482,11 @@ class MainScreen(PicturesScreen):
             self.set_focus(panel)
         else:
             keys, ascii_only = self.shared.keys, self.shared.profile.ascii
-            actions = {"preset.choose": self.action_choose_preset, "preset.save": self.action_save_preset}
+            actions = {
+                "preset.choose": self.action_choose_preset,
+                "preset.save": self.action_save_preset,
+                "parameters.reset": self.action_reset_parameters,
+            }
             commands = {key: action for command, action in actions.items() for key in keys.pressed(command)}
             close_keys = keys.pressed("view.parameters")
             self.app.push_screen(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from engine.images.metadata import Record, Said
 
 TRASH = ".trash"
-ENDS = {"failed": "ended by a fault", "cancelled": "stopped"}
+ENDS = {"failed": "failed", "cancelled": "was stopped"}
 
 
 class PicturesScreen(Screen[None]):
@@ -299,7 +299,7 @@ class PicturesScreen(Screen[None]):
         elif job is not None and job.state in ("failed", "cancelled"):
             key = self.shared.keys.shown("image.remix", letter=True)
             again = f"{key} tries it again" if job.state == "failed" else f"{key} takes its prompt over"
-            self.shared.say(f"This job was {ENDS[job.state]}, so there is no picture; {again}.")
+            self.shared.say(f"This job {ENDS[job.state]}, so there is no picture; {again}.")
         else:
             self.shared.say("There is no picture here yet.")
 

@@ -25,6 +25,7 @@ class JobPicture(PictureView):
         self._shared = shared
         self.preview_size = shared.profile.preview
         self._path: Path | None = None  # of the picture that is shown, or on its way
+        self._loading = 0  # the number of the latest load: at a start one may be under way for a room of no size
         self._limit()
 
     def cycle_preview(self) -> PreviewSize:
@@ -67,14 +68,16 @@ class JobPicture(PictureView):
         if path == self._path:
             return
         self._path, room = path, self.room
+        self._loading += 1
+        number = self._loading
         caption = f"seed {job.request.seed}" + (f"  {duration(job.seconds)}" if job.seconds is not None else "")
 
         def load() -> None:
             frame = self._shared.thumbnails.get(path, room.width, room.height)
-            self.app.call_later(self._loaded, path, frame, caption)
+            self.app.call_later(self._loaded, number, path, frame, caption)
 
         self.app.run_worker(load, name="thumbnail", thread=True, exit_on_error=False)
 
-    def _loaded(self, path: Path, frame: Preview | None, caption: str) -> None:
-        if path == self._path:
+    def _loaded(self, number: int, path: Path, frame: Preview | None, caption: str) -> None:
+        if number == self._loading and path == self._path:
             self.show(frame, caption if frame is not None else f"{path.name} cannot be shown")

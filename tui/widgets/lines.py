@@ -80,15 +80,13 @@ class KeyBar(Widget):
             self.refresh()
 
     def render_line(self, y: int) -> Strip:
-        """The line; pairs that do not fit are left out whole."""
+        """The line; pairs that do not fit are left out whole, from the end, but the last one is the last to go."""
         width, base = self.size.width, self.rich_style
         style = base + self.get_component_rich_style("keybar--key", partial=True)
-        segments, room = [], width
-        for key, label in self._keys:
-            if len(key) + len(label) + 3 > room:
-                break
-            room -= len(key) + len(label) + 3
-            segments += [Segment(key, style), Segment(f" {label}  ", base)]
+        pairs = list(self._keys)
+        while pairs and sum(len(key) + len(label) + 3 for key, label in pairs) - 2 > width:
+            del pairs[max(0, len(pairs) - 2)]
+        segments = [segment for key, label in pairs for segment in (Segment(key, style), Segment(f" {label}  ", base))]
         return Strip(segments).adjust_cell_length(width, base)
 
 

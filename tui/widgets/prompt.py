@@ -203,6 +203,10 @@ class PromptArea(TextArea):
         """One word, or one change of another kind."""
         self.call_later(self.undo)
 
+    def action_clear(self) -> None:
+        """All of it away."""
+        self.call_later(self.put, "")
+
     def action_redo(self) -> None:
         """What was undone."""
         self.call_later(self.redo)
