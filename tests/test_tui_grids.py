@@ -148,6 +148,12 @@ def test_a_grid_is_finished_after_a_restart_and_what_was_not_made_is_an_empty_ce
             assert "The grid is on one sheet, but for 2 cells of 4: " in notes(app)[-1]
             record = read_record(sheet_of(app))
             assert record.reproduce["grid"] == [{"name": "steps", "values": [1, 2, 3, 4]}]
+            made = sorted(app.output_folder.glob("*.png"))
+            all_made = Sheet((read_axis("steps=1,2"),), [str(made[0]), str(made[0])])
+            app.session.history.save(f"{GRID}x", all_made.to_dict())  # as where a kill came before the sheet
+        async with running(engine=False) as (app, pilot):
+            await sheet_saved(app, pilot)
+            assert len({*app.output_folder.glob("*.png")} - {*made}) == 1
 
     run(test())
 

@@ -296,10 +296,10 @@ class Parameters:
         """Take over all that `request` chose and this model offers; returns the names of what it does not offer."""
         left_out = []
         values = request.to_dict()
+        self.axes.clear()
         if not self.options:  # no model is open yet; it takes of these what it offers
             self.restore({"chosen": values, "seed": request.seed if seed else self.seed, "count": self.count})
             return []
-        self.axes.clear()
         self.chosen.pop("crop", None)
         for option in self.options:
             value = values.pop(option.name, None)
