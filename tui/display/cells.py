@@ -19,6 +19,8 @@ from rich.color_triplet import ColorTriplet
 from rich.style import Style
 from textual.strip import SGR_STYLES, Strip
 
+from tui.display.palette import nearest
+
 MAX_GAP = 4  # cells that did not change are written again rather than passed over, where that is no longer
 PART = 16  # cells after which it is looked whether there is still room for more
 
@@ -366,6 +368,8 @@ def color_code(color: Color, color_system: ColorSystem, place: int) -> str:
 @lru_cache(32768)  # Rich's own holds a thousand, and a preview has more
 def palette_code(triplet: ColorTriplet, color_system: ColorSystem, place: int) -> str:
     """The same of a terminal with fewer colours."""
+    if color_system is ColorSystem.EIGHT_BIT:  # Rich would snap each channel by itself
+        return f"{place};5;{nearest(*triplet)}"
     color = Color("", ColorType.TRUECOLOR, None, triplet)
     return ";".join(color.downgrade(color_system).get_ansi_codes(place == FOREGROUND))
 

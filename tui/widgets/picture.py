@@ -15,6 +15,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from engine.events import Preview
+from tui.display.palette import dithered
 from tui.text import printable, shortened
 
 Rendering = Literal["blocks", "letters"]
@@ -65,7 +66,8 @@ class PictureView(Widget):
     def _arrange(self) -> None:
         self._strips = []
         if self._frame is not None:
-            self._strips = strips(self._frame, self.room, self.rendering)
+            few = self.app.console.color_system == "256"
+            self._strips = strips(self._frame, self.room, self.rendering, few_colors=few)
             width = self._strips[0].cell_length if self._strips else 0
             self._offset = (
                 max(0, (self.size.width - width) // 2),
@@ -97,8 +99,11 @@ class PictureView(Widget):
         return Strip.blank(width, background)
 
 
-def strips(frame: Preview, room: Size, rendering: Rendering = "blocks") -> list[Strip]:
-    """`frame` as large as it fits into `room` (cells), its proportions kept: a cell is one pixel wide and two high."""
+def strips(frame: Preview, room: Size, rendering: Rendering = "blocks", *, few_colors: bool = False) -> list[Strip]:
+    """`frame` as large as it fits into `room` (cells), its proportions kept: a cell is one pixel wide and two high.
+
+    With `few_colors` in those of a terminal that has 256.
+    """
     tall = 2 if rendering == "blocks" else 1
     width, height = fitted(frame, room)
     if not width:
@@ -112,6 +117,8 @@ def strips(frame: Preview, room: Size, rendering: Rendering = "blocks") -> list[
         # Nearest: equal neighbours are sent as one, which halves the bytes of an enlarged preview.
         picture = picture.resize((width, rows), Image.Resampling.NEAREST if larger else Image.Resampling.BOX)
     pixels = picture.tobytes()
+    if few_colors and rendering == "blocks":
+        pixels = dithered(pixels, width)
     line = 3 * width
     if rendering == "letters":
         return [_letters(pixels[row * line : (row + 1) * line]) for row in range(height)]
