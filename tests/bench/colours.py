@@ -6,9 +6,6 @@ Bytes: a mean frame of eight previews, from noise to the picture. "Snapped" is R
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -17,9 +14,9 @@ from rich.color_triplet import ColorTriplet
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 from textual.geometry import Size
 
-from engine import Engine, ImageSaved, Request
+from engine import Engine, Request
 from engine.events import Preview
-from engine.images.save import plan_output
+from tests.painting import painted
 from tui.display.cells import Cells
 from tui.display.palette import FIRST, PALETTE, dithered, nearest, oklab
 from tui.widgets.picture import strips
@@ -48,10 +45,9 @@ def main() -> None:
 
 def demo() -> Image.Image:
     """A picture of the demo model."""
-    with tempfile.TemporaryDirectory() as folder:
-        *_, last = Engine().generate(Request("a red circle above a blue square", seed=1), plan_output(Path(folder), 1))
-        assert isinstance(last, ImageSaved)
-        return Image.open(last.path).convert("RGB")
+    request = Request("a red circle above a blue square", seed=1)
+    with Engine.open("demo", device="cpu") as engine:
+        return Image.fromarray(painted(engine, request))
 
 
 def gradients() -> Image.Image:
@@ -85,7 +81,7 @@ def error(wanted: bytes, got: bytes) -> float:
         sum((a - b) ** 2 for a, b in zip(oklab(*one), oklab(*other), strict=True)) ** 0.5
         for one, other in zip(first, second, strict=True)
     ]
-    return 100 * sum(distances) / len(distances)
+    return 100 * float(np.mean(distances))
 
 
 def blurred(rgb: bytes) -> NDArray[np.float64]:

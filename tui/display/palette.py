@@ -75,7 +75,7 @@ def dithered(rgb: bytes, width: int) -> bytes:
     rows = len(pixels) // width
     side = len(ORDER)
     places = np.tile(np.array(ORDER), (rows // side + 1, width // side + 1))[:rows, :width].ravel()
-    return palette.astype(np.uint8)[mixes[where.ravel(), places]].tobytes()
+    return bytes(palette.astype(np.uint8)[mixes[where.ravel(), places]])
 
 
 @lru_cache(1)
