@@ -63,7 +63,7 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        value: object = _version()
+        value: object = import_module("engine.version").engine_version()
     elif name in __all__:
         modules = map(import_module, ("engine.request", "engine.events", "engine.engine"))  # lightest first
         value = next(vars(module)[name] for module in modules if name in vars(module))
@@ -71,12 +71,3 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
     return value
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("texttoimagetool")
-    except PackageNotFoundError:  # run from its source folder
-        return "0+unknown"

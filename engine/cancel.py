@@ -20,6 +20,7 @@ class CancelFlag:
     def __init__(self) -> None:
         self._wanted = False
         self._after_step = False
+        self.is_leaving = False  # nobody waits for the picture any more, which does not mean that it is not wanted
 
     def set(self, after_step: bool = False) -> None:
         """Ask to stop: as soon as anything polls, or at the end of the step or phase that is running."""
@@ -27,6 +28,11 @@ class CancelFlag:
             self._after_step = True
         else:
             self._wanted = True
+
+    def leave(self) -> None:
+        """Ask to stop at once, for good."""
+        self.is_leaving = True
+        self._wanted = True
 
     def clear(self) -> None:
         self._wanted = self._after_step = False

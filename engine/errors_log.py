@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 import traceback
 from pathlib import Path
@@ -25,10 +26,11 @@ def keep_traceback(error: BaseException) -> Path | None:
 def memory_shortage(error: BaseException) -> str:
     """Which memory is too small, where an error comes of that; else ""."""
     limit = _memory_limit()
+    refused = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
     # Python itself breaks in many ways when an import gets no memory.
-    if limit and isinstance(error, (MemoryError, ImportError, SystemError)):
+    if limit and (refused or isinstance(error, (ImportError, SystemError))):
         return f"the {size(limit)} that this process may have (ulimit -v) are too little"
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+    if refused or "DefaultCPUAllocator" in str(error):
         return "the machine ran out of memory"
     return ""
 

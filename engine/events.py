@@ -25,6 +25,24 @@ class MemoryUse:
 
 
 @dataclass(frozen=True, slots=True)
+class MemorySample:
+    """Memory at one moment: seconds since the job began, bytes as `MemoryUse` has them."""
+
+    seconds: float
+    ram_bytes: int
+    device_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """How long a prompt is for the text encoder that takes most of it; `cut` is the text beyond the limit."""
+
+    count: int
+    limit: int
+    cut: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Preview:
     """A small picture: `width * height * 3` bytes of RGB, row by row."""
 

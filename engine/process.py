@@ -11,12 +11,12 @@ import faulthandler
 import gc
 import multiprocessing
 import os
-import queue
 import signal
 import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from contextlib import closing, redirect_stderr, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING
 
 from engine.cli.terminal import TerminalModes, put_back
 from engine.errors_log import keep_traceback, memory_shortage
-from engine.events import Event
+from engine.events import Event, MemorySample, MemoryUse, Plan, TokenCount
 from engine.files import is_stale, make_folder, open_own
 from engine.folders import state_dir
 from engine.libraries import hush_libraries
+from engine.memory_watch import MemoryWatch
 from engine.request import MAX_GUIDANCE, Defaults, Option, Request, RequestError
 from engine.times import DEFAULT_TIMES, FlowTimes
 
@@ -81,7 +82,17 @@ class HoldTerminal:
     modes: TerminalModes | None
 
 
-Command = OpenModel | Paint | Cancel | HoldTerminal
+@dataclass(frozen=True, slots=True)
+class Foresee:
+    """Ask how a request would run: memory, seconds, tokens. The answer is `Foreseen`, of the last question alone, as
+    soon as nothing is loaded or painted; none where no model is open.
+    """
+
+    number: int
+    request: Request
+
+
+Command = OpenModel | Paint | Cancel | HoldTerminal | Foresee
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +148,25 @@ class JobRefused:
     field: str
 
 
-Message = ModelOpened | ModelLoaded | ModelRefused | LoadEvent | JobEvent | JobRefused
+@dataclass(frozen=True, slots=True)
+class MemorySampled:
+    """What a job used of memory since the last word about it."""
+
+    job: str
+    samples: tuple[MemorySample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """How a request would run, or the sentence with which it would be refused."""
+
+    number: int
+    plan: Plan | None
+    tokens: TokenCount | None
+    refusal: str = ""
+
+
+Message = ModelOpened | ModelLoaded | ModelRefused | LoadEvent | JobEvent | JobRefused | MemorySampled | Foreseen
 
 
 class EngineProcess:
@@ -222,10 +251,41 @@ def serve(connection: Connection, log: Path) -> None:
     _Server(connection).run()
 
 
+class _Inbox:
+    """What is to be done, in its order; then the last question, which others have replaced."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._commands: deque[OpenModel | Paint | None] = deque()
+        self._question: Foresee | None = None
+
+    def put(self, command: OpenModel | Paint | Foresee | None) -> None:
+        with self._changed:
+            if isinstance(command, Foresee):
+                self._question = command
+            else:
+                self._commands.append(command)
+            self._changed.notify()
+
+    def get(self) -> OpenModel | Paint | Foresee | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._commands or self._question)
+            if self._commands:
+                return self._commands.popleft()
+            question, self._question = self._question, None
+            return question
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a command waits; a question is none."""
+        return bool(self._commands)
+
+
 class _Server:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._commands: queue.SimpleQueue[OpenModel | Paint | None] = queue.SimpleQueue()
+        self._sending = threading.Lock()
+        self._commands = _Inbox()
         self._engine: Engine | None = None
         self._job: str | None = None  # that is being painted
         self._cancelled: dict[str, Cancel] = {}
@@ -242,6 +302,8 @@ class _Server:
                         self._open(command)
                     case Paint():
                         self._paint(command)
+                    case Foresee():
+                        self._foresee(command)
         except (BrokenPipeError, ConnectionError):
             self._left.set()
             listener.join()  # nobody listens any more: it sees that, too, and ends the process
@@ -293,7 +355,7 @@ class _Server:
             with closing(engine.load()) as events:
                 for event in events:
                     self._send(LoadEvent(event))
-                    if not self._commands.empty():  # a job: it loads what it needs, and says so
+                    if self._commands.has_work:  # a job: it loads what it needs, and says so
                         break
             name, uuid = _device_name(engine)
             self._send(ModelLoaded(engine.device, name, uuid, time.perf_counter() - began))
@@ -322,7 +384,8 @@ class _Server:
         self._job = job
         try:
             destination = plan_output(Path(command.output) if command.output else None, 1)
-            with closing(engine.generate(command.request, destination)) as events:
+            events = engine.generate(command.request, destination)
+            with closing(events), MemoryWatch(self._memory, lambda samples: self._send(MemorySampled(job, samples))):
                 cancel = self._cancelled.get(job)  # it came before `generate` cleared the engine's flag
                 if cancel is not None:
                     engine.cancel(cancel.after_step)
@@ -334,8 +397,31 @@ class _Server:
             self._job = None
             self._cancelled.pop(job, None)
 
+    def _foresee(self, question: Foresee) -> None:
+        engine = self._engine
+        if engine is None:
+            return
+        plan = tokens = None
+        refusal = ""
+        try:
+            tokens = engine.count_tokens(question.request.prompt)
+            plan = engine.plan(question.request)
+        except RequestError as error:
+            refusal = str(error)
+        except Exception as error:  # a tokenizer or a configuration that nobody looked at before
+            keep_traceback(error)
+            refusal = f"no plan can be made: {memory_shortage(error) or ' '.join(str(error).split())[:200]}."
+        self._send(Foreseen(question.number, plan, tokens, refusal))
+
+    def _memory(self) -> MemoryUse:
+        from engine.jobs.runtime import resident_set_bytes
+
+        context = None if self._engine is None else self._engine.context
+        return context.runtime().memory_use() if context and context.is_loaded else MemoryUse(resident_set_bytes())
+
     def _send(self, message: Message) -> None:
-        self._connection.send(message)
+        with self._sending:
+            self._connection.send(message)
 
 
 def _redirect_output(log: Path) -> None:
@@ -432,7 +518,7 @@ def _oom_kills() -> int:
 
 def _device_name(engine: Engine) -> tuple[str, str | None]:
     """The name that a device's maker gave it, and the driver's identifier of a card."""
-    if engine.settings.simulate:
+    if engine.context.settings.simulate:
         return engine.runtime().target.name, None
     if not engine.device.startswith("cuda"):
         return "CPU", None

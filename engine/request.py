@@ -6,8 +6,10 @@ import difflib
 import math
 import random
 import re
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
+
+from engine.precision import MODES, PRECISIONS, Precision
 
 MAX_SEED = 2**64 - 1  # as torch's generator takes them
 MAX_STEPS = 1000
@@ -27,11 +29,9 @@ SCHEDULES: dict[str, dict[str, tuple[float, float, float]]] = {
 }
 MAX_PROMPT_CHARACTERS = 10_000
 MIN_SIDE, MAX_SIDE, SIDE_MULTIPLE = 64, 2048, 16
-PRECISIONS = ("fp32", "bf16", "fp8", "int8")  # fp8: of the weights, computed in bf16; int8: of activations as well
 AUTO = "auto"  # the precision that suits machine and budget, chosen by `engine.memory.choice` when a picture begins
 PRECISION_CHOICES = (AUTO, *PRECISIONS)
-EIGHT_BITS = ("fp8", "int8")  # of them, which not every family has
-SALIENCES = ("off", "csb", "csb+ssc")  # how channels that are hard to round are balanced in int8
+SALIENCES = ("off", *MODES)  # how channels that are hard to round are balanced in int8
 
 
 class RequestError(ValueError):
@@ -107,6 +107,7 @@ class Request:
     cfg_zero: bool = False  # CFG-Zero*
     apg: bool = False  # adaptive projected guidance
     template: str | None = None
+    crop: str | None = None  # "1080x1920": the middle of what is painted, which alone is the picture
 
     def __post_init__(self) -> None:
         _check_text("prompt", self.prompt)
@@ -129,6 +130,7 @@ class Request:
                     f"{name} {side} is not a multiple of {SIDE_MULTIPLE}; "
                     f"the nearest are {lower} and {lower + SIDE_MULTIPLE}.",
                 )
+        _check_crop(self.crop, self.width, self.height)
         _check_number("guidance", self.guidance, 0, MAX_GUIDANCE)
         _check_number("cfg", self.cfg, MIN_CFG, MAX_GUIDANCE)
         for name, choices in (("precision", PRECISION_CHOICES), ("salience", SALIENCES)):
@@ -175,17 +177,18 @@ class Request:
         if self.cfg_zero and self.apg:
             raise RequestError("apg", "CFG-Zero* and APG exclude each other; choose one.")
 
-    def resolved(self, defaults: Defaults) -> Request:
+    def resolved(self, defaults: Defaults) -> Resolved:
         """This request with every open choice filled in: what the metadata record and a picture repeats.
 
         Raises `RequestError` for choices that do not go together.
         """
-        choices = {
-            name: value if (value := getattr(self, name)) is not None else getattr(defaults, name)
-            for name in ("steps", "width", "height", "guidance", "precision", "cfg")
-        }
-        seed = self.seed if self.seed is not None else random.SystemRandom().randrange(2**32)
-        filled = replace(self, seed=seed, **choices)
+        choices: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(Request)}
+        for name in ("steps", "width", "height", "guidance", "precision", "cfg"):
+            if choices[name] is None:
+                choices[name] = getattr(defaults, name)
+        if self.seed is None:
+            choices["seed"] = random.SystemRandom().randrange(2**32)
+        filled = Resolved(**choices)
         filled._check_together()
         if not filled.is_true_cfg:
             return filled
@@ -193,10 +196,10 @@ class Request:
         return replace(filled, cfg=cfg, negative_prompt=filled.negative_prompt or "")
 
     @property
-    def form(self) -> str:
-        """How the transformer's weights are stored: the precision, in int8 with the balancing: "int8+csb"."""
-        balanced = self.precision == "int8" and self.salience not in (None, "off")
-        return f"{self.precision}+{self.salience}" if balanced else str(self.precision)
+    def form(self) -> Precision:
+        """How the transformer's weights are stored. Raises ValueError where the precision is open, or auto."""
+        salience = self.salience if self.precision == "int8" and self.salience != "off" else None
+        return Precision(str(self.precision), salience or "")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -212,6 +215,24 @@ class Request:
         if "prompt" not in values:
             raise RequestError("prompt", "the request has no prompt.")
         return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved(Request):
+    """A request in which no choice is open any more: `cfg` is there where guidance is true, precision may be auto."""
+
+    steps: int = field(kw_only=True)
+    seed: int = field(kw_only=True)
+    width: int = field(kw_only=True)
+    height: int = field(kw_only=True)
+    precision: str = field(kw_only=True)
+
+    @property
+    def picture_box(self) -> tuple[int, int, int, int]:
+        """What of the painted pixels is the picture: left, top, right, bottom."""
+        width, height = map(int, self.crop.split("x")) if self.crop else (self.width, self.height)
+        left, top = (self.width - width) // 2, (self.height - height) // 2
+        return left, top, left + width, top + height
 
 
 def read_schedule(text: str) -> tuple[str, dict[str, float]]:
@@ -242,6 +263,21 @@ def read_schedule(text: str) -> tuple[str, dict[str, float]]:
             name, f"of the schedule interval low must be below high, got {options['low']:g} and {options['high']:g}."
         )
     return kind, options
+
+
+def _check_crop(crop: object, width: int | None, height: int | None) -> None:
+    if crop is None:
+        return
+    sides = re.fullmatch("([0-9]{1,4})x([0-9]{1,4})", crop) if isinstance(crop, str) else None
+    painted = ((width or 0), (height or 0))
+    if sides is None or not all(
+        side - SIDE_MULTIPLE < int(kept) <= side for kept, side in zip(sides.groups(), painted, strict=True)
+    ):
+        raise RequestError(
+            "crop",
+            f"crop must be width x height, each less than {SIDE_MULTIPLE} pixels below that of the size, "
+            f"got {_shown(crop)} of {width}x{height}.",
+        )
 
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:

@@ -95,7 +95,7 @@ async def settled(pilot: Pilot[None], app: T2IApp) -> None:
 
 def notes(app: T2IApp) -> list[str]:
     """The sentences that were shown to the person."""
-    return [text for _, text in app.said]
+    return [text for _, text in app.shared.said]
 
 
 def screen_text(app: T2IApp) -> str:

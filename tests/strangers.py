@@ -278,7 +278,7 @@ def read_picture(place: Path, rng: Random) -> Sequence[str]:
 
 def read_prompt_file(place: Path, rng: Random) -> Sequence[str]:
     """Prompts, one a line, each a request and perhaps a template of several."""
-    from tui.variants import expand
+    from engine.prompts.variants import expand
 
     cli.app(
         ["generate", "--prompts-file", str(place / "input" / "prompts.txt")], prog_name="t2i", standalone_mode=False
@@ -286,6 +286,13 @@ def read_prompt_file(place: Path, rng: Random) -> Sequence[str]:
     for _, prompt in read_prompts(str(place / "input" / "prompts.txt"))[:100]:
         expand(prompt)
     return ()
+
+
+def read_choices(place: Path, rng: Random) -> Sequence[str]:
+    """A preset and a wildcard file, as a command takes them."""
+    cli.app(["generate", "a __colour__ {__colour__}"], prog_name="t2i", standalone_mode=False)
+    cli.app(["generate", "a circle", "--preset", "sketch"], prog_name="t2i", standalone_mode=False)
+    return run_cli("presets")
 
 
 def read_app(place: Path, rng: Random) -> Sequence[str]:
@@ -302,7 +309,7 @@ def read_app(place: Path, rng: Random) -> Sequence[str]:
         if rng.random() < 0.1:
             app.client.start = lambda opening: None  # type: ignore[method-assign]
             asyncio.run(_run(app))
-            said = [text for _, text in app.said]
+            said = [text for _, text in app.shared.said]
     finally:
         app.session.history.close()
     return [line for text in said for line in text.split("\n") if not line.startswith("From last time")]
@@ -429,12 +436,16 @@ def make_calibration(place: Path, kit: Kit) -> None:
 
 
 def _calibrate(place: Path, file: Path | None) -> None:
-    from engine.quantization.salience import MODES, Calibration
+    from engine.precision import MODES
+    from engine.quantization.salience import Calibration
     from engine.weights.model import open_folder
 
     model = open_folder(place / "input" / "model", "model")
     factors = {mode: {each.name: torch.full((each.width,), 1.5) for each in model.inputs} for mode in MODES}
     calibrations.write(Calibration(model_hash(model), 1, 32, "fp32", factors), file)
+
+
+GRID = [{"name": "steps", "values": [1, 2]}, {"name": "size", "values": ["64x64", "3:2"]}]
 
 
 def make_picture(place: Path, kit: Kit) -> None:
@@ -448,7 +459,7 @@ def make_picture(place: Path, kit: Kit) -> None:
         versions={"engine": "0.1.0", "torch": "2.13.0"},
         seconds_by_phase={"denoise": 1.5},
         device="cpu",
-        reproduce={"threads": 1, "tile": 0, "kernel": "dequantize", "batch": 1},
+        reproduce={"threads": 1, "tile": 0, "kernel": "dequantize", "batch": 1, "grid": GRID},
     )
     (place / "input" / "picture.png").write_bytes(encode_png(Image.new("RGB", (64, 64), "red"), record))
 
@@ -457,6 +468,15 @@ def make_prompts(place: Path, kit: Kit) -> None:
     """Some prompts, one with variants."""
     lines = ("a red circle", "a {red|blue|2$$green|yellow} square", "", "ein gr\u00fcner Kreis", "a \\{ b")
     (place / "input" / "prompts.txt").write_text("\n".join(lines), "utf-8")
+
+
+def make_choices(place: Path, kit: Kit) -> None:
+    """A preset and a wildcard file."""
+    preset = 'steps = 4\nsize = "3:2"\nfit = false\ncfg = 2.0\nnegative_prompt = "blue"\napg = true\nmodel = "demo"\n'
+    for name in ("presets", "wildcards"):
+        (place / "config" / name).mkdir()
+    (place / "config" / "presets" / "sketch.toml").write_text(preset)
+    (place / "config" / "wildcards" / "colour.txt").write_text("# of shapes\nred\n{dark|light} blue\n__colour__\n")
 
 
 CONFIG = """model = "demo"
@@ -538,6 +558,7 @@ KINDS = {
         Kind("calibration", make_calibration, ("input/factors.safetensors",), read_calibration),
         Kind("picture", make_picture, ("input/picture.png",), read_picture),
         Kind("prompts", make_prompts, ("input/prompts.txt",), read_prompt_file, pipes=True),
+        Kind("choices", make_choices, ("config/presets/sketch.toml", "config/wildcards/colour.txt"), read_choices),
         Kind("settings", make_app, ("config/config.toml",), read_app),
         Kind("keymap", make_app, ("config/keymap.toml",), read_app),
         Kind("theme", make_app, ("config/themes/*.toml", "config/themes"), read_app),

@@ -16,9 +16,11 @@ from engine.families.flux1 import published as flux1
 from engine.images.metadata import Record, read_record
 from engine.library.catalog import published
 from engine.memory.choice import LEVELS, choose, levels
-from engine.memory.planner import BudgetError, Layout
+from engine.memory.layout import BudgetError, Layout
+from engine.precision import PRECISIONS
 from engine.quantization.int8 import Choice
-from engine.request import AUTO, PRECISIONS, Option
+from engine.request import AUTO, Option
+from engine.text import duration
 from engine.weights.model import Model, component_in
 from tests import checkpoints
 from tests.checkpoints import save
@@ -52,11 +54,16 @@ def engines() -> Iterator[dict[tuple[str, str], Engine]]:
 @pytest.mark.parametrize(
     ("card", "vram", "chosen", "reasons"),
     [
-        ("rtx-3060", "12GiB", "int8", ("int8: bf16 would stream ", " GiB a step; fp8 would take 4.", " s a step")),
-        ("rtx-3060", "6GiB", "int8", ("int8: none fits whole, and it is the fastest, 2.", "bf16 3.", "fp8 4.")),
+        ("rtx-3060", "12GiB", "int8", ("int8: bf16 would stream ", " GiB a step; fp8 would take {fp8} a picture")),
+        (
+            "rtx-3060",
+            "6GiB",
+            "int8",
+            ("int8: none fits whole, and it is the fastest, {int8} a picture (bf16 {bf16}, fp8 {fp8})",),
+        ),
         ("rtx-3090", "24GiB", "bf16", ("bf16: as the model prefers it",)),
-        ("rtx-4090", "12GiB", "fp8", ("fp8: bf16 would stream ", "int8 would take 0.")),
-        ("h100", "12GiB", "fp8", ("fp8: bf16 would stream ", "int8 would take 0.")),
+        ("rtx-4090", "12GiB", "fp8", ("fp8: bf16 would stream ", "int8 would take {int8} a picture")),
+        ("h100", "12GiB", "fp8", ("fp8: bf16 would stream ", "int8 would take {int8} a picture")),
     ],
 )
 def test_the_best_picture_that_streams_nothing_else_the_fastest(
@@ -65,14 +72,15 @@ def test_the_best_picture_that_streams_nothing_else_the_fastest(
     engine = engines[card, vram]
     plan = engine.plan(FLUX)
     assert plan.precision == chosen
-    assert all(reason in plan.precision_reason for reason in reasons), plan.precision_reason
+    seconds = {p: engine.plan(replace(FLUX, precision=p)).new_prompt.seconds for p in PRECISIONS[1:]}
+    told = {precision: duration(each) for precision, each in seconds.items()}
+    assert all(reason.format(**told) in plan.precision_reason for reason in reasons), plan.precision_reason
     named = engine.plan(replace(FLUX, precision=chosen))
     assert named == replace(plan, precision_reason=""), "what is chosen is planned as if it had been named"
     whole = [p for p in PRECISIONS if p != "fp32" and not streams(engine, p)]
     if whole:
         assert chosen in whole
     else:
-        seconds = {p: engine.plan(replace(FLUX, precision=p)).new_prompt.seconds for p in PRECISIONS[1:]}
         assert seconds[chosen] == min(seconds.values())
 
 
@@ -96,16 +104,15 @@ def test_where_none_fits_the_smallest_budget_of_all_is_named() -> None:
 def test_what_a_probe_measured_on_the_card_wins_over_its_profile(engines: dict[tuple[str, str], Engine]) -> None:
     engine = engines["rtx-3060", "12GiB"]
     runtime = engine.runtime()
-    before = runtime.target
+    before = runtime.target, runtime.planner
     try:
         runtime.heed(Choice("triton", 1.28))  # as on an H100
-        runtime.planner._layouts.clear()
         plan = engine.plan(FLUX)
         assert plan.precision == "fp8"
-        assert "int8 would take 5" in plan.precision_reason or "int8 would take 4" in plan.precision_reason
+        slower = engine.plan(replace(FLUX, precision="int8")).new_prompt.seconds
+        assert f"int8 would take {duration(slower)} a picture" in plan.precision_reason
     finally:
-        runtime.target = runtime.planner.target = before
-        runtime.planner._layouts.clear()
+        runtime.target, runtime.planner = before
 
 
 def test_nothing_is_chosen_that_has_more_bits_than_the_file(tmp_path: Path) -> None:
@@ -131,7 +138,7 @@ def test_the_first_level_that_fits_ends_the_search() -> None:
         return layout
 
     with Engine.open("demo", simulate=True) as engine:
-        request, layout = engine.planned(engine.resolve(replace(SMALL, precision="fp32")))
+        request, layout = engine.context.planned(engine.resolve(replace(SMALL, precision="fp32")))
         candidates = [[replace(request, precision=each) for each in level] for level in LEVELS]
         assert choose(candidates, plan)[0].precision == "fp32"
     assert planned == ["fp32"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -120,11 +121,15 @@ def test_a_plan_heeds_a_context_that_is_larger_than_was_expected(monkeypatch: py
     request = Request("a cat", width=1024, height=1024, precision="fp8")
     with Engine.open("flux.1-dev", vram="8GiB", simulate=True) as engine:
         before = engine.plan(request)
-        monkeypatch.setattr(engine.runtime().card, "look", lambda: CONTEXT_BYTES + 300 * MIB)
-        after = engine.plan(request)
+        planners = []
+        for growth in (300 * MIB, 300 * MIB + 1, 304 * MIB, 304 * MIB + 1):
+            monkeypatch.setattr(engine.runtime().card, "look", partial(int, CONTEXT_BYTES + growth))
+            after = engine.plan(request)
+            planners.append(engine.runtime().planner)
     assert [phase.allowance_bytes for phase in after.phases] == [
-        phase.allowance_bytes + 300 * MIB for phase in before.phases
+        phase.allowance_bytes + 320 * MIB for phase in before.phases
     ]
+    assert [planner is planners[0] for planner in planners] == [True, True, True, False], "it grows by pieces"
     assert after.peak_bytes <= after.budget_bytes
 
 

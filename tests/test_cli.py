@@ -22,10 +22,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import engine.cli.commands
+import engine.cli.generate
 from engine import Engine, events
 from engine.cli.entry import _writes_there
 from engine.cli.interrupts import Interrupts
-from engine.images.metadata import encode_png, read_record
+from engine.cli.prompts import EXAMPLE
+from engine.images.metadata import encode_png, read_parameters, read_record
 from tests.commands import isolated_environment, json_lines, t2i
 from tests.conftest import share_plans
 from tests.tiny import save_tiny
@@ -70,9 +72,12 @@ def main(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: p
         ("--steps 0", "steps", "from 1 to 1000, got 0"),
         ("--steps 1001", "steps", "got 1001"),
         ("--steps many", "steps", "valid integer"),
-        ("--size 100x100", "width", "not a multiple of 16; the nearest are 96 and 112"),
+        ("--size 100x100", "size", "the nearest are 96x96 and 112x112: take one of them, or add --fit"),
+        ("--width 100", "width", "not a multiple of 16; the nearest are 96 and 112"),
+        ("--width 100 --fit", "fit", "add --size, or both"),
         ("--size 128x4096", "height", "from 64 to 2048"),
-        ("--size 128", "size", "such as 512x384"),
+        ("--size landscap", "size", "did you mean landscape?"),
+        ("--size 9:1", "size", "would be 384x48 with this model, whose sides go from 64 to 256"),
         ("--size 128x128 --width 128", "size", "exclude each other"),
         ("--width 32", "width", "from 64 to 2048"),
         ("--seed -2", "seed", "from 0 to 2**64 - 1, got -2"),
@@ -83,6 +88,8 @@ def main(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: p
         ("--precision fp7", "precision", "fp32, bf16, fp8"),
         ("--output {folder}/a.png --count 2", "output", "give a folder"),
         ("--output {folder}/none/a.png", "output", "does not exist"),
+        ("--output {folder}/none", "output", "end it with a slash to have it made"),
+        ("--output {folder}/none/new/", "output", "create that first"),
         ("--output=", "output", "--output is empty"),
         ("--model=", "model", "--model is empty"),
         ("--size 2048x2048", "width", "too large for demo"),
@@ -90,7 +97,7 @@ def main(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: p
         ("--from {folder}/none.png", "from", "cannot be read"),
         ("--from {folder}/text.txt", "from", "not a PNG"),
         ("--prompts-file {folder}/text.txt", "prompt", "exclude each other"),
-        ("extra words", "prompt", "in quotes after --prompt"),
+        ("extra", "prompt", "twice, alone and after --prompt"),
         ("--stepz 3", "arguments", "No such option: --stepz (Possible options: "),
         ("--steps", "arguments", "requires an argument"),
     ],
@@ -125,12 +132,13 @@ def test_a_prompt_must_say_something_and_not_too_much(prompt: str, main: Main) -
         (None, "cannot read"),
         (b"", "holds no prompt"),
         (b"\n  \n\r\n", "holds no prompt"),
+        (b"# nothing\n", "holds no prompt"),
         (b"a red circle\n\xff\xfe\xfd\n", "line 2 of "),
         (b"a red circle\na\0b\n", "line 2 of "),
         (b"a red circle\n\n" + b"x" * 10_001, "line 3 of "),
         (b"x" * (16 * 2**20 + 1), "larger than 16 MiB"),
     ],
-    ids=["missing", "empty", "blank", "binary", "nul", "long line", "huge"],
+    ids=["missing", "empty", "blank", "comment", "binary", "nul", "long line", "huge"],
 )
 def test_every_prompt_of_a_file_is_checked_first(content: bytes | None, words: str, tmp_path: Path, main: Main) -> None:
     if content is not None:
@@ -181,7 +189,7 @@ def test_escape_sequences_are_never_printed_raw(tmp_path: Path, main: Main) -> N
 def test_without_a_verb_and_a_terminal_t2i_says_what_works_instead(environment: dict[str, str]) -> None:
     run = t2i(env=environment)
     assert run.returncode == BAD_INPUT
-    assert run.stderr == f"error: the app needs a terminal; without one this works: {engine.cli.commands.EXAMPLE}\n"
+    assert run.stderr == f"error: the app needs a terminal; without one this works: {EXAMPLE}\n"
 
 
 def test_verbs_and_version(environment: dict[str, str], main: Main) -> None:
@@ -191,7 +199,7 @@ def test_verbs_and_version(environment: dict[str, str], main: Main) -> None:
     assert "Did you mean 'generate'?" in run.stderr
     run = main("generate")
     assert run.returncode == BAD_INPUT
-    assert engine.cli.commands.EXAMPLE in run.stderr
+    assert EXAMPLE in run.stderr
 
 
 # Pictures
@@ -207,7 +215,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) 
 @pytest.fixture
 def batch(tmp_path: Path, main: Main) -> Run:
     """Two prompts from standard input, no seed, with --json."""
-    prompts = f"{PROMPT}\r\n\n  a green star\n".encode()
+    prompts = f"# shapes\r\n{PROMPT}\r\n\n  # and\n  a green star\n".encode()
     return main("generate", "-p", "-", "--json", "--size", "64x80", "-o", str(tmp_path), stdin=prompts)
 
 
@@ -253,8 +261,83 @@ def test_prompts_from_standard_input_come_in_order_with_one_seed(batch: Run) -> 
     assert {(line["width"], line["height"]) for line in saved} == {(64, 80)}
 
 
+def test_a_prompt_needs_no_flag_and_a_folder_with_a_slash_is_made(tmp_path: Path, main: Main) -> None:
+    prompt = "a (red:1.4) circle, <lora:ink:0.8> BREAK (red:1.4) at 10:30 (ratio 3:2)"
+    run = main("generate", prompt, "--steps", "1", "--size", "3:2", "--json", "--seed", "-1", "-o", f"{tmp_path}/new/")
+    assert run.returncode == DONE, run.stderr
+    (made,) = (tmp_path / "new").iterdir()
+    request = read_record(made).request
+    assert (request.prompt, request.width, request.height, request.crop) == (prompt, 160, 112, None)
+    said = [line["message"] for line in json_lines(run.stdout) if line["event"] == "noticed"]
+    folder = f"made the folder '{tmp_path / 'new'}'."
+    idle = "(red:1.4), <lora:ink:0.8>, BREAK mean nothing here and are painted as text."
+    assert said[:2] == [folder, idle]
+    assert {folder, idle} <= set(run.stderr.splitlines())
+    run = main("generate", "a", "red", "circle")
+    assert (run.returncode, run.stderr) == (BAD_INPUT, "error: a prompt goes in quotes: t2i generate 'a red circle'\n")
+
+
+def test_a_size_that_does_not_fit_is_painted_larger_and_cropped_and_repeated(tmp_path: Path, main: Main) -> None:
+    first, again, whole = (tmp_path / f"{name}.png" for name in ("first", "again", "whole"))
+    fixed = ("--steps", "1", "--seed", "5")
+    run = main("generate", "a star", "--size", "100x90", "--fit", *fixed, "--json", "-o", str(first))
+    assert run.returncode == DONE, run.stderr
+    saved = json_lines(run.stdout)[-1]
+    assert (saved["width"], saved["height"]) == (100, 90)
+    assert "Size: 100x90," in read_parameters(first)
+    assert main("generate", "--from", str(first), "-q", "-o", str(again)).returncode == DONE
+    assert main("generate", "--from", str(first), "-q", "--size", "112x96", "-o", str(whole)).returncode == DONE
+    with Image.open(first) as one, Image.open(again) as two, Image.open(whole) as all_of_it:
+        assert one.size == (100, 90)
+        assert one.tobytes() == two.tobytes() == all_of_it.crop((6, 3, 106, 93)).tobytes()
+
+
+def test_a_plan_takes_the_same_sizes(main: Main) -> None:
+    for size, planned in (("portrait", "112x160"), ("128", "128x128"), ("100x90 --fit", "112x96")):
+        run = main("plan", "--size", *size.split())
+        assert run.stdout.startswith(f"demo {planned}, "), run.stderr
+
+
+def test_variants_are_painted_each_and_repeated_as_they_were(tmp_path: Path, main: Main) -> None:
+    template, fixed = "a {red|blue} star", ("--steps", "1", "--seed", "3", "--size", "64x64")
+    run = main("generate", template, *fixed, "-o", str(tmp_path))
+    assert run.returncode == DONE, run.stderr
+    assert "2 variants: red / blue" in run.stderr.splitlines()
+    requests = [read_record(path).request for path in run.stdout.splitlines()]
+    assert [(each.prompt, each.template) for each in requests] == [
+        ("a red star", template),
+        ("a blue star", template),
+    ]
+    again = main("generate", "--from", run.stdout.splitlines()[1], "-q", "-o", str(tmp_path / "again.png"))
+    assert again.returncode == DONE
+    assert read_record(tmp_path / "again.png").request == requests[1]
+    literal = main("generate", template, *fixed, "--no-variants", "-q", "-o", str(tmp_path / "literal.png"))
+    assert literal.returncode == DONE
+    assert read_record(tmp_path / "literal.png").request.prompt == template
+    (tmp_path / "many.txt").write_text("{1-99} stars\na __nothing__\n")
+    run = main("generate", "--prompts-file", str(tmp_path / "many.txt"), "--simulate")
+    assert run.returncode == BAD_INPUT
+    assert "line 2 of " in run.stderr
+    assert "there is no wildcard 'nothing'; write one line each into nothing.txt in" in run.stderr
+
+
+def test_what_a_wildcard_draws_goes_by_the_seed_and_is_in_the_picture(tmp_path: Path, main: Main) -> None:
+    (tmp_path / "shape.txt").write_text("\n".join(f"star {number}" for number in range(100)))
+    drawn = ("a __shape__", "--wildcards", str(tmp_path), "--steps", "1", "--seed", "5", "--size", "64x64", "-q")
+    several = main("generate", *drawn, "--count", "2", "-o", str(tmp_path))
+    assert several.returncode == DONE, several.stderr
+    requests = [read_record(path).request for path in several.stdout.splitlines()]
+    assert [(each.seed, each.template) for each in requests] == [(5, "a __shape__"), (6, "a __shape__")]
+    assert requests[0].prompt != requests[1].prompt
+    single = main("generate", *drawn, "-o", str(tmp_path / "single.png"))
+    assert single.returncode == DONE
+    assert read_record(tmp_path / "single.png").request == requests[0]
+    refused = main("generate", "x", "--wildcards", str(tmp_path / "none"))
+    assert (refused.returncode, refused.stderr) == (BAD_INPUT, f"error: there is no folder '{tmp_path / 'none'}'.\n")
+
+
 def documented_fields() -> dict[str, set[str]]:
-    joined = re.sub(r",\n {22}", ", ", engine.cli.commands.__doc__ or "")
+    joined = re.sub(r",\n {22}", ", ", engine.cli.generate.__doc__ or "")
     table = re.findall(r"^ {4}([a-z_]+)  +([a-z_, ]+)$", joined, flags=re.MULTILINE)
     return {name: set(listed.split(", ")) for name, listed in table if name != "event"}
 
@@ -268,9 +351,13 @@ def test_the_documented_schema_is_the_events_own() -> None:
         own = {field.name for field in fields(event)} - common
         name = event(**dict.fromkeys(own), image=0, elapsed_seconds=0.0, memory=memory).name
         expected[name] = own
-    assert documented_fields() == {**expected, "error": {"field", "message"}}
+    assert documented_fields() == {
+        **expected,
+        "error": {"field", "message"},
+        "sheet_saved": {"path", "columns", "rows", "notice"},
+    }
     for name in (*common, "job", *(field.name for field in fields(events.MemoryUse))):
-        assert f"`{name}`" in (engine.cli.commands.__doc__ or "")
+        assert f"`{name}`" in (engine.cli.generate.__doc__ or "")
 
 
 def test_json_lines_are_as_documented(batch: Run) -> None:
@@ -622,13 +709,19 @@ def test_a_picture_of_another_program_is_repeated_and_what_is_left_out_is_said(t
     path = forge_picture(tmp_path)
     run = main("generate", "--from", path)
     assert (run.returncode, run.stdout) == (BAD_INPUT, "")
-    assert "add --size 1008x1008, the nearest one." in run.stderr
+    assert "add --size 1008x1008, the nearest one, or --size 1000x1000 --fit to have it cropped." in run.stderr
+    cropped = ("--size", "100x90", "--fit", "-q", "-o", str(tmp_path / "cropped.png"))
+    assert main("generate", "--from", path, *cropped).returncode == DONE
+    assert read_record(tmp_path / "cropped.png").request.crop == "100x90"
     run = main("generate", "--from", path, "--size", "64x64", "--json", "-o", str(tmp_path))
     assert run.returncode == DONE, run.stderr
-    left_out = "left out: LoRA ink, sampler DPM++ 2M, model flux1-dev"
-    assert left_out in run.stderr.splitlines()
+    account = (
+        "taken over from Forge: prompt, negative prompt, steps, seed, guidance, CFG scale; "
+        "left out: LoRA ink, sampler DPM++ 2M, model flux1-dev"
+    )
+    assert account in run.stderr.splitlines()
     noticed, *others = [line for line in json_lines(run.stdout) if line["event"] == "noticed"]
-    assert (noticed["message"], noticed["job"], noticed["image"]) == (left_out, 0, 0)
+    assert (noticed["message"], noticed["job"], noticed["image"]) == (account, 0, 0)
     assert [each["message"] for each in others] == [
         "demo was made for 128x128 pixels; at 64x64 things may be repeated or cut off."
     ]
@@ -647,7 +740,11 @@ def test_a_guidance_that_a_model_does_not_take_is_left_out_and_said(tmp_path: Pa
     flags = ("--model", str(tmp_path / "schnell"), "--size", "64x64", "--seed", "-1", "-o", str(tmp_path / "new.png"))
     run = main("generate", "--from", forge_picture(tmp_path), *flags)
     assert run.returncode == DONE, run.stderr
-    assert "left out: LoRA ink, sampler DPM++ 2M, guidance 2.5" in run.stderr.splitlines()
+    account = (
+        "taken over from Forge: prompt, negative prompt, steps, CFG scale; "
+        "left out: LoRA ink, sampler DPM++ 2M, guidance 2.5"
+    )
+    assert account in run.stderr.splitlines()
     request = read_record(tmp_path / "new.png").request
     assert (request.guidance, request.cfg) == (None, 2.0)
     assert request.seed is not None

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 import engine.cli.commands
 import engine.cli.models
+import engine.cli.pull
 from engine.cli import console
 from engine.families.flux1.published import FLUX_FILES, FLUX_NEEDED
 from engine.families.sources import Repository, Source
@@ -33,6 +34,7 @@ from tests.checkpoints import save
 from tests.commands import json_lines
 from tests.models import Kit, comfyui, lora, small_kit
 from tests.test_hub import TINY, Hub, server
+from tests.tiny import FP8_FORM
 
 assert server  # the fixture: a hub on this machine
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
@@ -100,6 +102,7 @@ class TestList:
     def test_fits_in_80_columns(self, t2i, comfy):
         bare = t2i("models", "list")
         assert (bare.code, bare.stderr) == (DONE, "")
+        assert t2i("models") == bare
         assert [line.split()[0] for line in bare.stdout.splitlines()] == [
             *("name", "demo", "flux.1-schnell", "flux.1-dev", "distillt5", "tokenizers")
         ]
@@ -333,7 +336,7 @@ class TestPull:
         ("answer", "code"), [("y\n", DONE), ("n\n", CANCELLED), ("\n", CANCELLED), ("", CANCELLED)]
     )
     def test_on_a_terminal_it_asks(self, flux, t2i, monkeypatch, answer, code):
-        monkeypatch.setattr(engine.cli.models, "is_terminal", lambda: True)
+        monkeypatch.setattr(engine.cli.pull, "is_terminal", lambda: True)
         monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
         run = t2i("models", "pull", "flux.1-dev")
         assert run.code == code
@@ -386,7 +389,7 @@ class TestCache:
                 tensors = load_file(source)
                 tensors["proj_out.bias"] += 1
                 save(tensors, changing)
-            conversion = converted_files("transformer", [file], torch.bfloat16, [])
+            conversion = converted_files("transformer", [file], torch.bfloat16, [], FP8_FORM)
             try:
                 while True:
                     next(conversion)

@@ -19,14 +19,14 @@ from torch import Tensor
 from engine import Engine, ImageSaved, Request
 from engine.cancel import CancelledError
 from engine.demo.scenes import Scene, Thing, place, render
-from engine.families.family import Size
-from engine.families.flux1 import VAE_SCALE
+from engine.families.facts import Size
 from engine.families.flux1.latents import noise, pack, unpack
 from engine.families.flux1.networks import NETWORKS
+from engine.families.flux1.parts import VAE_SCALE
 from engine.images.save import plan_output
 from engine.library.catalog import DEMO_FOLDER
-from engine.memory.ledger import peak_of
 from engine.sampling.decode import MAX_BANDS, TILES, _latent_rows, decode, parked_bytes, smaller_tiles
+from tests.peaks import peak_of
 from tests.tiny import flux_size
 
 PROMPTS = (

@@ -36,7 +36,9 @@ from engine.images.metadata import read_record
 from engine.images.save import Destination, plan_output
 from engine.jobs.latents import KeptLatents
 from engine.jobs.runtime import Repeat
-from engine.memory.components import Loan, Placement
+from engine.memory.loan import Loan
+from engine.memory.placement import Placement
+from engine.precision import FP32
 from engine.weights.reading import WeightFiles
 from tests.tiny import save_tiny
 
@@ -134,7 +136,7 @@ def test_a_picture_regenerates_from_its_own_file(engine: Engine, destination: De
 def test_cancelling_stops_before_the_next_block(engine: Engine, destination: Destination) -> None:
     list(engine.generate(small(), destination))  # loads
     calls = 0
-    transformer = engine.runtime().components.component("transformer", "fp32").module
+    transformer = engine.runtime().components.component("transformer", FP32).module
 
     def cancel_in_the_middle(*_: object) -> None:
         nonlocal calls
@@ -181,7 +183,7 @@ def test_two_components_are_never_lent_at_once(engine: Engine, destination: Dest
     components = engine.runtime().components
 
     def lend(name: str) -> AbstractContextManager[Loan]:
-        return components.lend(name, "fp32", Placement(), lambda: None)
+        return components.lend(name, FP32, Placement(), lambda: None)
 
     with lend("vae"), pytest.raises(RuntimeError, match="vae is on the device"), lend("transformer"):
         pass
@@ -305,7 +307,7 @@ def test_t5_holds_its_embedding_once_and_clip_may_bring_its_position_ids(
     save_file({**load_file(clip), "text_model.embeddings.position_ids": torch.arange(32)[None]}, clip)
     with Engine.open(folder, device="cpu") as engine:
         assert isinstance(list(engine.generate(small(), destination))[-1], ImageSaved)
-        component = engine.runtime().components.component("text_encoder_2", "fp32")
+        component = engine.runtime().components.component("text_encoder_2", FP32)
     assert [piece.stored for unit in component.units for piece in unit.pieces if "embed" in piece.stored] == []
     assert component.host_shape == component.wanted["shared.weight"]
 

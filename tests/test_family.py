@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,17 +15,27 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from engine import Engine, ImageSaved, Request, RequestError
 from engine.events import Planned, Simulated
 from engine.families.all import FAMILIES
+from engine.families.flux1 import FLUX1
+from engine.families.networks import Conditioning, Tokens
 from engine.images.save import plan_output
+from engine.library import inventory, pairing
+from engine.library.registry import Registry
 from engine.memory import choice
+from engine.memory.components import Components
+from engine.memory.measure import META, Activations
+from engine.precision import FP8, FP32, INT8
 from engine.untrusted.headers import read_header
+from engine.weights.forms import Form
 from engine.weights.layouts import recognise
+from engine.weights.model import open_folder
 from engine.weights.reading import WeightFiles
 from tests.tiny import save_tiny
-from tests.toy import Toy, save_toy
+from tests.toy import Toy, ToyNetworks, save_toy
 
 Pixels = NDArray[np.uint8]
 
@@ -159,10 +172,130 @@ def test_parts_of_one_name_keep_their_own_familys_forms(place: int, tmp_path: Pa
     try:
         with Engine.open(tmp_path / "model", device="cpu") as engine:
             assert painted(engine, wanted("int8"), tmp_path / "out").std() > 1
-            component = engine.runtime().components.component("transformer", "int8")
+            component = engine.runtime().components.component("transformer", INT8)
     finally:
         FAMILIES.remove(toy)
     assert torch.int8 in {piece.dtype for unit in component.units for piece in unit.pieces}
+
+
+def test_what_another_family_rounds_is_not_rounded_in_this_one() -> None:
+    class Rounding(Toy):
+        def eight_bit(self, part: str, name: str) -> bool:
+            return name == "norm_out.linear.weight"
+
+    other = Rounding()
+    FAMILIES.append(other)
+    try:
+        assert [Form(family, FP8).covers("transformer", "norm_out.linear.weight") for family in (FLUX1, other)] == [
+            False,
+            True,
+        ]
+    finally:
+        FAMILIES.remove(other)
+
+
+class GreedyNetworks(ToyNetworks):
+    """They read a prompt with more memory."""
+
+    def encode(
+        self, part: str, module: Any, tokens: Tokens, rows: Callable[[Tensor], Tensor], device: torch.device
+    ) -> Conditioning:
+        scratch = torch.empty(2**20, dtype=torch.uint8, device=device)
+        read = super().encode(part, module, tokens, rows, device)
+        del scratch
+        return read
+
+
+class Greedy(Toy):
+    name, pipelines, networks = "greedy", ("GreedyPipeline",), GreedyNetworks()
+
+
+def test_what_one_family_takes_is_not_what_another_took_with_the_same_configuration(tmp_path: Path) -> None:
+    families, taken = (Toy(), Greedy()), []
+    save_toy(tmp_path)
+    FAMILIES.extend(families)
+    try:
+        for family in families:
+            (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": family.pipelines[0]}))
+            model = open_folder(tmp_path, family.name)
+            taken.append(Activations(Components(model, META, simulated=True)).encode("text_encoder", FP32))
+    finally:
+        for family in families:
+            FAMILIES.remove(family)
+    assert taken[1] - taken[0] > 2**19
+
+
+class Doubled(Toy):
+    """A toy whose transformer has tensors that begin as FLUX.1's do."""
+
+    parts = (replace(Toy.parts[0], prefixes=("model.diffusion_model.",)), *Toy.parts[1:])
+
+    def part_of(self, names: Sequence[str]) -> str:
+        return "transformer" if "double_blocks.toy" in names else super().part_of(names)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_what_a_file_is_does_not_follow_from_the_order_of_the_families(place: int, tmp_path: Path) -> None:
+    other = Doubled()
+    save_toy(tmp_path / "toy")
+    save_tiny(tmp_path / "flux1", guided=True)
+    model = tmp_path / "toy" / "transformer" / "model.safetensors"
+    marked = {**load_file(model), "double_blocks.toy": torch.zeros(1)}
+    save_file(marked, tmp_path / "alone.safetensors")
+    save_file({f"model.diffusion_model.{name}": value for name, value in marked.items()}, tmp_path / "all.safetensors")
+    shutil.copy(model, tmp_path / "toy.safetensors")
+    shutil.copy(next((tmp_path / "toy" / "vae").glob("*.safetensors")), tmp_path / "vae.safetensors")
+    FAMILIES.insert(place, other)
+    try:
+        found = {path: recognise([read_header(tmp_path / path)])[0].family.name for path in TOLD}
+        pairs = pairing.paired(tmp_path / "toy.safetensors", {}, Registry())
+        assert found == TOLD
+        assert pairs.found["vae"].family is other, "a model asks for its own family's"
+    finally:
+        FAMILIES.remove(other)
+
+
+TOLD = {
+    "alone.safetensors": "toy",
+    "all.safetensors": "toy",
+    "flux1/transformer/diffusion_pytorch_model.safetensors": "flux1",
+    "flux1/vae/diffusion_pytorch_model.safetensors": "flux1",
+    "vae.safetensors": "flux1",  # either's; the first by name
+}
+
+
+class Reader(Toy):
+    """A toy whose tokenizer has the name and the files of another family's."""
+
+    def tokenizer_in(self, folder: Path) -> str:
+        return "tokenizer"
+
+
+def _check_letters(folder: Path) -> None:
+    if "letters" not in (folder / "vocab.json").read_text():
+        raise RequestError("model", f"the tokenizer in {folder} does not read letters.")
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_tokenizers_of_one_name_are_told_apart(place: int, tmp_path: Path) -> None:
+    reader = Reader()
+    reader.tokenizers = (replace(Toy.tokenizers[0], check=_check_letters),)
+    save_toy(tmp_path / "toy")
+    save_tiny(tmp_path / "flux1", guided=True)
+    (tmp_path / "toy" / "tokenizer" / "merges.txt").touch()
+    FAMILIES.insert(place, reader)
+    try:
+        titles = {
+            name: [part.title for part in inventory.show(str(tmp_path / name)).parts if "tokenizer" in part.component]
+            for name in ("toy", "flux1", "toy/tokenizer")
+        }
+    finally:
+        FAMILIES.remove(reader)
+    assert titles == {
+        "toy": ["letters"],
+        "flux1": ["CLIP's tokenizer", "T5's tokenizer"],
+        "toy/tokenizer": ["letters"],
+    }
 
 
 def test_a_file_is_told_by_its_tensors_whatever_families_there_are(model: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from engine import Engine
-from engine.cli.commands import _recorded_model
+from engine.cli.repeat import recorded_model
 from engine.errors_log import keep_traceback
 from engine.files import Temporary, make_folder, open_own, remove_leftovers, write_whole
 from engine.folders import cache_dir, config_dir, state_dir
@@ -149,12 +149,12 @@ def test_on_windows_a_file_that_is_about_to_get_its_name_is_no_leftover(
 )
 def test_a_picture_opens_no_network_share_in_any_spelling(name: str) -> None:
     with pytest.raises(RequestError, match="network share"):
-        _recorded_model(name)
+        recorded_model(name)
 
 
 @pytest.mark.parametrize("name", ["demo", "/models/flux", r"C:\models\flux", "C:/models", "a//b", r"\models\flux"])
 def test_a_picture_may_name_models_of_this_machine(name: str) -> None:
-    assert _recorded_model(name) == name
+    assert recorded_model(name) == name
 
 
 @pytest.fixture

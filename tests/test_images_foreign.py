@@ -13,43 +13,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from engine.images.metadata import Said, read_record, read_settings
-from engine.request import MAX_SEED, Request, RequestError
+from engine.images.metadata import read_record, read_settings
+from engine.request import MAX_SEED, RequestError
+from tests.elsewhere import SIGNATURE, SIMPLE, chunk, picture, refusal, said, values
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LINE = "Steps: 20, Sampler: Euler, Schedule type: Simple, CFG scale: {cfg}, Distilled CFG Scale: 2.5, Seed: 99, "
 LINE += "Size: 512x768"
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
-
-
-def picture(folder: Path, **texts: Any) -> Path:
-    """A PNG with these texts as they are written: bytes, text as UTF-8, anything else as JSON."""
-    data = SIGNATURE + chunk(b"IHDR", b"\0\0\0\x10\0\0\0\x10\x08\x02\0\0\0")
-    for name, text in texts.items():
-        body = text if isinstance(text, bytes) else (text if isinstance(text, str) else json.dumps(text)).encode()
-        data += chunk(b"tEXt", name.replace("__", ":").encode() + b"\0" + body)
-    path = folder / "picture.png"
-    path.write_bytes(data + chunk(b"IDAT", b"no pixels") + chunk(b"IEND", b""))
-    return path
-
-
-def said(folder: Path, **texts: Any) -> Said:
-    return read_settings(picture(folder, **texts))
-
-
-def refusal(path: Path, **changes: Any) -> str:
-    with pytest.raises(RequestError) as refused:
-        read_settings(path, changes)
-    assert str(refused.value).isprintable()
-    assert len(str(refused.value)) < 400
-    return str(refused.value)
-
-
-def values(request: Request) -> dict[str, Any]:
-    return {name: value for name, value in request.to_dict().items() if value not in (None, False) and name != "count"}
 
 
 # Text
@@ -93,6 +62,84 @@ def test_a_picture_of_stable_diffusion_cpp(tmp_path: Path) -> None:
         "guidance": 2.5,
     }
     assert (found.left_out, found.model) == (("RNG cuda",), "flux1-dev-q4_0.gguf")
+
+
+DETAILS = "Steps: 20, Sampler: DPM++ 2M, CFG scale: 3, Seed: 99, Size: 512x768"
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "negative", "left_out"),
+    [
+        (f"a cat, red Negative prompt: dogs {DETAILS}", "a cat, red", "dogs", ()),
+        (f"a cat: red. Negative prompt: dogs. {DETAILS}", "a cat: red.", "dogs.", ()),
+        (f"a cat.{DETAILS}, Distilled CFG Scale: 3", "a cat.", None, ()),
+        (
+            f"a cat\nin a hat Negative prompt: dogs, birds {DETAILS}, Hires Steps: 5, Hires upscale: 2",
+            "a cat\nin a hat",
+            "dogs, birds",
+            ("hires fix",),
+        ),
+        (f"a cat\r\nNegative prompt: dogs\r\n{DETAILS}", "a cat", "dogs", ()),
+        (
+            f"a cat\nNegative prompt: dogs\n{DETAILS}\nTemplate: a {{cat|dog}}, x: y\nNegative Template: dogs",
+            "a cat",
+            "dogs",
+            (),
+        ),
+        (f'a cat\nNegative prompt: dogs\n{DETAILS}, Template: "a, b", Negative Template: dogs', "a cat", "dogs", ()),
+        (f'a cat\nNegative prompt: dogs\n{DETAILS}\n\nWildcard prompt: "a __x__"\nmore', "a cat", "dogs", ()),
+        (
+            f"a cat\nNegative prompt: dogs\n{DETAILS}\nwhat is this, Tiling: True",
+            "a cat",
+            "dogs",
+            ("Tiling True", '"what is this"'),
+        ),
+        (f"a cat\nSteps: to heaven\nNegative prompt: dogs\n{DETAILS}", "a cat\nSteps: to heaven", "dogs", ()),
+        (
+            "a cat\nNegative prompt: dogs\nSampler: DPM++ 2M, Steps: 20, CFG scale: 3, Seed: 99, Size: 512x768",
+            "a cat",
+            "dogs",
+            (),
+        ),
+    ],
+)
+def test_all_in_one_line_and_lines_after_the_last_are_read(
+    text: str, prompt: str, negative: str | None, left_out: tuple[str, ...], tmp_path: Path
+) -> None:
+    found = said(tmp_path, parameters=text)
+    request = found.record.request
+    assert (request.prompt, request.negative_prompt) == (prompt, negative)
+    assert (request.steps, request.cfg, request.seed, request.width, request.height) == (20, 3.0, 99, 512, 768)
+    assert found.left_out == ("sampler DPM++ 2M", *left_out)
+
+
+def test_what_follows_very_long_details_is_named(tmp_path: Path) -> None:
+    found = said(tmp_path, parameters=f"a cat\n{LINE.format(cfg=1)}, " + "x: 0, " * 2000 + "Tiling: True")
+    assert found.record.request.seed == 99
+    assert len(found.left_out) == 1
+    assert found.left_out[0].startswith('"x: 0, x: 0')
+
+
+@pytest.mark.parametrize(
+    ("version", "program"),
+    [
+        ("Version: f2.0.1v1.10.1-previous", "Forge"),
+        ("Version: neo", "Forge"),
+        ("App: SD.Next, Version: abc", "SD.Next"),
+        ("Version: ComfyUI", "ComfyUI"),
+        ("Version: v1.10.1", "A1111 or a relative"),
+    ],
+)
+def test_what_is_taken_over_and_what_is_not_is_one_sentence(version: str, program: str, tmp_path: Path) -> None:
+    found = said(tmp_path, parameters=f"a cat <lora:ink:1>\n{LINE.format(cfg=1)}, {version}")
+    taken = f"taken over from {program}: prompt, size, steps, seed"
+    assert found.account(found.left_out) == f"{taken}, guidance; left out: LoRA ink"
+    assert found.account([]) == f"{taken}, guidance"
+    assert (
+        found.account(["guidance 2.5"], without=["seed"]) == f"{taken.removesuffix(', seed')}; left out: guidance 2.5"
+    )
+    changed = read_settings(tmp_path / "picture.png", {"steps": 3, "guidance": 1.0})
+    assert changed.account([]) == taken.replace("steps, ", "")
 
 
 @pytest.mark.parametrize(
@@ -182,6 +229,13 @@ def test_names_from_a_file_are_short_and_cannot_touch_the_terminal(tmp_path: Pat
     assert read_settings(path).left_out == ("LoRA \\x1b]0;x\\x07",)
 
 
+def test_numbers_without_end_are_none(tmp_path: Path) -> None:
+    numbers: list[Any] = [1e308, 10**4000, 0.5, True, []]
+    for number in numbers:
+        text = {"steps": 4, "seed": 1, "width": number, "height": number, "prompt": "a cat"}
+        assert "does not say its size" in refusal(picture(tmp_path, parameters=text))
+
+
 # What is given replaces what is said
 
 
@@ -190,7 +244,7 @@ def test_names_from_a_file_are_short_and_cannot_touch_the_terminal(tmp_path: Pat
 )
 def test_a_size_that_cannot_be_is_refused_with_the_nearest_or_replaced(size: str, nearest: str, tmp_path: Path) -> None:
     path = picture(tmp_path, parameters=f"a cat\nSteps: 4, Seed: 1, Size: {size}")
-    assert f"add --size {nearest}, the nearest one." in refusal(path)
+    assert f"add --size {nearest}, the nearest one" in refusal(path)
     request = read_settings(path, {"width": 128, "height": 64}).record.request
     assert (request.width, request.height, request.seed) == (128, 64, 1)
     found = read_settings(path, lenient=True)
@@ -219,233 +273,6 @@ def test_a_value_that_was_given_is_refused_as_that(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="take a smaller seed") as refused:
         read_settings(path, {"count": 2})
     assert refused.value.field == "from"  # the picture's seed, not the count, is at fault
-
-
-# ComfyUI
-
-
-def node(kind: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": kind, "inputs": inputs}
-
-
-TURBO: dict[str, Any] = {
-    "1": node("UNETLoader", unet_name="FLUX1/flux1-dev.safetensors", weight_dtype="default"),
-    "2": node("DualCLIPLoader", clip_name1="t5xxl_fp16.safetensors", clip_name2="clip_l.safetensors", type="flux"),
-    "3": node("CLIPTextEncode", text="a red (cat:1.3)", clip=["2", 0]),
-    "4": node("FluxGuidance", guidance=2.5, conditioning=["3", 0]),
-    "5": node("LoraLoaderModelOnly", lora_name="styles/ink.safetensors", strength_model=0.8, model=["1", 0]),
-    "6": node("ModelSamplingFlux", max_shift=1.15, base_shift=0.5, width=1024, height=1024, model=["5", 0]),
-    "7": node("BasicGuider", model=["6", 0], conditioning=["4", 0]),
-    "8": node("RandomNoise", noise_seed=2**64 - 1),
-    "9": node("KSamplerSelect", sampler_name="euler"),
-    "10": node("BasicScheduler", scheduler="beta", steps=24, denoise=1, model=["6", 0]),
-    "11": node("EmptySD3LatentImage", width=1024, height=768, batch_size=1),
-    "12": node(
-        "SamplerCustomAdvanced",
-        noise=["8", 0],
-        guider=["7", 0],
-        sampler=["9", 0],
-        sigmas=["10", 0],
-        latent_image=["11", 0],
-    ),
-    "13": node("VAEDecode", samples=["12", 0], vae=["14", 0]),
-    "14": node("VAELoader", vae_name="ae.safetensors"),
-    "15": node("SaveImage", filename_prefix="x", images=["13", 0]),
-}
-SIMPLE: dict[str, Any] = {
-    "1": node("CheckpointLoaderSimple", ckpt_name="flux1-dev-fp8.safetensors"),
-    "2": node("CLIPTextEncode", text="a cat", clip=["1", 1]),
-    "3": node("CLIPTextEncode", text="dogs", clip=["1", 1]),
-    "4": node("EmptyLatentImage", width=512, height=768, batch_size=1),
-    "5": node(
-        "KSampler",
-        seed=7,
-        steps=20,
-        cfg=1,
-        sampler_name="euler",
-        scheduler="simple",
-        denoise=1,
-        model=["1", 0],
-        positive=["2", 0],
-        negative=["3", 0],
-        latent_image=["4", 0],
-    ),
-    "6": node("VAEDecode", samples=["5", 0], vae=["1", 2]),
-    "7": node("SaveImage", images=["6", 0]),
-}
-
-
-def changed(graph: dict[str, Any], number: str, **inputs: Any) -> dict[str, Any]:
-    return graph | {number: {**graph[number], "inputs": graph[number]["inputs"] | inputs}}
-
-
-def test_a_graph_of_custom_samplers_is_followed(tmp_path: Path) -> None:
-    found = said(tmp_path, prompt=TURBO, workflow={"nodes": []})
-    assert values(found.record.request) == {
-        "prompt": "a red cat",
-        "steps": 24,
-        "seed": 2**64 - 1,
-        "width": 1024,
-        "height": 768,
-        "guidance": 2.5,
-    }
-    assert (found.program, found.model) == ("ComfyUI", "flux1-dev.safetensors")
-    assert set(found.left_out) == {"LoRA ink.safetensors", "scheduler beta", "weights of words"}
-
-
-def test_a_graph_with_a_plain_sampler_is_followed(tmp_path: Path) -> None:
-    found = said(tmp_path, prompt=SIMPLE)
-    assert values(found.record.request) == {"prompt": "a cat", "steps": 20, "seed": 7, "width": 512, "height": 768}
-    assert (found.left_out, found.model) == ((), "flux1-dev-fp8.safetensors")
-    guided = said(tmp_path, prompt=changed(SIMPLE, "5", cfg=3.5)).record.request
-    assert (guided.cfg, guided.negative_prompt) == (3.5, "dogs")
-
-
-def test_prompts_and_numbers_of_other_nodes_are_found(tmp_path: Path) -> None:
-    graph = changed(SIMPLE, "5", seed=["8", 0], positive=["11", 0]) | {
-        "8": node("PrimitiveInt", value=11),
-        "9": node("StringConcatenate", string_a="a cat", string_b=["10", 0], delimiter=", "),
-        "10": node("PrimitiveStringMultiline", value="red"),
-        "11": node("CLIPTextEncodeFlux", clip_l="short", t5xxl=["9", 0], guidance=4.0, clip=["1", 1]),
-    }
-    found = said(tmp_path, prompt=graph)
-    request = found.record.request
-    assert (request.prompt, request.seed, request.guidance) == ("a cat, red", 11, 4.0)
-    assert found.left_out == ("another prompt for CLIP",)
-
-
-def test_second_passes_and_pictures_that_were_changed_are_named(tmp_path: Path) -> None:
-    first = SIMPLE["5"]["inputs"]
-    graph = SIMPLE | {
-        "8": node("LatentUpscale", samples=["5", 0], width=1024, height=1536),
-        "9": node("KSampler", **{**first, "seed": 8, "denoise": 0.5, "latent_image": ["8", 0]}),
-        "6": node("VAEDecode", samples=["9", 0]),
-        "7": node("SaveImage", images=["10", 0]),
-        "10": node("ImageUpscaleWithModel", image=["6", 0]),
-    }
-    found = said(tmp_path, prompt=graph)
-    assert (found.record.request.seed, found.record.request.width) == (7, 512)
-    assert found.left_out == ("ImageUpscaleWithModel", "LatentUpscale", "second pass 0.5")
-    image = SIMPLE | {"4": node("VAEEncode", pixels=["9", 0])}
-    assert "does not say its size" in refusal(picture(tmp_path, prompt=changed(image, "5", denoise=0.6)))
-    found = read_settings(picture(tmp_path, prompt=changed(image, "5", denoise=0.6)), {"width": 64, "height": 64})
-    assert found.left_out == ("image to image", "denoise 0.6")
-
-
-def test_what_lies_between_prompt_and_sampler_is_named(tmp_path: Path) -> None:
-    control = {
-        "8": node("ControlNetApplyAdvanced", positive=["2", 0], negative=["3", 0], strength=1, control_net=["77", 0]),
-        "9": node("FluxGuidance", guidance=3.0, conditioning=["8", 0]),
-    }
-    graph = changed(SIMPLE, "5", positive=["9", 0], negative=["8", 1], cfg=2) | control
-    found = said(tmp_path, prompt=graph)
-    request = found.record.request
-    assert (request.prompt, request.negative_prompt, request.guidance) == ("a cat", "dogs", 3.0)
-    assert found.left_out == ("ControlNetApplyAdvanced",)
-    unknown = SIMPLE | {"2": node("Odd Text Encode", words=["9", 0])}
-    assert "does not say its prompt in a way that is known; add --prompt" in refusal(picture(tmp_path, prompt=unknown))
-    found = read_settings(picture(tmp_path, prompt=unknown), {"prompt": "a dog"})
-    assert (found.record.request.prompt, found.left_out) == ("a dog", ("Odd Text Encode",))
-
-
-def test_a_graph_of_the_editor_alone_is_read(tmp_path: Path) -> None:
-    def entry(number: int, kind: str, widgets: list[Any], **links: int) -> dict[str, Any]:
-        inputs = [{"name": name, "type": "X", "link": link} for name, link in links.items()]
-        return {"id": number, "type": kind, "mode": 0, "widgets_values": widgets, "inputs": inputs}
-
-    workflow = {
-        "nodes": [
-            entry(1, "CLIPTextEncode", ["a cat"]),
-            entry(2, "CLIPTextEncode", [""]),
-            entry(3, "EmptyLatentImage", [512, 768, 1]),
-            entry(4, "KSampler", [7, "randomize", 20, 1, "euler", "simple", 1], positive=1, negative=2, latent_image=3),
-            entry(5, "VAEDecode", [], samples=4),
-            entry(6, "SaveImage", ["x"], images=5),
-        ],
-        "links": [
-            [1, 1, 0, 4, 1, "X"],
-            [2, 2, 0, 4, 2, "X"],
-            [3, 3, 0, 4, 3, "X"],
-            [4, 4, 0, 5, 0, "X"],
-            [5, 5, 0, 6, 0, "X"],
-        ],
-        "version": 0.4,
-    }
-    found = said(tmp_path, workflow=workflow)
-    assert values(found.record.request) == {"prompt": "a cat", "steps": 20, "seed": 7, "width": 512, "height": 768}
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"latent_image": ["5", 0]},
-        {"positive": ["5", 0]},
-        {"positive": ["99", 0]},
-        {"model": ["5", 0], "positive": ["3", "x"]},
-        {"seed": ["5", 0]},
-        {"positive": [["5"], 0]},
-        {"latent_image": None},
-        {"steps": {"a": []}},
-    ],
-)
-def test_cycles_and_missing_nodes_of_a_graph_come_to_an_end(changes: dict[str, Any], tmp_path: Path) -> None:
-    refusal(picture(tmp_path, prompt=changed(changed(SIMPLE, "2", text=["2", 0]), "5", **changes)))
-
-
-def test_a_graph_of_many_nodes_in_a_circle_is_walked_once(tmp_path: Path) -> None:
-    count = 8000
-    circle = {
-        str(n): node("FluxGuidance", text=[str((n + 1) % count), 0], conditioning=[str((n + 1) % count), 0])
-        for n in range(count)
-    }
-    sampler = changed(SIMPLE, "5", positive=["0", 0], latent_image=["0", 0])["5"]
-    path = picture(tmp_path, prompt=circle | {"s": sampler})
-    assert "does not say its prompt" in refusal(path)
-
-
-@pytest.mark.parametrize("prompt", [{"1": node("LoadImage", image="x")}, {"1": node("VAEDecode", samples=["1", 0])}])
-def test_a_graph_without_a_sampler_is_called_what_it_is(prompt: Any, tmp_path: Path) -> None:
-    assert "was made by ComfyUI, whose settings cannot be read here" in refusal(picture(tmp_path, prompt=prompt))
-
-
-def test_a_loader_that_gives_the_prompts_and_the_size_is_read(tmp_path: Path) -> None:
-    loader = {"ckpt_name": "x.safetensors", "positive": "a cat", "negative": "dogs", "batch_size": 1}
-    graph = {
-        "1": node("Efficient Loader", empty_latent_width=512, empty_latent_height=768, **loader),
-        "2": node(
-            "KSampler (Efficient)",
-            seed=7,
-            steps=20,
-            cfg=2.0,
-            sampler_name="euler",
-            scheduler="simple",
-            denoise=1.0,
-            model=["1", 0],
-            positive=["1", 1],
-            negative=["1", 2],
-            latent_image=["1", 3],
-        ),
-        "3": node("SaveImage", images=["2", 5]),
-    }
-    found = said(tmp_path, prompt=graph)
-    assert values(found.record.request) == {
-        "prompt": "a cat",
-        "negative_prompt": "dogs",
-        "cfg": 2.0,
-        "steps": 20,
-        "seed": 7,
-        "width": 512,
-        "height": 768,
-    }
-    assert (found.left_out, found.model) == ((), "x.safetensors")
-
-
-def test_a_line_beside_a_graph_takes_the_guidance_from_it(tmp_path: Path) -> None:
-    line = f"a red cat\nSteps: 24, Sampler: Euler Simple, CFG scale: 1, Seed: {2**64 - 1}, Size: 1024x768"
-    found = said(tmp_path, parameters=line, prompt=TURBO)
-    assert (found.record.request.guidance, found.left_out) == (2.5, ("scheduler beta", "LoRA ink.safetensors"))
-    other = line.replace(str(2**64 - 1), "5")
-    assert said(tmp_path, parameters=other, prompt=TURBO).record.request.guidance is None
 
 
 # Objects of other programs
@@ -688,6 +515,79 @@ def test_a_line_beside_a_graph_takes_the_guidance_from_it(tmp_path: Path) -> Non
             {"prompt": "a cat", "steps": 50, "seed": 9, "width": 512, "height": 512},
             ("sampler k_lms", "CFG scale 7.5"),
         ),
+        (
+            {
+                "sd-metadata": {
+                    "model_weights": "sd-1.5",
+                    "image": {
+                        "prompt": [{"prompt": "a cat, [dogs, ] red [birds]", "weight": 1}],
+                        "steps": 50,
+                        "cfg_scale": 7.5,
+                        "seed": 9,
+                        "width": 512,
+                        "height": 512,
+                        "sampler": "k_euler",
+                        "type": "img2img",
+                        "postprocessing": [{"type": "esrgan", "scale": 4}],
+                    },
+                }
+            },
+            "InvokeAI",
+            {"prompt": "a cat,  red", "negative_prompt": "dogs, birds", "cfg": 7.5}
+            | {"steps": 50, "seed": 9, "width": 512, "height": 512},
+            ("type img2img", "postprocessing"),
+        ),
+        (
+            {
+                "Dream": '"a cat, red [dogs]" -s 50 -S 7 -W512 -H 768 -C 5.0 -A k_euler -G 0.9 -cf 0.75 -U 4 0.75 '
+                "--seamless"
+            },
+            "InvokeAI",
+            {"prompt": "a cat, red", "negative_prompt": "dogs", "cfg": 5.0}
+            | {"steps": 50, "seed": 7, "width": 512, "height": 768},
+            ("face restoration 0.9", "upscaling", "seamless on"),
+        ),
+        (
+            {
+                "Software": "NovelAI",
+                "Description": "a cat ",
+                "Source": "Stable Diffusion 1D44365E",
+                "Comment": {"steps": 28, "sampler": "k_euler", "seed": 5, "strength": 0.4, "noise": 0.0, "scale": 10.0}
+                | {"uc": "dogs", "width": 512, "height": 768},
+            },
+            "NovelAI",
+            {"prompt": "a cat", "negative_prompt": "dogs", "cfg": 10.0}
+            | {"steps": 28, "seed": 5, "width": 512, "height": 768},
+            ("strength 0.4",),
+        ),
+        (
+            {
+                "Software": "NovelAI",
+                "Comment": {
+                    "prompt": "a cat",
+                    "steps": 28,
+                    "sampler": "k_euler",
+                    "seed": 5,
+                    "width": 512,
+                    "height": 768,
+                }
+                | {"v4_prompt": {"caption": {"base_caption": "a cat", "char_captions": [{"char_caption": "a dog"}]}}},
+            },
+            "NovelAI",
+            {"prompt": "a cat", "steps": 28, "seed": 5, "width": 512, "height": 768},
+            ("prompts of characters",),
+        ),
+        (
+            {
+                "fooocus_scheme": "a1111",
+                "parameters": "a cat, cinematic\nSteps: 30, Sampler: Euler, Seed: 5, Size: 512x768, "
+                'ADM Guidance: "(1.5, 0.8)", '
+                "Raw prompt: a (cat:1.2), Styles: \"['Sharp']\", Version: Fooocus v2.5.3",
+            },
+            "Fooocus",
+            {"prompt": "a cat", "steps": 30, "seed": 5, "width": 512, "height": 768},
+            ("weights of words", "ADM Guidance (1.5, 0.8)", "Styles ['Sharp']"),
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -701,7 +601,7 @@ def test_pictures_of_other_programs_give_their_settings(
 @pytest.mark.parametrize(
     ("texts", "named"),
     [
-        ({"Dream": '"a cat" -s 50 -S 1'}, "an old InvokeAI"),
+        ({"Dream": "a cat -s 50 -S 1"}, "an old InvokeAI"),
         ({"Software": "NovelAI", "Comment": "none"}, "NovelAI"),
         ({"Description": "a cat --v 6 Job ID: 01234567-89ab-cdef-0123-456789abcdef"}, "Midjourney"),
         ({"XML__com.adobe.xmp": "<x><xmp:CreatorTool>Draw Things</xmp:CreatorTool></x>"}, "Draw Things"),
@@ -709,6 +609,55 @@ def test_pictures_of_other_programs_give_their_settings(
 )
 def test_a_program_whose_settings_cannot_be_read_is_named(texts: dict[str, str], named: str, tmp_path: Path) -> None:
     assert f"was made by {named}, whose settings cannot be read here" in refusal(picture(tmp_path, **texts))
+
+
+@pytest.mark.parametrize(
+    ("texts", "named"),
+    [
+        ({"sdparams": "x"}, "sdparams"),
+        ({"parameters": "a cat"}, "parameters"),
+        ({"postprocessing": "Upscale by: 4", "date:create": "2026", "x\x1b": "y"}, "postprocessing, x\\x1b"),
+        ({"Comment": '{"positive": "x", "Seed": 1}'}, "Comment"),
+        ({"Description": "a cat, Seed=5, 20 steps"}, "Description"),
+        ({"prompt": "{"}, "prompt"),
+    ],
+)
+def test_settings_of_an_unknown_program_are_not_called_none(texts: dict[str, str], named: str, tmp_path: Path) -> None:
+    sentence = refusal(picture(tmp_path, **texts))
+    assert sentence.endswith(
+        f"has no settings that TextToImageTool can read, but texts of another program ({named}); "
+        "say them with --prompt and more."
+    )
+
+
+@pytest.mark.parametrize("texts", [{}, {"Title": "A holiday", "Description": "the seed of a tree"}, {"exif:Make": "x"}])
+def test_a_picture_without_settings_is_called_that(texts: dict[str, str], tmp_path: Path) -> None:
+    assert "has no settings in it, sharing or editing removes them" in refusal(picture(tmp_path, **texts))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('"' + "[" * 500_000 + '"', '"a"' + " -s" * 200_000, '"a"' + " " * 500_000 + "x", '"' + "\\" * 500_000),
+        *(
+            ". Steps: 1 " * 50_000,
+            "Negative prompt:" * 50_000 + " Steps: 1, ",
+            "x: 1,y" * 1600,
+            " Steps: 1," + "a" * 900_000,
+        ),
+        *(
+            "a\nSteps: 1, " + "Template:" * 90_000,
+            "a\nSteps: 1, Hashes: " + "{" * 9_000,
+            "a\nSteps: 1, " + 'x: "' * 2_400,
+        ),
+        *("{" * 900_000, "seed " * 200_000),
+    ],
+    ids=lambda text: text[:12],
+)
+@pytest.mark.parametrize("name", ["parameters", "Dream", "Comment"])
+def test_no_long_text_takes_more_than_a_moment(name: str, text: str, tmp_path: Path) -> None:
+    """A careless pattern takes quadratic time for these and would not come back."""
+    refusal(picture(tmp_path, **{name: text}))
 
 
 @pytest.mark.parametrize(

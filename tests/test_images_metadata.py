@@ -282,7 +282,7 @@ def test_our_own_parameters_text_can_be_read_like_another_tools(tmp_path: Path) 
         ("a cat\nSteps: 4, Seed: 1_0, Size: 512x512", "does not say its seed"),
         (f"a cat\nSteps: 4, Seed: {'9' * 5000}, Size: 512x512", "does not say its seed"),
         ("a cat\nSteps: 4, Seed: 1, Size: 512", "does not say its size; add --size"),
-        (f"a cat\nSteps: 4, Seed: 1, Size: 64x64, x: {'y' * 10_000}", "no settings that"),
+        (f"a cat\nSteps: 4, x: {'y' * 10_000}, Seed: 1, Size: 64x64", "does not say its seed and size"),
         ('a cat\nLora: ", Steps: 4, Seed: 1, Size: 64x64"', "no settings that"),
         (f"a cat\nSteps: 4, Seed: {2**64}, Size: 512x512", "seed must be"),
         ("a cat\nSteps: 0, Seed: 1, Size: 512x512", "steps must be"),

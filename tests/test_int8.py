@@ -19,14 +19,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from engine import Engine, Request, RequestError
-from engine.cli.commands import _to_repeat, main
+from engine.cli.commands import main
+from engine.cli.repeat import to_repeat
 from engine.events import Event, Failed, ImageSaved, Noticed, Planned
 from engine.families.flux1 import FLUX1, blocks
 from engine.families.flux1.cuts import cut, inputs
 from engine.images.metadata import read_record
 from engine.images.save import plan_output
 from engine.jobs.runtime import Repeat
-from engine.memory.components import set_kernel
+from engine.memory.loan import set_kernel
 from engine.quantization import fp8, int8
 from engine.quantization.int8 import KERNELS, Choice, Int8Linear, probe_kernel, quantize_rows
 from engine.quantization.kernels import Kernel, Tokens
@@ -252,7 +253,7 @@ def in_blocks(transformer: Any, factors: dict[str, Tensor], given: dict[str, Any
     reader = detach(ours, cuts, given["hidden_states"].dtype)
     embedding = reader.embedder[0](given["timestep"] * 1000, given["guidance"] * 1000, given["pooled_projections"])
     row = torch.cat([reader.linears[name][0](F.silu(embedding)) for name in reader.places], dim=1)
-    reader.stand(folds.tables(row, reader.places))
+    reader.set_row(folds.tables(row, reader.places))
     return ours
 
 
@@ -264,7 +265,7 @@ def in_plain_blocks(transformer: Any, kernels: Mapping[str, Kernel], given: dict
     dtype = given["hidden_states"].dtype
     reader = detach(ours, cuts, dtype)
     embedding = reader.embedder[0](given["timestep"] * 1000, given["guidance"] * 1000, given["pooled_projections"])
-    reader.stand(torch.cat([reader.linears[name][0](F.silu(embedding)) for name in reader.places], dim=1))
+    reader.set_row(torch.cat([reader.linears[name][0](F.silu(embedding)) for name in reader.places], dim=1))
     return ours
 
 
@@ -380,9 +381,9 @@ class TestPictures:
             saved = events_of(engine, replace(SMALL, precision="fp8"), tmp_path)[-1]
         record = read_record(path_of(saved))
         assert record.reproduce["kernel"] == "dequantize"
-        same = _to_repeat(record, record.request, (None, False))
-        other = _to_repeat(record, replace(record.request, precision="int8"), (None, False))
-        guided = _to_repeat(record, replace(record.request, negative_prompt=""), (None, False))
+        same = to_repeat(record, record.request, (None, False))
+        other = to_repeat(record, replace(record.request, precision="int8"), (None, False))
+        guided = to_repeat(record, replace(record.request, negative_prompt=""), (None, False))
         assert (same.kernel, other.kernel) == ("dequantize", None)
         assert (same.batch, guided.batch) == (1, None)
 

@@ -28,6 +28,7 @@ from tests import checkpoints
 from tests.checkpoints import State, save
 from tests.models import Kit, comfyui, copy_tokenizers, forge, hub_cache, invokeai, lora, small_kit
 from tests.painting import painted
+from tests.tiny import FP8_FORM
 
 ROOT = Path(__file__).parent.parent
 REQUEST = Request("a red circle above a blue square", steps=2, seed=3, width=64, height=64)
@@ -709,7 +710,7 @@ class TestRemoving:
         opened, sizes = catalog.open_model(model), {}
         for component in ("transformer", "text_encoder_2"):
             before = {*conversions.weights_folder().glob("*.safetensors")}
-            conversion = converted_files(component, opened.files[component], torch.float32, [])
+            conversion = converted_files(component, opened.files[component], torch.float32, [], FP8_FORM)
             try:
                 while True:
                     next(conversion)

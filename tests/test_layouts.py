@@ -28,7 +28,7 @@ from engine.weights.model import component_in
 from engine.weights.reading import WeightFiles
 from tests import checkpoints
 from tests.checkpoints import State, bfl_state, save, tiny_transformer, velocity
-from tests.tiny import tiny_pipeline
+from tests.tiny import FP8_FORM, tiny_pipeline
 
 load_transformer = partial(load, part="transformer")
 
@@ -165,7 +165,7 @@ class TestTransformerLayouts:
         from engine.weights.converted import converted_files
 
         file = save(bfl_state(transformer), tmp_path / "x.safetensors")
-        conversion = converted_files("transformer", [file], torch.float32, [])
+        conversion = converted_files("transformer", [file], torch.float32, [], FP8_FORM)
         try:
             while True:
                 next(conversion)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from engine.memory.ledger import counted, peak_of
+from engine.memory.ledger import counted
+from tests.peaks import peak_of
 
 MIB = 2**20
 

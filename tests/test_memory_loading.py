@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,17 +15,18 @@ from torch import Tensor
 from engine.cancel import CancelledError
 from engine.errors_log import memory_shortage
 from engine.library.catalog import DEMO_FOLDER, open_model
-from engine.memory import components as loading
-from engine.memory import units
-from engine.memory.components import Components, Placement, Progress
+from engine.memory import host, units
+from engine.memory.components import Components
 from engine.memory.enforce import host_is_full
+from engine.memory.placement import Placement, Progress
 from engine.memory.ring import host_memory
+from engine.precision import BF16, FP8, FP32, INT8, Precision
 from engine.request import RequestError
 from engine.weights import reading as weights
 from engine.weights.direct import page_aligned
 
 CPU = torch.device("cpu")
-PRECISIONS = ("fp32", "bf16", "fp8", "int8")
+PRECISIONS = (FP32, BF16, FP8, INT8)
 
 
 def test_memory_that_there_is_not_is_no_fault_of_a_disk() -> None:
@@ -33,6 +35,8 @@ def test_memory_that_there_is_not_is_no_fault_of_a_disk() -> None:
             take(2**60)
         assert host_is_full(refused.value)
         assert memory_shortage(refused.value)
+    assert memory_shortage(OSError(errno.ENOMEM, "Cannot allocate memory", "a folder that is listed for an import"))
+    assert not memory_shortage(OSError(errno.EIO, "Input/output error"))
 
 
 def go_on() -> None:
@@ -53,16 +57,16 @@ def components() -> Iterator[Components]:
     made.clear()
 
 
-def everything(components: Components, precision: str, *, in_place: bool = True) -> Placement:
+def everything(components: Components, precision: Precision, *, in_place: bool = True) -> Placement:
     named = components.component("transformer", precision).units
     return Placement(kept=frozenset(unit.name for unit in named), in_place=in_place)
 
 
-def kept(components: Components, precision: str) -> tuple[dict[str, Tensor], list[Progress]]:
+def kept(components: Components, precision: Precision) -> tuple[dict[str, Tensor], list[Progress]]:
     """Host copies of the transformer's units, and how they came."""
     placement = everything(components, precision)
     progress = [*components.keep("transformer", precision, placement, go_on)]
-    return components._open["transformer"].host, progress
+    return components._open["transformer"].copies, progress
 
 
 def nothing_is_read(components: Components) -> None:
@@ -71,21 +75,21 @@ def nothing_is_read(components: Components) -> None:
     assert weights is not None
     before = weights.files.bytes_read
     for _ in range(20):
-        components.threads.submit(int).result()
+        components.host.threads.submit(int).result()
     assert weights.files.bytes_read == before
 
 
 @pytest.mark.parametrize("cached", [True, False])
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
 def test_units_that_several_threads_read_have_the_bits_of_one(
-    components: Components, precision: str, cached: bool, monkeypatch: pytest.MonkeyPatch
+    components: Components, precision: Precision, cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not cached:  # 8 bits are made while the units are read
         monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 0))
     copies, _ = kept(components, precision)
     opened = components._open["transformer"]
     assert opened.weights is not None
-    assert opened.weights.converted == (cached and precision in ("fp8", "int8"))
+    assert opened.weights.converted == (cached and precision.is_8_bits)
     for unit in opened.component.units:
         alone = torch.zeros(unit.nbytes, dtype=torch.uint8)
         opened.weights.fill(unit, alone)
@@ -94,8 +98,8 @@ def test_units_that_several_threads_read_have_the_bits_of_one(
             assert torch.equal(got, expected), piece.stored
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_progress_is_exact_and_every_byte_is_read_once(components: Components, precision: str) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS, ids=str)
+def test_progress_is_exact_and_every_byte_is_read_once(components: Components, precision: Precision) -> None:
     conversion_and_loading = kept(components, precision)[1]
     begins = max(index for index, at in enumerate(conversion_and_loading) if at.done_bytes == 0)
     progress = conversion_and_loading[begins:]
@@ -108,8 +112,8 @@ def test_progress_is_exact_and_every_byte_is_read_once(components: Components, p
 
 
 def test_no_more_is_under_way_than_is_allowed(components: Components, monkeypatch: pytest.MonkeyPatch) -> None:
-    largest = max(unit.nbytes for unit in components.component("transformer", "fp32").units)
-    monkeypatch.setattr(loading, "AHEAD_BYTES", largest)
+    largest = max(unit.nbytes for unit in components.component("transformer", FP32).units)
+    monkeypatch.setattr(host, "AHEAD_BYTES", largest)
     allocated = 0
 
     def counted(nbytes: int) -> Tensor:
@@ -117,14 +121,14 @@ def test_no_more_is_under_way_than_is_allowed(components: Components, monkeypatc
         allocated += nbytes
         return host_memory(nbytes)
 
-    monkeypatch.setattr(loading, "host_memory", counted)
+    monkeypatch.setattr(host, "host_memory", counted)
     under_way = []
 
     def look() -> None:
-        there = components._open["transformer"].host
+        there = components._open["transformer"].copies
         under_way.append(allocated - sum(memory.numel() for memory in there.values()))
 
-    for _ in components.keep("transformer", "fp32", everything(components, "fp32"), look):
+    for _ in components.keep("transformer", FP32, everything(components, FP32), look):
         pass
     assert max(under_way) > 0, "the next is read while one is used"
     assert max(under_way) <= 2 * largest
@@ -132,20 +136,20 @@ def test_no_more_is_under_way_than_is_allowed(components: Components, monkeypatc
 
 def test_what_is_resident_crosses_while_the_next_is_read(components: Components) -> None:
     """One pass over the file fills the device and the host copies."""
-    placement = everything(components, "fp32", in_place=False)
-    modulation = {unit.name for unit in components.component("transformer", "fp32").of_role("modulation")}
-    with components.lend("transformer", "fp32", placement, go_on) as loan:
+    placement = everything(components, FP32, in_place=False)
+    modulation = {unit.name for unit in components.component("transformer", FP32).of_role("modulation")}
+    with components.lend("transformer", FP32, placement, go_on) as loan:
         read_before = [at for at in loan.load() if at.total_bytes]
         opened = components._open["transformer"]
         assert opened.weights is not None
-        assert opened.host.keys() == placement.kept
+        assert opened.copies.keys() == placement.kept
         assert components.traffic.disk_bytes == opened.weights.files.bytes_read
         for unit in opened.component.units:
             if unit.name not in modulation:
                 for piece in unit.pieces:
                     parameter = piece.owner._parameters[piece.leaf]
                     assert parameter is not None
-                    assert torch.equal(parameter.data, piece.view(opened.host[unit.name]))
+                    assert torch.equal(parameter.data, piece.view(opened.copies[unit.name]))
     resident = sum(unit.nbytes for unit in loan.component.units if unit.name not in modulation)
     assert read_before[-1] == Progress("transformer", resident, resident)
 
@@ -159,22 +163,22 @@ def test_cancelling_leaves_no_thread_at_work(components: Components) -> None:
         if asked == 3:
             raise CancelledError
 
-    placement = everything(components, "bf16")
+    placement = everything(components, BF16)
     with pytest.raises(CancelledError):
-        list(components.keep("transformer", "bf16", placement, cancel))
+        list(components.keep("transformer", BF16, placement, cancel))
     nothing_is_read(components)
     opened = components._open["transformer"]
-    assert 0 < len(opened.host) < len(placement.kept)
-    assert [*components.keep("transformer", "bf16", placement, go_on)], "what is missing is read afterwards"
-    assert opened.host.keys() == placement.kept
+    assert 0 < len(opened.copies) < len(placement.kept)
+    assert [*components.keep("transformer", BF16, placement, go_on)], "what is missing is read afterwards"
+    assert opened.copies.keys() == placement.kept
 
 
 def test_a_file_that_shrinks_while_it_is_loaded_gives_a_sentence(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(DEMO_FOLDER, folder)
     components = Components(open_model(folder), CPU)
-    placement = everything(components, "bf16")
-    reading = components.keep("transformer", "bf16", placement, go_on)
+    placement = everything(components, BF16)
+    reading = components.keep("transformer", BF16, placement, go_on)
     next(reading)
     (file,) = components.model.files["transformer"]
     os.truncate(file, file.stat().st_size // 2)
@@ -195,6 +199,6 @@ def test_host_memory_has_its_size_and_can_be_written(nbytes: int) -> None:
 
 def test_a_thread_that_reads_weights_computes_alone(components: Components) -> None:
     usual = torch.get_num_threads()
-    counts = {components.threads.submit(torch.get_num_threads).result() for _ in range(20)}
+    counts = {components.host.threads.submit(torch.get_num_threads).result() for _ in range(20)}
     assert counts == {1}
     assert torch.get_num_threads() == usual

@@ -25,6 +25,7 @@ from engine.memory.measure import META, Activations
 from engine.memory.planner import Planner
 from engine.memory.target import Target, resolve
 from engine.memory.units import Unit
+from engine.precision import BF16, FP8, FP32, INT8
 from tests.tiny import flux_size, save_tiny
 
 GIB = 2**30
@@ -49,9 +50,7 @@ class Card:
 
     def planner(self, vram: float, ram: float = 64) -> Planner:
         target = resolve("auto", int(vram * GIB), int(ram * GIB), simulated=True, card=RTX_3060)
-        planner = Planner(self.components, target)
-        planner.activations = self.activations
-        return planner
+        return Planner(self.components, target, self.activations)
 
     def plan(self, vram: float, ram: float = 64, tile: int | None = None, **values: object) -> Plan:
         request = Request("a cat", seed=1).resolved(self.components.model.defaults)
@@ -69,9 +68,9 @@ def phases(plan: Plan) -> dict[str, int]:
 
 def test_the_published_model_has_its_published_number_of_parameters(card: Card) -> None:
     for name, count in PARAMETERS.items():
-        wanted = card.components.component(name, "bf16").wanted
+        wanted = card.components.component(name, BF16).wanted
         assert sum(torch.Size(shape).numel() for shape in wanted.values()) == count
-    t5 = card.components.component("text_encoder_2", "bf16").wanted
+    t5 = card.components.component("text_encoder_2", BF16).wanted
     untied = {name: shape for name, shape in t5.items() if name != "encoder.embed_tokens.weight"}
     assert sum(torch.Size(shape).numel() for shape in untied.values()) == 4_762_310_656
     assert published(flux1.SCHNELL).bytes["transformer"] == 2 * 11_891_178_560
@@ -82,7 +81,7 @@ def test_at_8_bits_the_whole_loop_fits_a_12_gib_card_with_nothing_streamed(card:
     assert plan.peak_bytes <= 10 * GIB
     assert plan.phases[1].streamed_bytes_per_step == 0
     assert plan.tile == 0
-    modulation = card.components.component("transformer", "fp8").of_role("modulation")
+    modulation = card.components.component("transformer", FP8).of_role("modulation")
     resident = plan.phases[1].resident_bytes
     assert resident == pytest.approx(8.65e9, rel=0.01), "the modulation weights are not among them"
     assert sum(unit.nbytes for unit in modulation) == pytest.approx(3.3e9, rel=0.02)
@@ -176,26 +175,26 @@ def test_fp32_takes_twice_the_time_of_bf16_or_more(name: str) -> None:
     profile, size = CARDS[name], flux_size(1024, 1024)
     step = FLUX1.cost("transformer", flux1.transformer(True), size)
     picture = FLUX1.cost("vae", flux1.VAE, size)
-    seconds = {kind: profile.step_seconds(step, 0, kind) for kind in ("fp32", "bf16")}
-    assert seconds["fp32"] > 1.9 * seconds["bf16"]
-    decoding = [profile.decode_seconds(picture, kind) for kind in ("fp32", "bf16")]
+    seconds = {kind: profile.step_seconds(step, 0, kind) for kind in (FP32, BF16)}
+    assert seconds[FP32] > 1.9 * seconds[BF16]
+    decoding = [profile.decode_seconds(picture, kind) for kind in (FP32, BF16)]
     assert decoding[0] > 1.9 * decoding[1]
 
 
 def test_a_step_on_an_rtx_3060_takes_what_was_published(card: Card) -> None:
     step = FLUX1.cost("transformer", flux1.transformer(True), flux_size(1024, 1024))
-    assert RTX_3060.step_seconds(step, 0, "bf16") == pytest.approx(4.0, rel=0.1)
+    assert RTX_3060.step_seconds(step, 0, BF16) == pytest.approx(4.0, rel=0.1)
 
 
 def test_8_bit_products_are_as_fast_as_the_h100_had_them(card: Card) -> None:
     """Linear layers alone, in milliseconds, activations rounded first."""
     step, blocks = FLUX1.cost("transformer", flux1.transformer(True), flux_size(1024, 1024)), 8 * 2**30
-    bf16 = H100.step_seconds(step, blocks, "bf16")
-    fp8 = H100.step_seconds(step, blocks, "fp8", "scaled_mm")
-    int8 = H100.step_seconds(step, blocks, "int8", "triton")
+    bf16 = H100.step_seconds(step, blocks, BF16)
+    fp8 = H100.step_seconds(step, blocks, FP8, "scaled_mm")
+    int8 = H100.step_seconds(step, blocks, INT8, "triton")
     assert 1000 * (int8 - bf16) == pytest.approx(76 + 13.5 - 81, abs=10)
     assert 1000 * (fp8 - bf16) == pytest.approx(52 + 13.5 - 81, abs=10)
-    measured = replace(H100, int8_ratio=1.28).step_seconds(step, blocks, "int8", "triton")
+    measured = replace(H100, int8_ratio=1.28).step_seconds(step, blocks, INT8, "triton")
     assert measured > int8, "what a probe measured on the card wins over the data sheet"
 
 
@@ -212,7 +211,7 @@ def test_streamed_units_are_spread_evenly(card: Card) -> None:
     planner = card.planner(8)
     request = replace(Request("a cat", seed=1).resolved(card.components.model.defaults), precision="fp8")
     streamed = planner.plan(request).placements["transformer"].streamed
-    blocks: list[Unit] = list(card.components.component("transformer", "fp8").of_role("block"))
+    blocks: list[Unit] = list(card.components.component("transformer", FP8).of_role("block"))
     places = [index for index, unit in enumerate(blocks) if unit.name in streamed]
     gaps = {after - before for before, after in pairwise(places)}
     assert len(places) > 3

@@ -24,10 +24,12 @@ from engine.families.flux1.networks import NETWORKS
 from engine.images.metadata import read_record
 from engine.images.save import plan_output
 from engine.jobs.runtime import Repeat
-from engine.memory.components import Components, Device, Placement
+from engine.memory.components import Components
 from engine.memory.ledger import counted
 from engine.memory.measure import META, Activations
-from engine.memory.planner import CPU_PROCESS_BYTES
+from engine.memory.needs import CPU_PROCESS_BYTES
+from engine.memory.placement import Device, Placement
+from engine.precision import BF16, FP8, FP32, INT8, Precision
 from engine.sampling import flow
 from engine.sampling.denoise import Prompt, denoise
 from engine.sampling.modulation import Tables, compute
@@ -80,7 +82,9 @@ def test_streamed_blocks_give_the_resident_picture(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(_image(last(events).path)), painted(engine, REQUEST))
 
 
-def latents_of(folder: Path, streamed: bool, kept: bool, precision: str, guidance: float | None = 2.0) -> torch.Tensor:
+def latents_of(
+    folder: Path, streamed: bool, kept: bool, precision: Precision, guidance: float | None = 2.0
+) -> torch.Tensor:
     """The loop's result with every block streamed or none, from host copies or from the files."""
     components = Components(Engine.open(folder).source, torch.device("cpu"))
     component = components.component("transformer", precision)
@@ -90,7 +94,7 @@ def latents_of(folder: Path, streamed: bool, kept: bool, precision: str, guidanc
     sigmas = torch.linspace(1, 0, 4)
     generator = torch.Generator().manual_seed(0)
     pooled, sequence = (torch.randn(*shape, generator=generator) for shape in ((1, 32), (1, 24, 48)))
-    kernel = "float32" if precision == "int8" else None
+    kernel = "float32" if precision.is_int8 else None
     with components.lend("transformer", precision, placement, lambda: None, passes=3, kernel=kernel) as loan:
         for _ in loan.read():
             pass
@@ -112,8 +116,8 @@ def latents_of(folder: Path, streamed: bool, kept: bool, precision: str, guidanc
     return latents
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8", "int8"])
-def test_latents_are_the_same_to_the_last_bit_whatever_the_residency(model: Path, precision: str) -> None:
+@pytest.mark.parametrize("precision", [FP32, BF16, FP8, INT8], ids=str)
+def test_latents_are_the_same_to_the_last_bit_whatever_the_residency(model: Path, precision: Precision) -> None:
     whole = latents_of(model, streamed=False, kept=True, precision=precision)
     assert whole.isfinite().all()
     for streamed, kept in ((True, True), (True, False), (False, False)):
@@ -124,9 +128,9 @@ def test_t5_streamed_gives_what_t5_whole_gives() -> None:
     components = Components(Engine.open("demo").source, torch.device("cpu"))
     results = []
     for streamed in (False, True):
-        component = components.component("text_encoder_2", "fp32")
+        component = components.component("text_encoder_2", FP32)
         blocks = frozenset(unit.name for unit in component.of_role("block")) if streamed else frozenset()
-        with components.lend("text_encoder_2", "fp32", Placement(blocks, 2), lambda: None) as loan:
+        with components.lend("text_encoder_2", FP32, Placement(blocks, 2), lambda: None) as loan:
             from engine.families.flux1.encode import sequence_embedding
 
             for _ in loan.load():
@@ -159,7 +163,7 @@ def test_modulation_tables_are_what_the_loop_would_compute(guided: bool, dtype: 
                 return_dict=False,
             )[0]
             latents = flow.euler_step(latents, velocity, sigma, following)
-    precision = "fp32" if dtype == torch.float32 else "bf16"
+    precision = FP32 if dtype == torch.float32 else BF16
     ours = latents_of(tmp_path, streamed=True, kept=True, precision=precision, guidance=2.0 if guided else None)
     assert torch.equal(ours, latents)
 
@@ -186,7 +190,7 @@ def test_no_two_components_lie_on_the_device_and_the_plan_holds(
         assert components == ["text_encoder", "text_encoder_2", "transformer", "transformer", "vae"]
         assert all(name is not None for name, _ in placed), "weights are placed for a component that is lent"
         kept = sum(
-            unit.nbytes for unit in engine.runtime().components.component("transformer", "fp32").of_role("modulation")
+            unit.nbytes for unit in engine.runtime().components.component("transformer", FP32).of_role("modulation")
         )
         assert ledger.peak_bytes <= plan.peak_bytes + kept
     everything = sum(phase.resident_bytes for phase in plan.phases)
@@ -224,7 +228,7 @@ def test_with_little_ram_the_weights_are_read_again_as_the_plan_says(tmp_path: P
 
 def host_bytes(engine: Engine) -> dict[str, int]:
     opened = engine.runtime().components._open
-    return {name: sum(memory.numel() for memory in one.host.values()) for name, one in opened.items() if one.host}
+    return {name: sum(memory.numel() for memory in one.copies.values()) for name, one in opened.items() if one.copies}
 
 
 def test_changing_size_or_precision_keeps_no_more_in_ram_than_the_new_plan_says(tmp_path: Path) -> None:
@@ -239,9 +243,9 @@ def test_changing_size_or_precision_keeps_no_more_in_ram_than_the_new_plan_says(
         components, before = engine.runtime().components, host_bytes(engine)
         engine.plan(replace(SMALL, precision="bf16"))
         assert host_bytes(engine) == before, "to plan something else costs the open model nothing"
-        components.arrange("fp8", {name: Placement(kept=frozenset({""})) for name in components._open})
+        components.arrange(FP8, {name: Placement(kept=frozenset({""})) for name in components._open})
         assert sum(host_bytes(engine).values()) < sum(before.values())
-        assert all(opened.host.keys() <= {""} for opened in components._open.values())
+        assert all(opened.copies.keys() <= {""} for opened in components._open.values())
 
 
 def test_a_stream_of_steps_is_in_the_turnaround(tmp_path: Path) -> None:
@@ -284,10 +288,10 @@ def test_activations_are_predicted_within_one_per_cent(model: Path) -> None:
     from engine.memory.measure import run_encoder
 
     for name_of_model, precision, kernel in (
-        ("demo", "fp32", None),
-        ("demo", "fp8", None),
-        (str(model), "bf16", None),
-        *(("demo", "int8", kernel) for kernel in ("float32", "int_mm", "dequantize")),
+        ("demo", FP32, None),
+        ("demo", FP8, None),
+        (str(model), BF16, None),
+        *(("demo", INT8, kernel) for kernel in ("float32", "int_mm", "dequantize")),
     ):
         folder = Engine.open(name_of_model).source
         components = Components(folder, torch.device("cpu"))
@@ -313,7 +317,9 @@ def test_activations_are_predicted_within_one_per_cent(model: Path) -> None:
                 assert loan._arena is not None
                 ledger.ignore([loan._arena, *inputs])
                 loop()
-        predicted = activations.denoise(precision, folder.size(Request("any", width=128, height=128)), kernel)
+        predicted = activations.denoise(
+            precision, folder.size(Request("any", width=128, height=128).resolved(folder.defaults)), kernel
+        )
         assert predicted == pytest.approx(ledger.peak_bytes, rel=0.01), (name_of_model, precision, kernel)
 
 
@@ -393,7 +399,7 @@ def test_cancelling_in_the_middle_of_a_prefetch_leaves_nothing_behind(tmp_path: 
     with Engine.open("demo", device="cpu", vram=tight_vram("fp32")) as engine:
         last(events_of(engine, REQUEST, tmp_path))
         components = engine.runtime().components
-        block = components.component("transformer", "fp32").of_role("block")[3].module
+        block = components.component("transformer", FP32).of_role("block")[3].module
         hook = block.register_forward_hook(lambda *_: engine.cancel())
         cancelled = events_of(engine, replace(REQUEST, seed=4), tmp_path)[-1]
         hook.remove()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,8 +22,11 @@ from engine.images.metadata import read_record
 from engine.process import (
     Cancel,
     EngineProcess,
+    Foresee,
+    Foreseen,
     JobEvent,
     JobRefused,
+    MemorySampled,
     Message,
     ModelLoaded,
     ModelOpened,
@@ -133,6 +137,47 @@ def test_bad_models_and_bad_folders_are_refused_with_a_sentence(process: EngineP
     refused = heard(process, JobRefused)[-1]
     assert isinstance(refused, JobRefused)
     assert refused.field == "width"
+
+
+def test_memory_is_told_over_the_time_of_a_job(process: EngineProcess, tmp_path: Path) -> None:
+    process.send(OpenModel("demo"))
+    process.send(Paint("a", Request(PROMPT, seed=1, steps=8), str(tmp_path)))
+    said = heard(process, ImageSaved)
+    said.append(heard(process, MemorySampled)[-1])  # the last comes after the picture
+    samples = [sample for message in said if isinstance(message, MemorySampled) for sample in message.samples]
+    moments = [sample.seconds for sample in samples]
+    assert moments == sorted(moments)
+    saved = job_events(said, "a")[-1].elapsed_seconds
+    gaps = [after - before for before, after in pairwise([0.0, *moments])]
+    assert moments[-1] >= saved - 0.1
+    assert sorted(gaps)[len(gaps) // 2] < 0.1
+    assert all(sample.ram_bytes > 2**20 for sample in samples)
+
+
+def test_a_question_waits_for_work_and_only_the_last_is_answered(process: EngineProcess) -> None:
+    process.send(Foresee(0, Request(PROMPT)))  # no model is open
+    process.send(OpenModel("demo"))
+    for number in range(1, 4):
+        process.send(Foresee(number, Request(PROMPT, steps=number)))
+    said = heard(process, Foreseen)
+    assert any(isinstance(message, ModelLoaded) for message in said)  # a question does not break off the loading
+    answer = said[-1]
+    assert isinstance(answer, Foreseen)
+    assert answer.plan is not None
+    assert (answer.number, answer.plan.steps, answer.refusal) == (3, 3, "")
+    assert answer.tokens is not None
+    assert (answer.tokens.limit, answer.tokens.cut) == (32, "")
+
+    words = [f"word{number}" for number in range(40)]
+    process.send(Foresee(4, Request(" ".join(words), width=2048)))
+    answer = heard(process, Foreseen)[-1]
+    assert isinstance(answer, Foreseen)
+    assert answer.plan is None
+    assert "width 2048 is too large for demo" in answer.refusal
+    assert answer.tokens is not None
+    assert answer.tokens.count > answer.tokens.limit
+    assert answer.tokens.cut.endswith("word38 word39")
+    assert answer.tokens.cut in " ".join(words[1:])
 
 
 @pytest.mark.parametrize("phase", [IMPORTING, "load", "encode", "denoise", "decode"])

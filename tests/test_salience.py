@@ -18,15 +18,16 @@ from engine import Engine, Request, RequestError
 from engine.cli.commands import main
 from engine.engine import Engine as OpenEngine
 from engine.events import Event, ImageSaved, Noticed, StepFinished
+from engine.families.flux1 import FLUX1
 from engine.families.flux1.cuts import inputs
 from engine.folders import cache_dir
 from engine.images.metadata import read_record
 from engine.images.save import plan_output
 from engine.jobs.runtime import Repeat
 from engine.library.catalog import DEMO_FOLDER
+from engine.precision import MODES, Precision
 from engine.quantization.int8 import KERNELS
 from engine.quantization.salience import (
-    MODES,
     Calibration,
     Folds,
     Maxima,
@@ -193,8 +194,8 @@ class TestCalibrating:
             file, events = calibrated(engine)
             steps = [(event.image, event.step) for event in events if isinstance(event, StepFinished)]
             assert steps == [(0, 1), (0, 2), (1, 1), (1, 2)]
-            assert file == calibrations.file_of(engine.model_hash)
-            known = calibrations.read("demo", engine.model_hash, engine.source.inputs)
+            assert file == calibrations.file_of(engine.context.model_hash)
+            known = calibrations.read("demo", engine.context.model_hash, engine.source.inputs)
         assert (known.prompts, known.steps, known.precision) == (2, 2, "fp32")
         with demo() as engine:
             option = next(option for option in engine.options if option.name == "salience")
@@ -269,7 +270,7 @@ class TestCalibrating:
         save_file({name: tensor.float().to(torch.float8_e4m3fn) for name, tensor in weights.items()}, file)
         config = Engine.open("demo").source.configs["transformer"]
         factors = {each.name: normal(each.width).exp() for each in inputs(config)}
-        form = Form("int8+csb", Folds(inputs(config), factors), "0" * 16)
+        form = Form(FLUX1, Precision("int8", "csb"), Folds(inputs(config), factors), "0" * 16)
         notices: list[str] = []
         for _ in converted_files("transformer", [file], torch.bfloat16, notices, form):
             pass

@@ -11,7 +11,8 @@ import pytest
 from engine import Engine, Request, RequestError
 from engine.events import Event, Failed, Planned, Simulated
 from engine.memory.measure import STEPS
-from engine.request import PRECISIONS, SALIENCES
+from engine.precision import PRECISIONS
+from engine.request import SALIENCES
 
 ABOVE = 20  # events, more than any of these runs has before its last
 

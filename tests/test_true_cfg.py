@@ -18,8 +18,9 @@ from engine.events import Event, ImageSaved, Noticed, Planned, StepFinished
 from engine.images.metadata import parameters_text, read_record
 from engine.images.save import plan_output
 from engine.jobs.runtime import Repeat
-from engine.memory.planner import CPU_PROCESS_BYTES
-from engine.request import Defaults
+from engine.memory.needs import CPU_PROCESS_BYTES
+from engine.precision import FP32
+from engine.request import Defaults, Resolved
 from engine.sampling.guidance import Steering, mean, steering, weights
 from engine.sampling.true_cfg import TrueGuidance
 from tests.painting import largest_difference, painted, painted_by_diffusers
@@ -62,7 +63,7 @@ def passes_of(engine: Engine, request: Request, folder: Path) -> int:
         nonlocal count
         count += 1
 
-    transformer = engine.runtime().components.component("transformer", "fp32").module
+    transformer = engine.runtime().components.component("transformer", FP32).module
     handle = transformer.register_forward_pre_hook(counted)
     try:
         events_of(engine, request, folder)
@@ -146,7 +147,7 @@ class TestSteering:
             "height": 64,
             "precision": "fp32",
         }
-        return steering(Request(PROMPT, **complete | values), self.SIGMAS, LIMITS)
+        return steering(Resolved(PROMPT, **complete | values), self.SIGMAS, LIMITS)
 
     def test_the_schedule_is_of_true_guidance_where_that_is_on(self):
         found = self.steer(cfg=3.5, negative_prompt="", guidance_schedule="tv")
@@ -201,7 +202,7 @@ class TestPictures:
         request = replace(SMALL, negative_prompt=NEGATIVE, guidance_schedule="tv-anchored")
         with Engine.open("demo", device="cpu") as engine:
             apart = pixels(events_of(engine, request, tmp_path)).astype(int)
-            assert engine.planned(engine.resolve(request))[1].batch == 1  # nothing is waited for on a CPU
+            assert engine.context.planned(engine.resolve(request))[1].batch == 1  # nothing is waited for on a CPU
         with Engine.open("demo", device="cpu", repeat=Repeat(batch=2)) as engine:
             assert passes_of(engine, request, tmp_path) == 3
             events = events_of(engine, request, tmp_path)

@@ -375,7 +375,7 @@ def test_hostile_prompts_are_only_text(text: str) -> None:
                 assert "\x07" not in shown
             job = app.session.running
             app.session._finish("failed", f"in denoise: {text}")
-            app.say(f"failed: {text}", "error")
+            app.shared.say(f"failed: {text}", "error")
             app.main.update()
             await pilot.pause()
             assert app.is_running
@@ -456,11 +456,12 @@ def test_a_small_terminal_shows_prompt_and_one_status_line() -> None:
     run(test())
 
 
-@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)])
+@pytest.mark.parametrize("size", [(60, 16), (80, 24), (120, 40), (200, 60)])
 def test_everything_has_its_place_at_every_usual_size(size: tuple[int, int]) -> None:
     async def test() -> None:
         async with running(size, engine=False) as (app, _pilot):
-            for name in ("header", "prompt", "timeline", "gauge", "jobs", "picture", "keys"):
+            memory = "plot" if size[1] >= 22 else "gauge"
+            for name in ("header", "prompt", "forecast", "timeline", memory, "jobs", "picture", "keys"):
                 region = app.main.query_one(f"#{name}").region
                 assert region.area > 0, name
                 assert region.right <= size[0]
@@ -853,8 +854,8 @@ def test_a_second_press_does_not_cancel_the_next_job() -> None:
 def test_the_messages_can_be_read_again() -> None:
     async def test() -> None:
         async with running(engine=False) as (app, pilot):
-            app.say("first [/b]")
-            app.say("second")
+            app.shared.say("first [/b]")
+            app.shared.say("second")
             await pilot.press("escape", "m")
             assert isinstance(app.screen, ReadText)
             text = screen_text(app)

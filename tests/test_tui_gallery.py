@@ -108,13 +108,13 @@ def shown(app: T2IApp) -> list[str]:
 def count_calls(monkeypatch: pytest.MonkeyPatch, app: T2IApp) -> list[Path]:
     """The paths that thumbnails are asked for from now on."""
     asked: list[Path] = []
-    get = app.thumbnails.get
+    get = app.shared.thumbnails.get
 
     def counted(path: Path, columns: int, rows: int) -> Preview | None:
         asked.append(path)
         return get(path, columns, rows)
 
-    monkeypatch.setattr(app.thumbnails, "get", counted)
+    monkeypatch.setattr(app.shared.thumbnails, "get", counted)
     return asked
 
 
@@ -181,7 +181,7 @@ def test_a_folder_that_is_missing_empty_or_no_folder_is_one_sentence(tmp_path: P
                 ("nul\0", "cannot be read"),
                 ("long" * 100, "cannot be read"),
             ):
-                app.push_screen(Gallery(tmp_path / name))
+                app.push_screen(Gallery(app.shared, tmp_path / name))
                 await settled(pilot, app)
                 assert selected(app) == ""
                 middle = " ".join(screen_text(app).split())
@@ -325,7 +325,7 @@ def test_keys_work_while_a_thumbnail_hangs_and_what_came_too_late_is_not_loaded(
                 assert going_on.wait(60)
                 return Preview(1, 1, b"\xff\0\0")
 
-            monkeypatch.setattr(app.thumbnails, "get", hang)
+            monkeypatch.setattr(app.shared.thumbnails, "get", hang)
             await pilot.press("escape", "l")
             await until(pilot, lambda: asked)
             await pilot.press("end")
@@ -513,7 +513,7 @@ def test_a_star_belongs_to_the_file_however_the_folder_is_spelled(monkeypatch: p
     async def test() -> None:
         async with running(engine=False) as (app, pilot):
             app.session.history.set_favourite(path, True)
-            app.push_screen(Gallery(Path(path.parent.name)))
+            app.push_screen(Gallery(app.shared, Path(path.parent.name)))
             await settled(pilot, app)
             assert "▶★ 7 a red" in screen_text(app)
 
@@ -572,7 +572,8 @@ def test_remix_puts_prompt_and_parameters_back_on_the_main_screen() -> None:
 def test_what_a_picture_of_another_program_says_is_taken_over_and_the_rest_is_named() -> None:
     path = save("000001_seed42.png")
     info = PngInfo()
-    line = "Steps: 20, Sampler: DPM++ 2M, Seed: -1, Size: 1000x1000, Guidance: 2.5, Version: stable-diffusion.cpp"
+    line = "Steps: 20, Sampler: DPM++ 2M, Seed: -1, Size: 1000x1000, Guidance: 2.5, Model: x, "
+    line += "Version: stable-diffusion.cpp"
     info.add_text("parameters", f"ein K\u00e4tzchen <lora:ink:1>\n{line}")
     Image.new("RGB", (64, 64)).save(path, pnginfo=info)
 
@@ -589,7 +590,10 @@ def test_what_a_picture_of_another_program_says_is_taken_over_and_the_rest_is_na
             await press(app, pilot, "escape", "a")
             assert app.main.prompt.text == "ein K\u00e4tzchen"
             assert app.session.parameters.chosen == {"steps": 20, "guidance": 2.5}
-            assert notes(app)[-1] == "Left out: LoRA ink, sampler DPM++ 2M, size 1000x1000."
+            assert notes(app)[-1] == (
+                "Taken over from stable-diffusion.cpp: prompt, steps, guidance; "
+                "left out: LoRA ink, sampler DPM++ 2M, size 1000x1000, model x."
+            )
 
     run(test())
 
@@ -658,7 +662,7 @@ def test_hostile_pictures_are_listed_and_break_nothing() -> None:
                     seen += check_screen(app)
                     if app.screen is not screen:
                         app.screen.dismiss()
-                app.push_screen(Compare(screen.grid._files[place].path, screen.grid._files[place - 1].path))
+                app.push_screen(Compare(app.shared, screen.grid._files[place].path, screen.grid._files[place - 1].path))
                 await settled(pilot, app)
                 seen += check_screen(app)
                 app.screen.dismiss()
@@ -733,7 +737,7 @@ def test_a_picture_that_loads_slowly_does_not_take_the_place_of_the_next(monkeyp
                 assert path != paths[0] or going_on.wait(60)
                 return Preview(1, 1, b"\xff\0\0")
 
-            monkeypatch.setattr(app.thumbnails, "get", slow_first)
+            monkeypatch.setattr(app.shared.thumbnails, "get", slow_first)
             await pilot.press("enter", "right")
             await until(pilot, lambda: "a green heart" in screen_text(app))
             going_on.set()
@@ -742,7 +746,7 @@ def test_a_picture_that_loads_slowly_does_not_take_the_place_of_the_next(monkeyp
             viewer = app.screen
             assert isinstance(viewer, Viewer)
             assert viewer._loaded is not None
-            assert viewer._loaded.record == read_record(paths[1])
+            assert viewer._loaded[1] == read_record(paths[1])
             assert "a green heart" in screen_text(app)
 
     run(test())
@@ -804,7 +808,7 @@ def test_a_terminal_with_pictures_of_its_own_gets_the_pixels(monkeypatch: pytest
 
     async def test() -> None:
         async with running(engine=False) as (app, pilot):
-            monkeypatch.setattr(app, "images", Pixels)
+            monkeypatch.setattr(app.shared, "images", Pixels)
             await open_gallery(app, pilot)
             await press(app, pilot, "enter")
             assert list(app.screen.query(PictureView)) == []
@@ -867,7 +871,7 @@ def test_one_picture_at_a_time_flips_at_the_same_place() -> None:
     async def test() -> None:
         async with running(engine=False) as (app, pilot):
             paths = [folders.default_output_dir() / f"00000{n}_seed{n}.png" for n in (2, 1)]
-            app.push_screen(Compare(*paths))
+            app.push_screen(Compare(app.shared, paths[0], paths[1]))
             await settled(pilot, app)
             assert on(app, Compare)
             assert "same settings" in screen_text(app)
@@ -900,7 +904,7 @@ def test_a_small_terminal_begins_with_one_picture_and_shows_both_when_it_grows()
 
     async def test() -> None:
         async with running((59, 20), engine=False) as (app, pilot):
-            app.push_screen(Compare(paths[0], paths[1]))
+            app.push_screen(Compare(app.shared, paths[0], paths[1]))
             await settled(pilot, app)
             assert on(app, Compare)
             assert not side_by_side(app)
@@ -969,7 +973,7 @@ def test_every_size_is_survived(screen: str) -> None:
             if keys:
                 await press(app, pilot, keys)
             if screen == "compare":
-                app.push_screen(Compare(paths[0], paths[1]))
+                app.push_screen(Compare(app.shared, paths[0], paths[1]))
                 await settled(pilot, app)
             before = screen_text(app)
             for columns, rows in SIZES:
@@ -1001,7 +1005,7 @@ def test_without_colours_or_unicode_pictures_are_letters(kind: str, monkeypatch:
             await press(app, pilot, "enter")
             texts.append(screen_text(app))
             await press(app, pilot, "escape")
-            app.push_screen(Compare(paths[0], paths[1]))
+            app.push_screen(Compare(app.shared, paths[0], paths[1]))
             await settled(pilot, app)
             texts.append(screen_text(app))
             if kind == "ascii":

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from engine.request import Request
-from tui import history
+from tui import database
 from tui.history import Adopted, History
 from tui.jobs import STATES, Job, State
 
@@ -155,8 +155,8 @@ def test_the_newest_prompt_is_first_and_none_is_there_twice(open_history: Callab
 
 def test_the_last_ten_thousand_prompts_are_kept(open_history: Callable[..., History], folder: Path) -> None:
     one = open_history()
-    with history._transaction(one._db):  # one sync for all
-        one._db.executemany(history.ADD_PROMPT, [(f"{number}".encode(),) for number in range(10_003)])
+    with database.transaction(one._db):  # one sync for all
+        one._db.executemany(database.ADD_PROMPT, [(f"{number}".encode(),) for number in range(10_003)])
     newest = [f"{number}" for number in range(10_002, 2, -1)]
     assert one.prompts(limit=20_000) == newest
     assert open_history().prompts(limit=20_000) == newest
@@ -592,7 +592,7 @@ def test_a_truncated_file_is_set_aside(folder: Path, size: int) -> None:
     assert_began_anew(folder, content)
 
 
-@pytest.mark.parametrize("version", [history.SCHEMA_VERSION + 1, 2**31 - 1])
+@pytest.mark.parametrize("version", [database.SCHEMA_VERSION + 1, 2**31 - 1])
 def test_a_history_of_a_newer_version_is_left_alone_and_another_is_used_beside_it(folder: Path, version: int) -> None:
     filled(folder)
     ask(folder, f"PRAGMA user_version = {version}")
@@ -608,7 +608,7 @@ def test_a_history_of_a_newer_version_is_left_alone_and_another_is_used_beside_i
         one.put(a_job("beside", "done", id="beside"))
         one.close()
     assert file_of(folder).read_bytes() == newer
-    ask(folder, f"PRAGMA user_version = {history.SCHEMA_VERSION}")  # the program was brought up to date
+    ask(folder, f"PRAGMA user_version = {database.SCHEMA_VERSION}")  # the program was brought up to date
     one = History.open(folder)
     assert one.notices == []
     assert one.prompts()[:2] == ["beside", "99 " + "x" * 1000]
@@ -619,18 +619,49 @@ def test_a_history_of_a_newer_version_is_left_alone_and_another_is_used_beside_i
 def test_an_older_history_is_brought_up_to_date(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(folder)
     further = ("CREATE TABLE notes (text TEXT)", "INSERT INTO notes VALUES ('made')")
-    monkeypatch.setattr(history, "VERSIONS", (*history.VERSIONS, further))
-    monkeypatch.setattr(history, "SCHEMA_VERSION", history.SCHEMA_VERSION + 1)
+    monkeypatch.setattr(database, "VERSIONS", (*database.VERSIONS, further))
+    monkeypatch.setattr(database, "SCHEMA_VERSION", database.SCHEMA_VERSION + 1)
     for _ in range(2):
         one = History.open(folder)
         assert one.notices == []
         assert len(one.prompts()) == len(one.results()) == 100
         one.close()
     assert ask(folder, "SELECT text FROM notes") == [("made",)]
-    assert ask(folder, "PRAGMA user_version") == [(history.SCHEMA_VERSION,)]
+    assert ask(folder, "PRAGMA user_version") == [(database.SCHEMA_VERSION,)]
 
 
-@pytest.mark.parametrize("version", [-1, 0, history.SCHEMA_VERSION])
+def test_a_history_of_the_first_version_is_read_and_taken_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as old:  # as the program was: a history, and one that was used while that was locked
+        old.setattr(database, "VERSIONS", (database.SCHEMA,))
+        old.setattr(database, "SCHEMA_VERSION", 1)
+        old.setattr(database, "TABLES", ("favourites", "sessions", "saved", "jobs"))
+        for name, prompt in (("history-2.sqlite3", "beside"), ("history.sqlite3", "first")):
+            folder.mkdir(exist_ok=True)
+            db = database._connect(folder / name, [])
+            db.execute(database.ADD_PROMPT, (prompt.encode(),))
+            db.close()
+    one = History.open(folder)
+    assert (one.notices, one.prompts()) == ([], ["beside", "first"])
+    one.put(a_job("new", "done", id="new"), {"samples": [1]})
+    assert one.course("new") == {"samples": [1]}
+    one.close()
+
+
+def test_a_course_is_kept_with_its_job_and_goes_with_it(open_history: Callable[..., History], folder: Path) -> None:
+    one = open_history()
+    job = a_job("one", "done", id="one")
+    one.put(job, {"samples": [[1, 2]]})
+    one.put(replace(job, message="told later"))
+    other = open_history()
+    assert other.course("one") == {"samples": [[1, 2]]}
+    assert other.course("none") is None
+    ask(folder, "UPDATE courses SET course = ?", "{no json")
+    assert other.course("one") is None
+    other.remove("one")
+    assert ask(folder, "SELECT * FROM courses") == []
+
+
+@pytest.mark.parametrize("version", [-1, 0, database.SCHEMA_VERSION])
 def test_another_programs_database_is_set_aside(folder: Path, version: int) -> None:
     folder.mkdir()
     ask(folder, "CREATE TABLE mine (x)")
@@ -804,7 +835,7 @@ def test_a_locked_history_is_left_alone_and_another_is_used(folder: Path, statem
         with locked(folder, statements):
             start = time.monotonic()
             one = History.open(folder)
-            assert time.monotonic() - start < 3 * history.BUSY_SECONDS
+            assert time.monotonic() - start < 3 * database.BUSY_SECONDS
             assert len(one.notices) == 1
             assert str(file_of(folder)) in one.notices[0]
             assert str(folder / "history-2.sqlite3") in one.notices[0]
@@ -846,7 +877,7 @@ def test_what_another_app_wrote_beside_a_locked_history_is_its_own_until_it_is_c
 def test_with_every_file_locked_the_app_still_works(folder: Path) -> None:
     folder.mkdir()
     lock = LOCKS["an exclusive connection"]
-    with locked(folder, lock), locked(folder, lock, history.FILES[1]), locked(folder, lock, history.FILES[2]):
+    with locked(folder, lock), locked(folder, lock, database.FILES[1]), locked(folder, lock, database.FILES[2]):
         assert_in_memory(folder, "locked")
 
 
@@ -859,7 +890,7 @@ def test_what_happens_while_the_history_is_locked_is_written_with_the_next_chang
         with locked(folder, LOCKS["a writer"]):
             start = time.monotonic()
             one.add_prompt(f"meanwhile {round}")
-            assert time.monotonic() - start < 2 * history.BUSY_SECONDS
+            assert time.monotonic() - start < 2 * database.BUSY_SECONDS
             assert "before" in one.prompts()  # reading works, and does not make the next failure a new one
             one.put(replace(running, state="done"))
             one.set_order(["second", "first"])
@@ -1057,7 +1088,7 @@ def test_a_folder_in_place_of_the_file(folder: Path) -> None:
     one.add_prompt("kept")
     one.close()
     assert History.open(folder).prompts() == ["kept"]
-    for name in history.FILES[1:]:
+    for name in database.FILES[1:]:
         (folder / name).unlink(missing_ok=True)
         (folder / name).mkdir()
     assert_in_memory(folder, "it is a folder")
@@ -1272,7 +1303,7 @@ def test_a_slow_disk_holds_up_nobody_who_types(folder: Path, tmp_path: Path) -> 
 def test_hours_of_typing_do_not_let_the_log_grow(
     open_history: Callable[..., History], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history, "MOST_LOG_PAGES", 20)
+    monkeypatch.setattr(database, "MOST_LOG_PAGES", 20)
     one, log = open_history(), Path(f"{file_of(folder)}-wal")
     for number in range(200):
         one.save_soon("draft", f"{number} letters")
@@ -1294,7 +1325,7 @@ def test_it_is_written_as_promised(open_history: Callable[..., History], folder:
     one = open_history()
     assert one._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert one._db.execute("PRAGMA synchronous").fetchone() == (3,)  # EXTRA: synced when it is told
-    assert ask(folder, "PRAGMA user_version") == [(history.SCHEMA_VERSION,)]
+    assert ask(folder, "PRAGMA user_version") == [(database.SCHEMA_VERSION,)]
     one.save_soon("draft", "typed")
     assert one._db.execute("PRAGMA synchronous").fetchone() == (3,)
     assert one._db.execute("PRAGMA wal_autocheckpoint").fetchone() == (1000,)

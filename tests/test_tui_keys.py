@@ -379,7 +379,7 @@ def test_from_the_prompt_every_key_that_is_no_text_runs_its_command(dialect: Cal
 def test_in_the_gallery_every_key_runs_its_command(dialect: Callable[[str], str]) -> None:
     async def test() -> None:
         async with terminal(dry=True) as t:
-            await t.app.push_screen(Gallery(folders.default_output_dir()))
+            t.app.open_gallery()
             await t.settle()
             for command in active("gallery", "pictures", "app"):
                 for key in [*command.key_list, *(alt(letter) for letter in letters_of(command) if letter not in "bf")]:
@@ -392,7 +392,7 @@ def test_in_the_gallery_every_key_runs_its_command(dialect: Callable[[str], str]
 def test_among_the_models_every_key_runs_its_command(dialect: Callable[[str], str]) -> None:
     async def test() -> None:
         async with terminal(dry=True) as t:
-            await t.app.push_screen(ModelsScreen())
+            t.app.open_models()
             await t.settle()
             for command in active("models", "app"):
                 for key in [*command.key_list, *(alt(letter) for letter in letters_of(command) if letter not in "bf")]:
@@ -534,7 +534,8 @@ def test_ctrl_z_suspends_wherever_it_is_pressed(dialect: Callable[[str], str]) -
             for focus in (t.app.main.prompt, t.app.main.jobs):
                 t.app.screen.set_focus(focus)
                 assert await t.send(dialect("ctrl+z")) == ["suspend"]
-            for window in (Confirm("Leave?"), AskText("Folder:", ""), Gallery(folders.default_output_dir())):
+            gallery = Gallery(t.app.shared, folders.default_output_dir())
+            for window in (Confirm("Leave?"), AskText("Folder:", ""), gallery):
                 t.app.push_screen(window)
                 await t.settle()
                 assert await t.send(dialect("ctrl+z")) == ["suspend"]

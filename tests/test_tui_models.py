@@ -555,7 +555,7 @@ def test_a_search_finds_models_and_says_what_cannot_be_used(tiny: Path, tmp_path
             assert "is a file; give a folder" in screen_text(app).replace("\n", " ")
             app.screen.query_one(Field).value = str(tmp_path / "there")
             await press(app, pilot, "enter")
-            await until(pilot, lambda: app.library.scan is None)
+            await until(pilot, lambda: app.shared.library.scan is None)
             await settled(pilot, app)
             assert told(app, "1 new model: tiny", "1 that cannot be used")
             assert isinstance(app.screen, ReadText)
@@ -586,7 +586,9 @@ def test_a_search_tells_how_far_it_is_goes_on_in_the_background_and_can_be_stopp
             await pilot.press("s")
             await paste(app, pilot, str(tmp_path / "there"))
             await pilot.press("enter")
-            await until(pilot, lambda: app.library.scan is not None and app.library.scan.found is not None)
+            await until(
+                pilot, lambda: app.shared.library.scan is not None and app.shared.library.scan.found is not None
+            )
             assert "folder" in screen_text(app).splitlines()[-2]
             assert "x Stop" in screen_text(app).splitlines()[-1]
             await pilot.press("s")
@@ -595,7 +597,7 @@ def test_a_search_tells_how_far_it_is_goes_on_in_the_background_and_can_be_stopp
             await until(pilot, lambda: " scan  " in screen_text(app))
             assert isinstance(app.screen, MainScreen)
             await pilot.press("M", "x")
-            await until(pilot, lambda: app.library.scan is None)
+            await until(pilot, lambda: app.shared.library.scan is None)
             await settled(pilot, app)
             assert told(app, "was stopped; nothing was added")
             assert "F1 Help" in screen_text(app).splitlines()[-1]
@@ -637,13 +639,13 @@ def test_a_pull_begins_when_its_licence_is_accepted(server: Hub, monkeypatch: py
             assert app.screen is window, "a licence is accepted by y alone"
             await pilot.press("n")
             assert app.screen_stack[-1] is screen
-            assert app.library.pull is None
+            assert app.shared.library.pull is None
             assert not server.asked_for(WEIGHTS)
             await pilot.press("p")
             again = pull_window(app)
             await until(pilot, lambda: again._prepared is not None)
             await pilot.press("y")
-            await until(pilot, lambda: app.library.pull is None)
+            await until(pilot, lambda: app.shared.library.pull is None)
             await settled(pilot, app)
             assert told(app, "distillt5 is here.")
             assert "here" in row(app, "distillt5")
@@ -660,7 +662,7 @@ def test_a_pull_is_counted_by_the_byte_seen_from_the_main_screen_and_taken_up_ag
 
     async def test() -> None:
         async with models() as (app, pilot, screen):
-            app.library._seconds = 0.0
+            app.shared.library._seconds = 0.0
             await choose(app, pilot, screen, "distillt5")
             await accept(app, pilot)
             here = len(FILES["config.json"]) + 100_000
@@ -681,15 +683,15 @@ def test_a_pull_is_counted_by_the_byte_seen_from_the_main_screen_and_taken_up_ag
             assert told(app, "one at a time")
             assert told(app, "is being pulled; stop that first")
             await pilot.press("x")
-            assert app.library.pull is not None
-            assert "stopping" in str(app.library.pull)
-            await until(pilot, lambda: app.library.pull is None)
+            assert app.shared.library.pull is not None
+            assert "stopping" in str(app.shared.library.pull)
+            await until(pilot, lambda: app.shared.library.pull is None)
             held.set()
             await settled(pilot, app)
             assert told(app, "The pull of distillt5 was stopped at 98 of 222 KiB", "kept for the next one")
             assert "incomplete" in row(app, "distillt5")
             await accept(app, pilot)
-            await until(pilot, lambda: app.library.pull is None)
+            await until(pilot, lambda: app.shared.library.pull is None)
             assert told(app, "distillt5 is here.")
             assert server.asked_for(f"storage/{WEIGHTS}")[-1]["range"] == "bytes=100000-"
 
@@ -709,7 +711,7 @@ def pull_window(app: T2IApp) -> PullWindow:
 
 
 def bytes_here(app: T2IApp) -> int:
-    pull = app.library.pull
+    pull = app.shared.library.pull
     return pull.progress.done_bytes if pull is not None and pull.progress is not None else -1
 
 
@@ -725,7 +727,7 @@ def test_what_the_hub_refuses_is_explained_and_nothing_begins(server: Hub) -> No
             await pilot.press("y")
             assert isinstance(app.screen, PullWindow)
             await pilot.press("escape")
-            assert app.library.pull is None
+            assert app.shared.library.pull is None
 
     run(test())
 
@@ -740,7 +742,7 @@ def test_a_pull_that_fails_is_said(server: Hub) -> None:
             window = pull_window(app)
             await until(pilot, lambda: window._prepared is not None)
             await pilot.press("y")
-            await until(pilot, lambda: app.library.pull is None)
+            await until(pilot, lambda: app.shared.library.pull is None)
             await settled(pilot, app)
             assert told(app, WEIGHTS), notes(app)
             assert "incomplete" in row(app, "distillt5")

@@ -11,7 +11,8 @@ import pytest
 from textual import events
 from textual.pilot import Pilot
 
-from engine.request import MAX_COUNT, MAX_GUIDANCE, MAX_SEED, PRECISIONS, SCHEDULES, Option, Request, RequestError
+from engine.precision import PRECISIONS
+from engine.request import MAX_COUNT, MAX_GUIDANCE, MAX_SEED, SCHEDULES, Option, Request, RequestError
 from engine.sampling import flow
 from engine.sampling.guidance import weights
 from engine.times import FlowTimes

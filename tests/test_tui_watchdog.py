@@ -19,7 +19,7 @@ from tests.test_progress import Clock
 from tui.app import T2IApp
 from tui.history import History
 from tui.session import Session
-from tui.watchdog import FIRST_SECONDS, MAX_TICK_SECONDS, MIN_STEP_SECONDS, OVER_SECONDS, Doing, Watchdog
+from tui.watchdog import FIRST_SECONDS, MAX_TICK_SECONDS, MIN_STEP_SECONDS, OVER_SECONDS, Doing, Watchdog, Work
 
 PROMPT = "a red circle above a blue square"
 PIXELS = 128.0 * 128
@@ -44,21 +44,19 @@ def test_the_engine_may_be_silent_three_times_as_long_as_it_was_before() -> None
     clock, progress = Clock(), PictureProgress()
     watch = Watchdog(clock)
     progress.apply(PhaseStarted(**stamp(), phase="denoise"))
-    assert watch.expected_seconds(progress, None, PIXELS) == FIRST_SECONDS  # a first step, which may compile
-    assert watch.is_new(progress)
+    assert watch.expected_seconds(Work(progress, None, PIXELS)) == FIRST_SECONDS  # a first step, which may compile
     silent(watch, clock, 40.0)
     assert watch.said == "40 s"
-    watch.heard(progress, PIXELS)
-    assert not watch.is_new(progress)
+    watch.heard(Work(progress, None, PIXELS))
     progress.apply(step(1))
     for seconds in (3.0, 4.0, 2.0):
         silent(watch, clock, seconds)
-        watch.heard(progress, PIXELS)
-    assert watch.expected_seconds(progress, None, PIXELS) == 12.0  # the longest of them, not the first step
-    assert watch.expected_seconds(progress, None, 4 * PIXELS) == 48.0
-    assert watch.expected_seconds(progress, None, PIXELS / 4) == 12.0
+        watch.heard(Work(progress, None, PIXELS))
+    assert watch.expected_seconds(Work(progress, None, PIXELS)) == 12.0  # the longest of them, not the first step
+    assert watch.expected_seconds(Work(progress, None, 4 * PIXELS)) == 48.0
+    assert watch.expected_seconds(Work(progress, None, PIXELS / 4)) == 12.0
     watch.forget()
-    assert watch.expected_seconds(progress, None, PIXELS) == FIRST_SECONDS  # another process
+    assert watch.expected_seconds(Work(progress, None, PIXELS)) == FIRST_SECONDS  # another process
 
 
 def test_what_is_done_for_the_first_time_may_take_twice_what_the_plan_says_of_it() -> None:
@@ -71,22 +69,22 @@ def test_what_is_done_for_the_first_time_may_take_twice_what_the_plan_says_of_it
         ("denoise", seconds["denoise"] / 4),
     ):
         progress.apply(PhaseStarted(**stamp(), phase=phase))  # type: ignore[arg-type]
-        assert watch.expected_seconds(progress, plan, PIXELS) == FIRST_SECONDS + 2 * planned
+        assert watch.expected_seconds(Work(progress, plan, PIXELS)) == FIRST_SECONDS + 2 * planned
 
 
 def test_steps_too_short_to_be_counted_may_still_be_waited_for() -> None:
     watch, progress = Watchdog(Clock()), PictureProgress()
     progress.apply(PhaseStarted(**stamp(), phase="denoise"))
     progress.apply(step(1))
-    watch.heard(progress, PIXELS)
-    assert watch.expected_seconds(progress, None, PIXELS) == MIN_STEP_SECONDS
+    watch.heard(Work(progress, None, PIXELS))
+    assert watch.expected_seconds(Work(progress, None, PIXELS)) == MIN_STEP_SECONDS
 
 
 def test_what_was_known_already_teaches_nothing_about_how_long_it_takes() -> None:
     watch, progress = Watchdog(Clock()), PictureProgress()
     progress.apply(PhaseStarted(**stamp(), phase="encode"))
-    watch.heard(progress, PIXELS)  # a prompt that was encoded before
-    assert watch.expected_seconds(progress, None, PIXELS) == FIRST_SECONDS
+    watch.heard(Work(progress, None, PIXELS))  # a prompt that was encoded before
+    assert watch.expected_seconds(Work(progress, None, PIXELS)) == FIRST_SECONDS
 
 
 def test_time_in_which_the_app_itself_was_stopped_is_not_the_engines() -> None:
@@ -113,7 +111,7 @@ def test_what_a_silent_process_does_is_told_apart(doing: Doing, device: str, sho
             session, clock = app.session, Clock()
             session.watch, session.device = Watchdog(clock), device
             app.client.doing = lambda: doing  # type: ignore[method-assign]
-            look = lambda: session.look(doing, 7, "^C")  # noqa: E731
+            look = lambda: session.watch.look(session.work, doing, 7, "^C")  # noqa: E731
             app.main.prompt.put(PROMPT)
             await pilot.press("enter")
             may = 0.0 if doing == "stopped" else FIRST_SECONDS
@@ -138,7 +136,7 @@ def test_what_a_silent_process_does_is_told_apart(doing: Doing, device: str, sho
             session.receive(
                 JobEvent(session.running.id, LoadProgress(**stamp(), component="vae", done_bytes=1, total_bytes=2))
             )
-            assert not session.silence
+            assert not session.watch.silence
 
     run(test())
 
@@ -164,18 +162,18 @@ def test_an_engine_that_was_told_to_stop_at_once_is_ended_where_it_cannot_listen
     session.watch, session.device = Watchdog(clock), device
     session.enqueue(PROMPT)
     session.begin_next()
-    session.at_once = 0.0
+    session.watch.at_once = 0.0
     for _ in range(round(2 * waited)):
         clock.now += 0.5
-        session.look(doing, 7, "^C")
-    session.look(doing, 7, "^C")
-    assert session.must_end == ends
+        session.watch.look(session.work, doing, 7, "^C")
+    session.watch.look(session.work, doing, 7, "^C")
+    assert session.watch.must_end(session.work) == ends
     history.close()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
 def test_an_engine_that_hangs_is_said_and_ended_and_its_picture_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tui.session.OVER_SECONDS", 0.2)
+    monkeypatch.setattr("tui.watchdog.OVER_SECONDS", 0.2)
 
     async def test() -> None:
         async with running() as (app, pilot):
@@ -206,8 +204,8 @@ def test_an_engine_that_hangs_is_said_and_ended_and_its_picture_begins_anew(monk
             assert not session.cancelling
 
             # It hangs, and the picture was given up: the second press ends the engine, and the next picture begins.
-            app.last_cancel = None
-            monkeypatch.setattr("tui.session.OVER_SECONDS", 60.0)  # before it is said
+            app.dispatcher.last_cancel = None
+            monkeypatch.setattr("tui.watchdog.OVER_SECONDS", 60.0)  # before it is said
             second = await hang(app, pilot)
             await pilot.press("ctrl+c", "ctrl+c")
             await until(pilot, lambda: session.results and app.client.pid not in (None, second))

@@ -131,16 +131,6 @@ def test_the_timeline_says_states_times_steps_and_what_is_left() -> None:
     assert "step 2/4  0.5 s/step, 1.0 s left" in second
 
 
-def test_the_timeline_in_its_tall_form_marks_what_an_earlier_run_did() -> None:
-    timeline = Timeline()
-    timeline.styles.height = 6
-    progress = progress_after(PhaseStarted(phase="decode", **NOTHING))
-    lines = lines_of(timeline, (80, 10), lambda: timeline.show(progress, skipped=True))
-    assert [line.split()[1] for line in lines[:5]] == ["load", "encode", "denoise", "decode", "save"]
-    assert "kept from an earlier run" in lines[1]
-    assert lines[3].startswith("▶ decode")
-
-
 def test_loading_says_how_many_bytes() -> None:
     timeline = Timeline()
     timeline.styles.height = 1

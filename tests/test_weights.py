@@ -22,11 +22,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from engine.families.family import Family
+from engine.families.flux1 import FLUX1
 from engine.families.flux1.cuts import inputs
 from engine.files import Temporary, clean_up
 from engine.folders import cache_dir
 from engine.library import caches
 from engine.library.caches import what_could_go
+from engine.precision import INT8
 from engine.quantization.fp8 import FP8, dequantize, quantize_rows
 from engine.quantization.salience import Folds
 from engine.request import RequestError
@@ -35,6 +38,7 @@ from engine.weights import reading as weights
 from engine.weights.converted import converted_files, quantize_into, rounding_errors
 from engine.weights.forms import Form
 from engine.weights.reading import WeightFiles
+from tests.tiny import FP8_FORM
 
 LINEAR = "single_transformer_blocks.0.attn.to_q.weight"
 OTHER_LINEAR = "single_transformer_blocks.0.proj_mlp.weight"
@@ -264,7 +268,7 @@ def some_weights() -> dict[str, Tensor]:
 
 def form_of(kind: str) -> Form:
     config = {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2, "attention_head_dim": 32}
-    return Form("int8", Folds(inputs(config), {})) if kind == "int8" else Form(kind)
+    return Form(FLUX1, INT8, Folds(inputs(config), {})) if kind == "int8" else FP8_FORM
 
 
 class Model:
@@ -275,7 +279,7 @@ class Model:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "model.safetensors"
         save_file(tensors, self.file)
-        self.form = Form("fp8")
+        self.form = FP8_FORM
         self.notices: list[str] = []
         self.progress: list[tuple[int, int]] = []
 
@@ -364,11 +368,11 @@ class TestConversion:
         with WeightFiles.open([model.file]) as files:
             for name in (LINEAR, OTHER_LINEAR):
                 quantized, scale = torch.empty_like(stored[name]), torch.empty_like(stored[f"{name}_scale"])
-                quantize_into(files, name, quantized, scale)
+                quantize_into(files, name, quantized, scale, FP8_FORM)
                 assert torch.equal(quantized.view(torch.uint8), stored[name].view(torch.uint8))
                 assert torch.equal(scale, stored[f"{name}_scale"])
             with pytest.raises(ValueError, match="has shape"):
-                quantize_into(files, LINEAR, quantized, scale)
+                quantize_into(files, LINEAR, quantized, scale, FP8_FORM)
 
     def test_names_are_the_modules_own(self, tmp_path):
         prefixed = Model(tmp_path / "model", {f"model.diffusion_model.{LINEAR}": normal(16, 16)})
@@ -414,7 +418,7 @@ class TestConversion:
 
     def test_errors_are_told_by_layer(self, model):
         with WeightFiles.open([model.file], "transformer") as files:
-            errors = {name: (rms, largest) for name, rms, largest in rounding_errors(files, "transformer")}
+            errors = {name: (rms, largest) for name, rms, largest in rounding_errors(files, "transformer", FP8_FORM)}
         assert set(errors) == {LINEAR, OTHER_LINEAR}
         for rms, largest in errors.values():
             assert 0.02 < rms < 0.03
@@ -427,8 +431,8 @@ class TestCache:
         sources = []
         opened = WeightFiles.open
 
-        def watched(files: Sequence[Path], component: str = "", drop_pages: bool = False) -> WeightFiles:
-            sources.append(opened(files, component, drop_pages))
+        def watched(files: Sequence[Path], component: str, *, families: Sequence[Family]) -> WeightFiles:
+            sources.append(opened(files, component, families=families))
             return sources[-1]
 
         monkeypatch.setattr(WeightFiles, "open", watched)
@@ -599,7 +603,7 @@ class TestCache:
     @pytest.mark.skipif(os.name != "posix", reason="deletes a folder that is in use")
     def test_a_cache_that_vanishes_while_it_is_written_is_said(self, model):
         notices: list[str] = []
-        conversion = converted_files("transformer", [model.file], torch.bfloat16, notices)
+        conversion = converted_files("transformer", [model.file], torch.bfloat16, notices, FP8_FORM)
         next(conversion)
         shutil.rmtree(cache_dir())
         assert len([*conversion]) == 1  # the last of the progress
@@ -641,7 +645,7 @@ class TestCache:
     def test_closing_the_conversion_leaves_nothing(self, model, monkeypatch):
         monkeypatch.setattr(converting, "BLOCK_BYTES", 1024)
         monkeypatch.setattr(converting, "PROGRESS_EVERY_BYTES", 1000)
-        conversion = converted_files("transformer", [model.file], torch.bfloat16, [])
+        conversion = converted_files("transformer", [model.file], torch.bfloat16, [], FP8_FORM)
         next(conversion)
         next(conversion)
         assert any(name.endswith(".tmp") for name in left_in_cache())
@@ -650,7 +654,7 @@ class TestCache:
 
     def test_a_source_that_shrinks_while_it_is_converted_gives_a_sentence(self, tmp_path):
         large = Model(tmp_path / "model", {LINEAR: normal(4096, 4096)})
-        conversion = converted_files("transformer", [large.file], torch.bfloat16, [])
+        conversion = converted_files("transformer", [large.file], torch.bfloat16, [], FP8_FORM)
         next(conversion)
         os.truncate(large.file, 10_000)
         with pytest.raises(RequestError, match="has changed while it was in use"):
@@ -705,8 +709,8 @@ class TestOthers:
     def test_the_second_waits_for_the_first_and_takes_what_it_made(self, model, monkeypatch):
         monkeypatch.setattr(converting, "BLOCK_BYTES", 4096)
         monkeypatch.setattr(converting, "PROGRESS_EVERY_BYTES", 1)
-        first = converted_files("transformer", [model.file], torch.bfloat16, [])
-        second = converted_files("transformer", [model.file], torch.bfloat16, [])
+        first = converted_files("transformer", [model.file], torch.bfloat16, [], FP8_FORM)
+        second = converted_files("transformer", [model.file], torch.bfloat16, [], FP8_FORM)
         assert next(first)[0] == 0
         waiting = [next(second) for _ in range(3)]
         assert {total for _, total in waiting} == {sum(tensor.nbytes for tensor in some_weights().values())}
@@ -717,8 +721,8 @@ class TestOthers:
         assert made.stat().st_ino == before
 
     def test_the_second_takes_over_where_the_first_was_given_up(self, model):
-        first = converted_files("transformer", [model.file], torch.bfloat16, [])
-        second = converted_files("transformer", [model.file], torch.bfloat16, [])
+        first = converted_files("transformer", [model.file], torch.bfloat16, [], FP8_FORM)
+        second = converted_files("transformer", [model.file], torch.bfloat16, [], FP8_FORM)
         next(first)
         next(second)
         first.close()
@@ -743,7 +747,7 @@ class TestOthers:
                 return opened(name, flags, *rest)
 
             monkeypatch.setattr(os, "open", read_only)
-        conversion = converted_files("transformer", [model.file], torch.bfloat16, model.notices)
+        conversion = converted_files("transformer", [model.file], torch.bfloat16, model.notices, FP8_FORM)
         assert len([*islice(conversion, 3)]) < 3, "it is waited for"
         assert "FP8 weights cannot be kept in" in model.notices[0]
 
@@ -806,11 +810,15 @@ HALTED = """
 import sys, time
 from pathlib import Path
 import torch
+from engine.families.family import Family
+from engine.families.flux1 import FLUX1
+from engine.precision import FP8
 from engine.weights import converting
 from engine.weights.converted import converted_files
+from engine.weights.forms import Form
 converting.BLOCK_BYTES = 2**20
 converting.PROGRESS_EVERY_BYTES = 2**21
-conversion = converted_files("transformer", [Path(sys.argv[1])], torch.bfloat16, [])
+conversion = converted_files("transformer", [Path(sys.argv[1])], torch.bfloat16, [], Form(FLUX1, FP8))
 for _ in range(3):
     next(conversion)
 print("under way", flush=True)
@@ -821,8 +829,12 @@ MEASURED = """
 import sys, time
 from pathlib import Path
 import torch
+from engine.families.family import Family
+from engine.families.flux1 import FLUX1
+from engine.precision import FP8
 from engine.weights.converted import converted_files
 from engine.quantization.fp8 import quantize_rows
+from engine.weights.forms import Form
 from engine.weights.reading import WeightFiles
 
 def anonymous():
@@ -834,7 +846,7 @@ quantize_rows(torch.ones(4, 4))
 file = Path(sys.argv[1])
 before = peak = anonymous()
 start = time.perf_counter()
-for done, total in converted_files("transformer", [file], torch.bfloat16, []):
+for done, total in converted_files("transformer", [file], torch.bfloat16, [], Form(FLUX1, FP8)):
     peak = max(peak, anonymous())
 print(peak - before, round(total / 1e6 / (time.perf_counter() - start)))
 """

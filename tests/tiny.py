@@ -9,8 +9,12 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from engine.demo.vocabulary import clip_tokenizer, t5_tokenizer
-from engine.families.family import Size
+from engine.families.facts import Size
 from engine.families.flux1 import FLUX1
+from engine.precision import FP8
+from engine.weights.forms import Form
+
+FP8_FORM = Form(FLUX1, FP8)
 
 
 def tiny_pipeline(guided: bool, seed: int = 0) -> FluxPipeline:

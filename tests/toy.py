@@ -16,7 +16,8 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from engine.families.family import Config, Configs, Cost, Family, Layout, Part, Size, Tokenizer, Traits, Variant
+from engine.families.facts import Config, Configs, Cost, Layout, Part, Size, Tokenizer, Traits, Variant
+from engine.families.family import Family
 from engine.families.flux1.parts import VAE_KEYS
 from engine.families.networks import Conditioning, Cut, Networks, Tokens
 from engine.families.rules import Shapes, count
@@ -176,8 +177,10 @@ class Toy(Family):
 
     def layout(self, part: str, shapes: Shapes) -> Layout:
         if part == "vae":
-            widths = [shapes[f"encoder.down_blocks.{i}.resnets.0.conv1.weight"][0] for i in range(3)]
-            latents = shapes["decoder.conv_in.weight"][1]
+            names = [f"encoder.down_blocks.{i}.resnets.0.conv1.weight" for i in range(3)]
+            if lacking := [name for name in (*names, "decoder.conv_in.weight") if name not in shapes]:
+                return Layout("toy", lacking[0])
+            widths, latents = [shapes[name][0] for name in names], shapes["decoder.conv_in.weight"][1]
             config = {"latent_channels": latents, "block_out_channels": widths, "layers_per_block": 1}
             return Layout("toy", {**config, "mid_block_add_attention": False})
         width, vocabulary = (shapes.get(name, (0, 0)) for name in ("toy_blocks.0.out.weight", "toy_table.weight"))

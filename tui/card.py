@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+from textual.app import App
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +53,37 @@ class Card:
             watts = nvml.nvmlDeviceGetPowerUsage(handle) / 1000
         text = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
         return CardSample(text, int(memory.used), int(memory.total), utilization, temperature, watts)
+
+
+class CardWatch:
+    """The card that the engine works on; it is asked in a thread, once at a time."""
+
+    def __init__(self, app: App[None], seen: Callable[[], None]) -> None:
+        """`seen` is called when `sample` is a new one."""
+        self._app, self._seen = app, seen
+        self._card: Card | None = None
+        self._sampling = False
+        self.sample: CardSample | None = None  # the latest
+
+    def use(self, uuid: str | None) -> None:
+        """The engine works on this card, or on none."""
+        self._card, self.sample = Card(uuid) if uuid else None, None
+        self.look()
+
+    def look(self) -> None:
+        """Ask the card how it is; nothing where there is none."""
+        if self._card is None or self._sampling:
+            return
+        self._sampling, card = True, self._card
+
+        def ask() -> None:
+            self._app.call_later(self._looked, card.sample())
+
+        self._app.run_worker(ask, name="card", thread=True, exit_on_error=False)
+
+    def _looked(self, sample: CardSample | None) -> None:
+        self._sampling = False
+        if sample is None:
+            self._card = None
+        self.sample = sample
+        self._seen()

@@ -15,7 +15,7 @@ from textual.worker import Worker
 from engine import process
 from engine.cli.terminal import TerminalModes, put_back
 from engine.events import StepFinished
-from engine.process import EngineProcess, HoldTerminal, JobEvent, ModelOpened, OpenModel
+from engine.process import EngineProcess, Foresee, HoldTerminal, JobEvent, ModelOpened, OpenModel
 from tui.jobs import Job
 from tui.watchdog import Doing, ProcessLook
 
@@ -116,6 +116,11 @@ class EngineClient:
         """Make a job's picture; it waits inside the process while the model loads."""
         if self._process is not None:
             self._process.send(process.Paint(job.id, job.request, job.output))
+
+    def ask(self, question: Foresee) -> None:
+        """How a request would run; the answer comes when the engine is idle."""
+        if self._process is not None:
+            self._process.send(question)
 
     def cancel(self, job_id: str, *, after_step: bool) -> None:
         """Give a job up."""

@@ -16,63 +16,31 @@ import json
 import math
 import os
 import sqlite3
-import stat
 import sys
-import threading
 import time
 import uuid
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 
-from engine.files import make_folder, open_own, remove_leftovers, sync_file, sync_folder
 from engine.folders import shown_path
-from engine.request import Request
-from tui.jobs import STATES, Job
+from tui import database
+from tui.jobs import Job, job_from_dict, job_to_dict
 
 T = TypeVar("T")
 
-FILES = ("history.sqlite3", "history-2.sqlite3", "history-3.sqlite3")  # a later one while the others cannot be used
-BUSY_SECONDS = 0.25  # the longest wait for another process's change
 LOOK_SECONDS = 30.0  # between two looks for a place, where the history is in memory
 LEAVING_SECONDS = 2.0  # and the last one, where changes of this session still wait
-PROMPTS_KEPT = 10_000
-RESULTS_KEPT = 5_000
 MAX_TEXT = 1_000_000  # bytes or characters of a value; ours have a third of it at most
-MAX_POSITION = 2**53
-LOG_PAGES = 1000  # after which SQLite brings its log into the database
-MOST_LOG_PAGES = 8 * LOG_PAGES  # the same where nothing but what is typed was written: it takes the disk's time
-FRESH_SECONDS = 1.0  # so long a file may be empty because another app is about to fill it
-
-STRICT = " STRICT" if sqlite3.sqlite_version_info >= (3, 37) else ""
-SCHEMA = (  # of version 1; text that may hold what UTF-8 cannot (lone surrogates) is a BLOB or ASCII JSON
-    f"CREATE TABLE prompts (id INTEGER PRIMARY KEY, text BLOB NOT NULL UNIQUE){STRICT}",
-    f"CREATE TABLE favourites (path BLOB PRIMARY KEY){STRICT}",
-    f"""CREATE TABLE sessions (
-        id TEXT PRIMARY KEY, pid INTEGER NOT NULL, started REAL NOT NULL,
-        active REAL NOT NULL, ended INTEGER NOT NULL DEFAULT 0){STRICT}""",
-    f"""CREATE TABLE saved (
-        session TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (session, key)){STRICT}""",
-    # `finished` is when a job was done, failed or cancelled: NULL while it is queued or running.
-    f"""CREATE TABLE jobs (
-        id TEXT PRIMARY KEY, session TEXT NOT NULL, state TEXT NOT NULL, position INTEGER NOT NULL,
-        finished REAL, job TEXT NOT NULL){STRICT}""",
-    "CREATE INDEX jobs_finished ON jobs (finished)",
-    "CREATE INDEX jobs_position ON jobs (session, position)",
-)
-VERSIONS = (SCHEMA,)  # statements that make each version out of the one before, the first out of nothing
-SCHEMA_VERSION = len(VERSIONS)
-TABLES = ("favourites", "sessions", "saved", "jobs")  # and prompts: what a history holds
 SAVE = "INSERT OR REPLACE INTO saved VALUES (?, ?, ?)"
 REGISTER = """
     INSERT INTO sessions (id, pid, started, active) VALUES (?, ?, ?, ?)
     ON CONFLICT (id) DO UPDATE SET active = excluded.active
 """
-ADD_PROMPT = "INSERT OR REPLACE INTO prompts (text) VALUES (?)"  # under a new id, the highest
 LAST_POSITION = "(SELECT coalesce(max(position), 0) + 1 FROM jobs WHERE session = :session)"
 # A job keeps its place in the queue, and a result its time, however often it is put.
 PUT_JOB = f"""
@@ -85,23 +53,7 @@ PUT_JOB = f"""
 JOB = f"id, state, CASE WHEN length(job) <= {MAX_TEXT} THEN job END"
 VALUE = f"CASE WHEN length(value) <= {MAX_TEXT} THEN value END"
 QUEUE = f"SELECT {JOB} FROM jobs WHERE session = ? AND finished IS NULL ORDER BY state != 'running', position"
-RESULTS = "jobs WHERE finished NOT NULL ORDER BY finished DESC, rowid DESC"
-
-LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # the last: a table is missing
-DAMAGED = "it is damaged"
 UNFIT_ROW = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError)  # no time will make it fit
-REASONS = {
-    sqlite3.SQLITE_BUSY: "another program has locked it",
-    sqlite3.SQLITE_LOCKED: "another program has locked it",
-    sqlite3.SQLITE_CORRUPT: DAMAGED,
-    sqlite3.SQLITE_NOTADB: DAMAGED,
-    sqlite3.SQLITE_ERROR: "its tables are not this program's",
-    sqlite3.SQLITE_FULL: "the disk is full",
-    sqlite3.SQLITE_IOERR: "the disk reports an error",
-    sqlite3.SQLITE_READONLY: "it may not be written to",
-    sqlite3.SQLITE_CANTOPEN: "it cannot be opened",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +78,14 @@ class History:
     ) -> None:
         self.notices = notices  # sentences for the person
         self._db = db
-        self._path, self._file = path, _identity(path)  # None: in memory
+        self._path, self._file = path, database.identity(path)  # None: in memory
         self._folder: Path | None = folder  # None: closed
         self._next_look = time.monotonic() + LOOK_SECONDS  # for a place, where the history is in memory
         self._clock = clock
         self._waiting: dict[Hashable, Callable[[], object]] = {}  # changes that could not be written yet, by subject
         self._session = uuid.uuid4().hex
         self._started = _process_start(os.getpid()) or 0.0
-        self._log = LogSync()
+        self._log = database.LogSync()
         self._failing: set[tuple[str, str]] = set()  # (what, why): lasting failures that the person was told of
         self._unreadable: set[tuple[str, Any]] = set()  # rows that the person was told of: (what, id)
 
@@ -145,7 +97,7 @@ class History:
         where nothing can be written the history is in memory: `notices` says which.
         """
         notices: list[str] = []
-        return cls(folder, *_open_database(folder, clock, notices), clock, notices)
+        return cls(folder, *database.open_database(folder, clock, notices), clock, notices)
 
     def close(self) -> None:
         """Leave the queue and what was saved to the next session."""
@@ -169,14 +121,14 @@ class History:
 
     def add_prompt(self, text: str) -> None:
         """Make `text` the newest prompt, whether or not it is there already."""
-        self._write(("prompt", text), ADD_PROMPT, _blob(text))
+        self._write(("prompt", text), database.ADD_PROMPT, _blob(text))
 
     def prompts(self, limit: int = 1000) -> list[str]:
         """The newest prompts, the newest first."""
         query = f"SELECT id, CASE WHEN length(text) <= {MAX_TEXT} THEN text END FROM prompts ORDER BY id DESC LIMIT ?"
         found: list[str] = []
         unreadable = []
-        for id, text in self._read(query, min(limit, PROMPTS_KEPT)):
+        for id, text in self._read(query, min(limit, database.PROMPTS_KEPT)):
             try:
                 found.append(text.decode("utf-8", "surrogatepass"))
             except (UnicodeDecodeError, AttributeError):
@@ -209,31 +161,36 @@ class History:
 
     # Jobs
 
-    def put(self, job: Job) -> None:
-        """Keep `job` as it is now. A new one, or one that is queued again, goes to the end of this session's queue."""
-        self.put_all([job])
+    def put(self, job: Job, course: dict[str, Any] | None = None) -> None:
+        """Keep `job` as it is now, and its `course` (JSON values). A new one, or one that is queued again, goes to the
+        end of this session's queue."""
+        self.put_all([job], course=course)
 
-    def put_all(self, jobs: Sequence[Job], order: Sequence[str] | None = None, prompt: str | None = None) -> None:
+    def put_all(
+        self,
+        jobs: Sequence[Job],
+        order: Sequence[str] | None = None,
+        prompt: str | None = None,
+        course: dict[str, Any] | None = None,
+    ) -> None:
         """Keep several jobs as they are now, put the queue into `order`, and make `prompt` the newest: one sync."""
         rows = [self._row(job) for job in jobs]
+        courses = [(job.id, json.dumps(course)) for job in jobs] if course is not None else []
 
         def change() -> None:
             if prompt is not None:
-                self._db.execute(ADD_PROMPT, (_blob(prompt),))
+                self._db.execute(database.ADD_PROMPT, (_blob(prompt),))
             self._db.executemany(PUT_JOB, rows)
+            self._db.executemany("INSERT OR REPLACE INTO courses VALUES (?, ?)", courses)
             if order is not None:
                 self._order(order)
 
         self._change(change, ("jobs", prompt, *(job.id for job in jobs)))
 
     def _row(self, job: Job) -> dict[str, Any]:
-        values = {field.name: getattr(job, field.name) for field in fields(job) if field.name not in ("id", "state")}
-        values["request"] = job.request.to_dict()
-        values["path"] = None if job.path is None else str(job.path)
         finished = None if job.state in ("queued", "running") else self._clock()
         row = {"id": job.id, "session": self._session, "state": job.state, "finished": finished}
-        row["job"] = json.dumps(values)
-        return row
+        return {**row, "job": json.dumps(job_to_dict(job))}
 
     def set_order(self, ids: Sequence[str]) -> None:
         """Put these jobs of this session's queue first, in this order."""
@@ -254,9 +211,15 @@ class History:
         """This session's jobs that are running or queued, in this order."""
         return self._jobs(self._read(QUEUE, self._session))
 
+    def course(self, job_id: str) -> Any:
+        """What was kept of a job's course, as JSON values that are not trusted; None where nothing was."""
+        length = f"CASE WHEN length(course) <= {MAX_TEXT} THEN course END"
+        rows = self._read(f"SELECT {length} FROM courses WHERE job = ?", job_id)
+        return _parsed(rows[0][0]) if rows else None
+
     def results(self, limit: int = 200) -> list[Job]:
         """What all sessions finished, failed at or cancelled, the newest first."""
-        return self._jobs(self._read(f"SELECT {JOB} FROM {RESULTS} LIMIT ?", limit))
+        return self._jobs(self._read(f"SELECT {JOB} FROM {database.RESULTS} LIMIT ?", limit))
 
     # Favourites
 
@@ -296,8 +259,8 @@ class History:
         """
         try:
             self._follow()
-            soon = soon and not self._waiting and self._path is not None and _has_log(self._db)
-            with _unsynced(self._db) if soon else nullcontext(), _transaction(self._db):
+            soon = soon and not self._waiting and self._path is not None and database.has_log(self._db)
+            with database.unsynced(self._db) if soon else nullcontext(), database.transaction(self._db):
                 self._db.execute(REGISTER, (self._session, os.getpid(), self._started, self._clock()))
                 for waiting in self._waiting.values():
                     with suppress(*UNFIT_ROW):
@@ -320,15 +283,15 @@ class History:
         if self._path is None:
             self._leave_memory()
             return
-        if (now := _identity(self._path)) == self._file:
+        if (now := database.identity(self._path)) == self._file:
             return
-        rows, gone = _rows(self._db), shown_path(self._path)
+        rows, gone = database.rows(self._db), shown_path(self._path)
         if now is not None and sys.version_info >= (3, 12):  # or closing deletes the other file's log, by its name
             self._db.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
         self._db.close()
-        self._db, self._path = _open_database(self._path.parent, self._clock, self.notices)
-        self._file = _identity(self._path)
-        self._waiting = {"all": lambda: _insert(self._db, rows), **self._waiting}
+        self._db, self._path = database.open_database(self._path.parent, self._clock, self.notices)
+        self._file = database.identity(self._path)
+        self._waiting = {"all": lambda: database.insert(self._db, rows), **self._waiting}
         if self._path is not None:
             place = shown_path(self._path)
             self.notices.append(f"The history {gone} was removed while the app was open; what it held is in {place}.")
@@ -340,24 +303,24 @@ class History:
         self._next_look = time.monotonic() + LOOK_SECONDS
         notices: list[str] = []
         try:
-            db, path = _open_files(self._folder, self._clock, notices)
+            db, path = database.open_files(self._folder, self._clock, notices)
         except (OSError, ValueError, sqlite3.Error):
             return
-        rows = _rows(self._db)
+        rows = database.rows(self._db)
         self._db.close()
-        self._db, self._path, self._file = db, path, _identity(path)
-        self._waiting = {"all": lambda: _insert(self._db, rows), **self._waiting}
+        self._db, self._path, self._file = db, path, database.identity(path)
+        self._waiting = {"all": lambda: database.insert(self._db, rows), **self._waiting}
         self.notices += [*notices, f"There is a place for the history again: all of it goes to {shown_path(path)}."]
 
     def _note_failure(self, what: str, error: sqlite3.Error) -> None:
-        failure = (what, _reason(error))
+        failure = (what, database.reason(error))
         if failure not in self._failing:
             self._failing.add(failure)
             consequence = "some of it is not shown" if what == "read" else "it will be tried again with the next change"
             self.notices.append(f"The history could not be {what} ({failure[1]}): {consequence}.")
 
     def _note_success(self, what: str) -> None:
-        lasting = DAMAGED  # another part of a damaged file may well work
+        lasting = database.DAMAGED  # another part of a damaged file may well work
         self._failing = {failure for failure in self._failing if failure[0] != what or failure[1] == lasting}
 
     def _adopt(self) -> Adopted | None:
@@ -374,7 +337,7 @@ class History:
                 values = saved
                 db.execute("UPDATE OR IGNORE saved SET session = ? WHERE session = ?", (own, session))
             elif isinstance(draft := saved.get("draft"), str) and draft.strip():
-                db.execute(ADD_PROMPT, (_blob(draft),))
+                db.execute(database.ADD_PROMPT, (_blob(draft),))
             queue += db.execute(QUEUE, (session,)).fetchall()
             db.execute("DELETE FROM saved WHERE session = ?", (session,))
             db.execute("DELETE FROM sessions WHERE id = ?", (session,))
@@ -391,7 +354,8 @@ class History:
         jobs, unreadable = [], []
         for id, state, text in rows:
             try:
-                jobs.append(_job(id, state, text))
+                values = _parsed(text if isinstance(text, str) and text.isascii() else None)  # as ours all are
+                jobs.append(job_from_dict(id, state, values))
             except (ValueError, TypeError, KeyError, RecursionError):  # RequestError is a ValueError
                 unreadable.append(id)
         self._note_unreadable("job", unreadable)
@@ -403,296 +367,6 @@ class History:
             self._unreadable |= new
             are = f"1 stored {what} is" if len(new) == 1 else f"{len(new)} stored {what}s are"
             self.notices.append(f"{are} left out: this version of the app cannot read what was written there.")
-
-
-class LogSync:
-    """Brings SQLite's log to the disk in a thread, so that nobody waits for it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._wanted: Path | None = None
-        self._runs = False
-
-    def sync(self, log: Path) -> None:
-        """All that the log has now."""
-        with self._lock:
-            self._wanted = log
-            if self._runs:
-                return
-            self._runs = True
-        threading.Thread(target=self._run, name="history-log", daemon=True).start()
-
-    def _run(self) -> None:
-        while True:
-            with self._lock:
-                log, self._wanted = self._wanted, None
-                if log is None:
-                    self._runs = False
-                    return
-            with suppress(OSError):  # then the next change that is waited for says so
-                sync_file(log)  # no lock of SQLite's is on this file: closing it takes none away
-
-
-def _job(id: Any, state: Any, text: Any) -> Job:
-    """The job of a row. Raises `ValueError`, `TypeError`, `KeyError` or `RecursionError` for what is none."""
-    if not isinstance(text, str) or not text.isascii():  # ours are; others may hold bytes that are no text at all
-        raise ValueError
-    values = json.loads(text)
-    values["request"] = Request.from_dict(values["request"])
-    values["path"] = None if values["path"] is None else Path(values["path"])
-    job = Job(id=id, state=state, **values)
-    texts = (job.id, job.model, job.output, job.message)
-    if job.state not in STATES or not all(isinstance(value, str) for value in texts):
-        raise ValueError
-    if "\0" in job.output or b"\0" in os.fsencode(job.path or "") or type(job.simulated) is not bool:
-        raise ValueError  # as `os.fsencode` does for what no path can hold
-    if type(job.peak_bytes) is float:
-        raise ValueError
-    measured = [value for value in (job.seconds, job.peak_bytes) if value is not None]
-    if not all(map(_is_number, (job.created, *measured))):
-        raise ValueError
-    return job
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= value < 2**63  # type: ignore[operator]
-
-
-class _LeftAloneError(Exception):
-    """A file that must not be used and is not broken; says why."""
-
-
-def _open_database(
-    folder: Path, clock: Callable[[], float], notices: list[str]
-) -> tuple[sqlite3.Connection, Path | None]:
-    """As `_open_files`, or a database in memory."""
-    try:
-        return _open_files(folder, clock, notices)
-    except (OSError, ValueError, sqlite3.Error) as error:
-        notices.append(
-            f"No history can be kept in {shown_path(folder)} ({_reason(error)}): "
-            "unless that changes, prompts, queue and results will be gone when the app closes."
-        )
-    db = sqlite3.connect(":memory:", isolation_level=None)
-    _prepare(db)
-    return db, None
-
-
-def _open_files(folder: Path, clock: Callable[[], float], notices: list[str]) -> tuple[sqlite3.Connection, Path]:
-    """The first of FILES that can be used; `notices` is told of everything unusual.
-
-    Raises `sqlite3.Error`, `OSError` or `ValueError` where none can be.
-    """
-    make_folder(folder)
-    remove_leftovers(folder)
-    paths = [folder / name for name in FILES]
-    alone: list[str] = []  # why the ones before are left alone
-    for place, path in enumerate(paths):
-        try:
-            db = _connect_anew(path, clock, notices)
-        except _LeftAloneError as error:
-            alone.append(str(error))
-            continue
-        if alone:
-            used = f"{shown_path(path)} is used instead"
-            notices.append(f"The history {shown_path(paths[0])} is left alone ({alone[0]}); {used}.")
-        for other in paths[place + 1 :]:
-            with suppress(sqlite3.Error, OSError):
-                _take_over(db, other)
-        return db, path
-    raise ValueError(f"none of its files can be used: {alone[0]}")
-
-
-def _connect_anew(path: Path, clock: Callable[[], float], notices: list[str]) -> sqlite3.Connection:
-    """Like `_connect`, with a broken file set aside first. Raises `_LeftAloneError`, `sqlite3.Error` or `OSError`."""
-    try:
-        try:
-            return _connect(path, notices)
-        except sqlite3.Error as error:
-            if _code(error) not in BROKEN:
-                raise
-            _check_unused(path)
-            aside = shown_path(_set_aside(path, clock()))
-            problem = f"The history {shown_path(path)} cannot be used ({_reason(error)})"
-            notices.append(f"{problem}; it is kept as {aside}, and a new one begins.")
-        return _connect(path, notices)
-    except sqlite3.Error as error:
-        if _code(error) in LOCKED:
-            raise _LeftAloneError(_reason(error)) from None
-        raise
-
-
-def _connect(path: Path, notices: list[str]) -> sqlite3.Connection:
-    """The database at `path`, made if need be and fit for use. Raises what `_connect_anew` does."""
-    emptied = False
-    try:
-        about = path.lstat()
-        if not stat.S_ISREG(about.st_mode):
-            kinds = {stat.S_IFDIR: "it is a folder", stat.S_IFLNK: "it is a link"}
-            raise _LeftAloneError(kinds.get(stat.S_IFMT(about.st_mode), "it is no ordinary file"))
-        emptied = about.st_size == 0 and time.time() - about.st_mtime > FRESH_SECONDS
-    except FileNotFoundError:
-        with suppress(FileExistsError):
-            # Private from the start; SQLite's files beside it take over its mode. Only a new file may be opened like
-            # this: closing one that is in use would drop this process's locks on it.
-            os.close(open_own(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-            sync_folder(path.parent)
-    db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
-    try:
-        was_new = _prepare(db)
-    except BaseException:
-        db.close()
-        raise
-    if emptied and was_new:
-        notices.append(f"The history {shown_path(path)} was there and empty (0 bytes); a new one begins in it.")
-    return db
-
-
-def _prepare(db: sqlite3.Connection) -> bool:
-    """Check, set up and trim a database, and try that it can be written; whether it was new.
-
-    Raises `_LeftAloneError` or `sqlite3.Error`.
-    """
-    db.text_factory = lambda data: data.decode("utf-8", "replace")  # one bad text must not cost the others
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version > SCHEMA_VERSION:
-        raise _LeftAloneError("a newer version of this program wrote it")
-    if version < 0:
-        raise sqlite3.DatabaseError("another program made it")
-    if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-        raise sqlite3.DatabaseError(DAMAGED)
-    db.execute("PRAGMA synchronous = EXTRA")  # what is told is on the disk, with or without WAL
-    with _transaction(db):
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0 and db.execute("SELECT 1 FROM sqlite_master").fetchone():
-            raise sqlite3.DatabaseError("another program made it")
-        for statements in VERSIONS[version:]:
-            for statement in statements:
-                db.execute(statement)
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")  # always: the trial that it can be written
-        older = "(SELECT id FROM {} LIMIT -1 OFFSET ?)"
-        db.execute(f"DELETE FROM prompts WHERE id IN {older.format('prompts ORDER BY id DESC')}", (PROMPTS_KEPT,))
-        db.execute(f"DELETE FROM jobs WHERE id IN {older.format(RESULTS)}", (RESULTS_KEPT,))
-        # Not ours, and a place after the last one that there can be would be no number any more.
-        db.execute("UPDATE jobs SET position = 0 WHERE position NOT BETWEEN ? AND ?", (-MAX_POSITION, MAX_POSITION))
-    with suppress(sqlite3.OperationalError):  # no WAL now (another app has a lock) or here: the plain journal will do
-        db.execute("PRAGMA journal_mode = WAL")
-    return bool(version == 0)
-
-
-def _take_over(db: sqlite3.Connection, other: Path) -> None:
-    """Move here what a session wrote into another file, while this one could not be used.
-
-    Raises `sqlite3.Error` where that is not possible now. A kill in between leaves it in both: then it is done again.
-    """
-    if not stat.S_ISREG(other.lstat().st_mode):
-        return
-    with closing(sqlite3.connect(other, timeout=0, isolation_level=None)) as source:
-        source.execute("PRAGMA locking_mode = EXCLUSIVE")  # nobody else has it open
-        with _transaction(source):
-            if source.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
-                return
-            rows = _rows(source)
-            if any(rows.values()):
-                with _transaction(db):
-                    _insert(db, rows)
-            for table in rows:
-                source.execute(f"DELETE FROM {table}")
-
-
-def _rows(db: sqlite3.Connection) -> dict[str, list[Any]]:
-    """All that a history holds, by table. Raises `sqlite3.Error`."""
-    rows = {table: db.execute(f"SELECT * FROM {table} ORDER BY rowid").fetchall() for table in TABLES}
-    return {"prompts": db.execute("SELECT text FROM prompts ORDER BY id").fetchall(), **rows}
-
-
-def _insert(db: sqlite3.Connection, rows: dict[str, list[Any]]) -> None:
-    """Add what is not there yet; prompts become the newest."""
-    for table, values in rows.items():
-        marks = ", ".join("?" * len(values[0])) if values else ""
-        added = ADD_PROMPT if table == "prompts" else f"INSERT OR IGNORE INTO {table} VALUES ({marks})"
-        if values:
-            db.executemany(added, values)
-
-
-def _identity(path: Path | None) -> tuple[int, int] | None:
-    """What tells a file from another one of its name; None where there is none."""
-    with suppress(OSError):
-        if path is not None:
-            about = path.stat()
-            return about.st_dev, about.st_ino
-    return None
-
-
-def _check_unused(path: Path) -> None:
-    """Raise SQLite's "locked" where another app has the file open: it would go on to delete our file's log."""
-    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as db:
-        try:
-            db.execute("PRAGMA locking_mode = EXCLUSIVE")
-            db.execute("SELECT 1 FROM sqlite_master").fetchone()
-        except sqlite3.Error as error:
-            if _code(error) in LOCKED:
-                raise
-
-
-def _set_aside(path: Path, now: float) -> Path:
-    """Rename a database and SQLite's files beside it; returns the new name. Raises `OSError`."""
-    stem = f"{path.stem}-broken-{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}"
-    aside, count = path.with_name(f"{stem}{path.suffix}"), 1
-    while aside.exists():
-        count += 1
-        aside = path.with_name(f"{stem}-{count}{path.suffix}")
-    for suffix in ("", "-wal", "-shm"):
-        with suppress(FileNotFoundError):
-            os.rename(f"{path}{suffix}", f"{aside}{suffix}")
-    return aside
-
-
-def _has_log(db: sqlite3.Connection) -> bool:
-    return bool(db.execute("PRAGMA journal_mode").fetchone()[0] == "wal")
-
-
-@contextmanager
-def _unsynced(db: sqlite3.Connection) -> Iterator[None]:
-    """Only for a database with a log: what is not synced of it when the power is cut is left out; the rest is whole.
-
-    The log's beginning is synced all the same, and where the log has grown long, all of it with the database.
-    """
-    db.execute(f"PRAGMA wal_autocheckpoint = {MOST_LOG_PAGES}")
-    db.execute("PRAGMA synchronous = NORMAL")
-    try:
-        yield
-    finally:
-        db.execute("PRAGMA synchronous = EXTRA")
-        db.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
-
-
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            with suppress(sqlite3.Error):
-                db.execute("ROLLBACK")
-        raise
-
-
-def _code(error: sqlite3.Error) -> int:
-    """SQLite's primary result code; errors of ours have none and mean that the file is broken."""
-    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
-    return code & 0xFF
-
-
-def _reason(error: Exception) -> str:
-    """Why it failed, in a few words: `the disk is full`."""
-    if isinstance(error, OSError):
-        return (error.strerror or "unknown reason").lower()
-    if isinstance(error, sqlite3.Error) and hasattr(error, "sqlite_errorcode") and _code(error) in REASONS:
-        return REASONS[_code(error)]
-    return "".join(c if c.isprintable() else " " for c in str(error))[:200]
 
 
 def _blob(text: str) -> bytes:
@@ -725,4 +399,6 @@ def _is_alive(pid: int, started: float) -> bool:
         start = _process_start(pid)
     except psutil.AccessDenied:  # there is one, and nobody can tell: leave its things alone
         return True
-    return start is not None and _is_number(started) and abs(start - started) < 2  # seconds: boot times are rounded
+    return (
+        start is not None and isinstance(started, int | float) and abs(start - started) < 2
+    )  # seconds: boot times are rounded

@@ -28,16 +28,10 @@ def main(argv: Sequence[str]) -> int:
     gc.disable()  # until the first paint: importing and composing make few cycles and many objects
     flags = parse_arguments(argv)
     if not is_terminal():
-        from engine.cli.commands import EXAMPLE
-
-        say(f"error: the app needs a terminal; without one this works: {EXAMPLE}")
-        return 2
-    term = os.environ.get("TERM", "")
-    if term.strip().lower() in DUMB and sys.platform != "win32":
-        from engine.cli.commands import EXAMPLE
-
-        say(f"error: a terminal of TERM={term.strip()} shows lines alone, and the app a screen; this works: {EXAMPLE}")
-        return 2
+        return _refuse("the app needs a terminal; without one this works")
+    term = os.environ.get("TERM", "").strip()
+    if term.lower() in DUMB and sys.platform != "win32":
+        return _refuse(f"a terminal of TERM={term} shows lines alone, and the app a screen; this works")
     try:
         app = open_app(flags)
     except ValueError as error:
@@ -51,6 +45,13 @@ def main(argv: Sequence[str]) -> int:
     if app.return_code:
         return app.return_code
     return 0
+
+
+def _refuse(why: str) -> int:
+    from engine.cli.prompts import EXAMPLE
+
+    say(f"error: {why}: {EXAMPLE}")
+    return 2
 
 
 def open_app(flags: dict[str, object]) -> T2IApp:

@@ -1,6 +1,6 @@
 """What goes on with models beside the pictures: one pull from the hub and one search of a folder at a time.
 
-Both go on whatever screen is shown, and stop when the app leaves. What is known of them comes to the app as messages.
+Both go on whatever screen is shown, and stop when the app leaves. The app's thread hears of them by calls.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from textual.message import Message
-from textual.worker import Worker
+from textual.app import App
 
 from engine.cancel import CancelFlag, CancelledError
 from engine.cli.plan_text import part_of
@@ -36,6 +35,7 @@ class Pull:
     name: str
     progress: PullProgress | None = None  # None: nothing is known yet
     stopping: bool = False
+    failed: bool = False
 
     @property
     def fraction(self) -> float:
@@ -61,6 +61,7 @@ class Scan:
     folder: Path
     found: Scanned | None = None  # so far
     stopping: bool = False
+    failed: bool = False
 
     def __str__(self) -> str:
         if self.stopping:
@@ -74,52 +75,17 @@ class Scan:
         return f"{': '.join(filter(None, (looked, ', '.join(texts))))}  in {shown_path(self.folder)}"
 
 
-@dataclass
-class PullMoved(Message, bubble=False):
-    """How far the pull is."""
-
-    pull: Pull
-
-    def can_replace(self, message: Message) -> bool:
-        """The latest is enough."""
-        return isinstance(message, PullMoved)
-
-
-@dataclass
-class PullEnded(Message, bubble=False):
-    """The pull is over; `sentence` says how."""
-
-    sentence: str
-    failed: bool = False
-
-
-@dataclass
-class ScanMoved(Message, bubble=False):
-    """How far the search is."""
-
-    scan: Scan
-
-    def can_replace(self, message: Message) -> bool:
-        """The latest is enough."""
-        return isinstance(message, ScanMoved)
-
-
-@dataclass
-class ScanEnded(Message, bubble=False):
-    """The search is over; `problem` is a sentence."""
-
-    scan: Scan
-    problem: str = ""
-
-
 class Library:
-    """The work that is going on. Its methods and `take` are called by the app alone, in its own thread."""
+    """The work that is going on. Its public methods are for the app's own thread alone."""
 
     def __init__(
-        self, post: Callable[[Message], bool], run_worker: Callable[..., Worker[None]], *, seconds_between: float
+        self, app: App[None], say: Callable[..., None], changed: Callable[[object], None], *, seconds_between: float
     ) -> None:
-        """`post` and `run_worker` are the app's; messages of progress are `seconds_between` apart."""
-        self._post, self._run_worker, self._seconds = post, run_worker, seconds_between
+        """`say` tells the person a sentence; `changed` is called with what ended, or with None where it only moved.
+
+        News of progress is `seconds_between` apart.
+        """
+        self._app, self._say, self._changed, self._seconds = app, say, changed, seconds_between
         self.pull: Pull | None = None
         self.scan: Scan | None = None
         self._pull_flag, self._scan_flag = CancelFlag(), CancelFlag()
@@ -134,7 +100,7 @@ class Library:
         """Begin a search; there is none yet."""
         self.scan, self._scan_flag = Scan(folder), CancelFlag()
         flag = self._scan_flag
-        self._run_worker(lambda: self._look(folder, flag), name="scan", thread=True, exit_on_error=False)
+        self._app.run_worker(lambda: self._look(folder, flag), name="scan", thread=True, exit_on_error=False)
 
     def stop_pull(self) -> None:
         """Ask it to end; what came is kept."""
@@ -153,17 +119,22 @@ class Library:
         self._pull_flag.set()
         self._scan_flag.set()
 
-    def take(self, message: PullMoved | PullEnded | ScanMoved | ScanEnded) -> None:
-        """Take a message over."""
-        match message:
-            case PullMoved(pull=pull) if self.pull is not None:
-                self.pull = replace(pull, stopping=self.pull.stopping)
-            case ScanMoved(scan=scan) if self.scan is not None:
-                self.scan = replace(scan, stopping=self.scan.stopping)
-            case PullEnded():
-                self.pull = None
-            case ScanEnded():
-                self.scan = None
+    def _moved(self, work: Pull | Scan) -> None:
+        """How far it is."""
+        if isinstance(work, Pull) and self.pull is not None:
+            self.pull = replace(work, stopping=self.pull.stopping)
+        elif isinstance(work, Scan) and self.scan is not None:
+            self.scan = replace(work, stopping=self.scan.stopping)
+        self._changed(None)
+
+    def _ended(self, work: Pull | Scan, sentence: str) -> None:
+        """It is over, and the sentence says how."""
+        if isinstance(work, Pull):
+            self.pull = None
+        else:
+            self.scan = None
+        self._say(sentence, "error" if work.failed else "information")
+        self._changed(work)
 
     # In threads.
 
@@ -183,16 +154,18 @@ class Library:
                         break
                     if time.monotonic() >= due:
                         due = time.monotonic() + self._seconds
-                        self._post(PullMoved(pull))
+                        self._app.call_later(self._moved, pull)
             inventory.pulled(name, where)
-            self._post(PullEnded(f"{name} is here."))
+            self._app.call_later(self._ended, pull, f"{name} is here.")
         except CancelledError:
             came = f" at {part_of(pull.progress.done_bytes, pull.progress.total_bytes)}" if pull.progress else ""
-            self._post(PullEnded(f"The pull of {name} was stopped{came}; what came is kept for the next one."))
+            sentence = f"The pull of {name} was stopped{came}; what came is kept for the next one."
+            self._app.call_later(self._ended, pull, sentence)
         except RequestError as error:
-            self._post(PullEnded(str(error), failed=True))
+            self._app.call_later(self._ended, replace(pull, failed=True), str(error))
         except Exception as error:  # nobody else would hear of it
-            self._post(PullEnded(f"{name} could not be pulled: {_words(error)}.", failed=True))
+            sentence = f"{name} could not be pulled: {_words(error)}."
+            self._app.call_later(self._ended, replace(pull, failed=True), sentence)
 
     def _look(self, folder: Path, flag: CancelFlag) -> None:
         scan = Scan(folder)
@@ -204,14 +177,15 @@ class Library:
                 scan = Scan(folder, found)
                 if time.monotonic() >= due:
                     due = time.monotonic() + self._seconds
-                    self._post(ScanMoved(scan))
-            self._post(ScanEnded(scan))
+                    self._app.call_later(self._moved, scan)
+            self._app.call_later(self._ended, scan, summary(scan))
         except CancelledError:
-            self._post(ScanEnded(replace(scan, stopping=True)))
+            stopped = replace(scan, stopping=True)
+            self._app.call_later(self._ended, stopped, summary(stopped))
         except RequestError as error:
-            self._post(ScanEnded(scan, str(error)))
+            self._app.call_later(self._ended, replace(scan, failed=True), str(error))
         except Exception as error:
-            self._post(ScanEnded(scan, f"the search ended: {_words(error)}."))
+            self._app.call_later(self._ended, replace(scan, failed=True), f"the search ended: {_words(error)}.")
 
 
 def summary(scan: Scan) -> str:
@@ -227,6 +201,20 @@ def summary(scan: Scan) -> str:
     others += [f"{len(found.loose)} that may complete others"] if found.loose else []
     others += [f"{len(found.refused)} that cannot be used"] if found.refused else []
     return f"{'; '.join([news, *others])}."
+
+
+def found_rows(scan: Scan) -> list[tuple[str, str]]:
+    """What was found, one by one, for reading; nothing where the summary says it all."""
+    found = scan.found
+    if found is None or scan.failed or scan.stopping or not (found.loose or found.refused):
+        return []
+    unreadable = f"; {found.unreadable} could not be read" if found.unreadable else ""
+    looked = f"{counted(found.folders, 'folder')} and {counted(found.files, 'file')} were looked at{unreadable}."
+    lines = [("", looked), ("", "")]
+    lines += [("new", f"{listing.name}: {listing.place}") for listing in found.added]
+    lines += [("known", f"{listing.name}: {listing.place}") for listing in found.known]
+    lines += [("a part", f"{part.title}: {part.place}") for part in found.loose]
+    return lines + [("not usable", sentence) for sentence in found.refused]
 
 
 def _words(error: Exception) -> str:

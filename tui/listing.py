@@ -49,6 +49,20 @@ def is_named(listing: Listing, model: str) -> bool:
     return listing.name == model or (bool(listing.place) and os.path.expanduser(listing.place) == model)
 
 
+def is_part(listing: Listing) -> bool:
+    """Whether it is no model of its own."""
+    return listing.kind in ("autoencoder", "text encoder", "tokenizers")
+
+
+def why_it_stays(listing: Listing) -> str:
+    """Of one that cannot be removed, as a sentence."""
+    if listing.kind == "demo":
+        return "The demo model is part of the program; it stays."
+    if listing.here:
+        return f"Another program brought {listing.name}, so its files stay."
+    return f"{listing.name} is not here; there is nothing to remove."
+
+
 def state_of(listing: Listing, *, opened: str, chosen: str, pulling: str) -> State:
     """`opened` is what the engine has open, `chosen` what comes next, `pulling` what is on its way from the hub."""
     if is_named(listing, opened):

@@ -34,6 +34,7 @@ CHOICES = (
 LABELS = {"negative_prompt": "negative", "guidance_schedule": "schedule", "cfg_zero": "cfg zero*"}
 OFF = (None, False, "off", "constant")  # what a model does that does not have an option
 SIZE = re.compile(r"\s*([0-9]{1,6})\s*[xX\u00d7* ]\s*([0-9]{1,6})\s*")
+NO_SEED = "no seed was used yet; make a picture first."
 
 
 @dataclass
@@ -248,6 +249,32 @@ class Parameters:
             found.setdefault(pair)
         found.setdefault(self.value("size"))
         return list(found)
+
+    def pixels(self, request: Request) -> float:
+        """Of a picture; what the request leaves open is the open model's own."""
+        return self._number_of(request, "width") * self._number_of(request, "height")
+
+    def work(self, request: Request) -> float:
+        """Steps times pixels: what a picture's time goes with."""
+        return self._number_of(request, "steps") * self.pixels(request)
+
+    def _number_of(self, request: Request, name: str) -> float:
+        default = next((option.default for option in self.options if option.name == name), None)
+        return float(getattr(request, name) or default or 0)
+
+    def lock_seed(self, last: int | None) -> str:
+        """Lock the last used seed; let go of it where it is the locked one. Returns a sentence."""
+        if last is None:
+            raise RequestError("seed", NO_SEED)
+        self.seed = None if self.seed == last else last
+        return "The seed is drawn for each picture." if self.seed is None else f"The seed stays {last}."
+
+    def change_seed(self, last: int | None, step: int) -> None:
+        """One more or less than the locked or the last used seed, and lock it."""
+        base = self.seed if self.seed is not None else last
+        if base is None:
+            raise RequestError("seed", NO_SEED)
+        self.seed = min(max(0, base + step), MAX_SEED)
 
     def to_dict(self) -> dict[str, Any]:
         """For the next start."""

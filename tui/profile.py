@@ -13,6 +13,7 @@ from tui.settings import Settings
 
 Multiplexer = Literal["tmux", "screen", "zellij"]
 PreviewSize = Literal["off", "low", "high"]
+Rendering = Literal["blocks", "letters"]
 
 LOCAL_FPS, SLOW_FPS = 10, 4  # of progress, while a job runs
 LOCAL_TYPING_FPS, SSH_TYPING_FPS = 30, 15  # of everything else: a typed letter may not wait for longer
@@ -40,6 +41,11 @@ class TerminalProfile:
     def slow(self) -> bool:
         """Whether bytes or frames are dear: over SSH, and where a multiplexer draws every frame again."""
         return self.ssh or self.multiplexer is not None
+
+    @property
+    def rendering(self) -> Rendering:
+        """How pictures are drawn: in letters where there are no colours, or no half-blocks."""
+        return "letters" if self.ascii or self.color == "none" else "blocks"
 
     @property
     def preview_columns(self) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,18 +29,29 @@ from engine.events import (
     Simulated,
     StepFinished,
 )
-from engine.process import JobEvent, JobRefused, LoadEvent, Message, ModelLoaded, ModelOpened, ModelRefused
+from engine.process import (
+    Foreseen,
+    JobEvent,
+    JobRefused,
+    LoadEvent,
+    MemorySampled,
+    Message,
+    ModelLoaded,
+    ModelOpened,
+    ModelRefused,
+)
+from engine.prompts.variants import expand
 from engine.request import MAX_SEED, Request, RequestError
+from tui.course import Course
+from tui.forecast import Forecast
 from tui.history import History
 from tui.jobs import Job, State
 from tui.parameters import Parameters
-from tui.text import duration
-from tui.variants import expand
-from tui.watchdog import OVER_SECONDS, WORDS, Doing, Watchdog
+from tui.watchdog import Watchdog, Work
 
+NO_PROMPT = "a picture"  # foreseen where nothing is written yet
 MAX_NEW_JOBS = 1000  # of one press of Enter
 SHOWN_RESULTS = 200
-LISTEN_SECONDS = 1.0  # for the engine to stop at once, before it is looked whether it can
 MAX_DEATHS = 2  # of the engine in a row, before the queue waits for the person
 
 
@@ -61,11 +73,7 @@ class Session:
         self.paused = False
         self.held = False  # paused, and by the person
         self.cancelling = False  # the person gave the running job up
-        self.at_once: float | None = None  # how long that was waited for since "at once" was said
-        self.ending = False  # the engine's process is being ended, for it said nothing
         self.watch = Watchdog()
-        self.silence = ""  # of the engine, in words; "" while it is no longer than it may be
-        self._doing: Doing = "unknown"  # what its process did, when that was looked at last
         self.last_seed: int | None = next((job.request.seed for job in self.results), None)
         self.progress = PictureProgress()
         self.preview: Preview | None = None
@@ -76,6 +84,10 @@ class Session:
         self.restored = False  # the running picture was denoised by an earlier run
         self.estimated: set[Phase] = set()  # phases of the picture in work whose seconds nobody measured
         self.plans: dict[str, Plan] = {}  # of this session's jobs, by their ids; the running or last one is last
+        self.course = Course()  # of the picture in work, or of the last one
+        self.forecast = Forecast()  # of what is set now
+        self.slowness = 1.0  # how much longer the last picture took than was planned
+        self._courses: dict[str, Course] = {}  # of simulated pictures, which the history does not keep
         self.peak_bytes: int | None = None  # that the last picture took, which the next one will take, too
         self._told: set[str] = set()  # what the engine noticed
         self._highest_bytes = 0
@@ -129,10 +141,10 @@ class Session:
         self._new_progress()
         self.preview, self.hint, self.ended_in = None, "", None
         self.cancelling = self.restored = False
-        self.at_once = None
         self._highest_bytes = 0
+        self.course = Course(simulated=job.simulated)
         self.progress.start("load")  # until the engine says otherwise
-        self.watch.restart()
+        self.watch.begin()
         return job
 
     def move(self, job_id: str, step: int) -> None:
@@ -164,23 +176,6 @@ class Session:
         self.save_order()
         return again
 
-    def lock_seed(self) -> str:
-        """Lock the last used seed; let go of it where it is the locked one. Returns a sentence."""
-        if self.last_seed is None:
-            raise RequestError("seed", "no seed was used yet; make a picture first.")
-        if self.parameters.seed == self.last_seed:
-            self.parameters.seed = None
-            return "The seed is drawn for each picture."
-        self.parameters.seed = self.last_seed
-        return f"The seed stays {self.last_seed}."
-
-    def change_seed(self, step: int) -> None:
-        """One more or less than the locked or the last used seed, and lock it."""
-        base = self.parameters.seed if self.parameters.seed is not None else self.last_seed
-        if base is None:
-            raise RequestError("seed", "no seed was used yet; make a picture first.")
-        self.parameters.seed = min(max(0, base + step), MAX_SEED)
-
     def forget_picture(self, path: Path) -> None:
         """Its file is in the trash: take it off the results."""
         for job in [job for job in self.results if job.path == path]:
@@ -197,14 +192,15 @@ class Session:
 
         Simulated ones count for nothing: their seconds are a card's, not ours.
         """
+        work = self.parameters.work
         last = next((job for job in self.results if job.seconds is not None and not job.simulated), None)
         waiting = [job for job in self.queue if not job.simulated]
-        if last is None or last.seconds is None or not self._work(last) or not waiting:
+        if last is None or last.seconds is None or not work(last.request) or not waiting:
             return None
-        each = last.seconds / self._work(last)
-        total = each * sum(map(self._work, waiting))
+        each = last.seconds / work(last.request)
+        total = each * sum(work(job.request) for job in waiting)
         if self.running is not None and not self.running.simulated:
-            total += self.progress.remaining_seconds or each * self._work(self.running)
+            total += self.progress.remaining_seconds or each * work(self.running.request)
         return total
 
     @property
@@ -217,23 +213,29 @@ class Session:
         """Of the running job, or of the last one; None before it is known."""
         return self.plans.get(self.planned)
 
+    def course_of(self, job: Job) -> Course | None:
+        """The course of a job, which may be of an earlier evening; None where nothing was kept of it."""
+        if job is self.running or (self.results and job is self.results[0] and not self.course.is_empty):
+            return self.course
+        if job.id in self._courses:
+            return self._courses[job.id]
+        with suppress(ValueError):
+            return Course.from_dict(self.history.course(job.id))
+        return None
+
+    def foresee(self, text: str) -> None:
+        """Another prompt or another choice: what is known about the next picture."""
+        try:
+            prompt = expand(text).prompts[0] if text.strip() else NO_PROMPT
+            self.forecast.want(Request(prompt, **self.parameters.requested()))
+        except RequestError as error:
+            self.forecast.refuse(str(error))
+
     def is_news(self, sentence: str) -> bool:
         """Whether something that the engine noticed was not told yet; from now on it was."""
         news = sentence not in self._told
         self._told.add(sentence)
         return news
-
-    def _work(self, job: Job) -> float:
-        """Steps times pixels: what a picture's time goes with."""
-        return self._chosen(job, "steps") * self._pixels(job)
-
-    def _pixels(self, job: Job) -> float:
-        return self._chosen(job, "width") * self._chosen(job, "height")
-
-    def _chosen(self, job: Job, name: str) -> float:
-        """A number of the request, or the open model's own."""
-        default = next((option.default for option in self.parameters.options if option.name == name), None)
-        return float(getattr(job.request, name) or default or 0)
 
     def find(self, job_id: str) -> Job | None:
         """The job of this id, wherever it is."""
@@ -267,7 +269,7 @@ class Session:
 
     def receive(self, message: Message) -> str:
         """Take a message over; returns a sentence for the person, or "" where the screen says enough."""
-        self._heard()
+        self.watch.heard(self.work)
         match message:
             case ModelOpened(model=model, options=options) as opened:
                 self.engine_state, self.opened = "loading", model
@@ -298,6 +300,10 @@ class Session:
                     self.progress.apply(event)
             case JobEvent(job=job_id, event=event) if self._runs(job_id):
                 return self._apply(event)
+            case MemorySampled(job=job_id, samples=samples) if self._runs(job_id):
+                self.course.sampled(samples)
+            case Foreseen() as answer:
+                self.forecast.answered(answer)
             case JobRefused(job=job_id, message=text, field=field) if self._runs(job_id):
                 if field in ("model", "output"):  # the next ones would be refused as well
                     self.paused = True
@@ -310,7 +316,7 @@ class Session:
 
     def step(self, job_id: str, event: StepFinished) -> None:
         """The latest of the running job's steps."""
-        self._heard()
+        self.watch.heard(self.work)
         if self._runs(job_id):
             self._apply(event)
 
@@ -319,7 +325,7 @@ class Session:
         self.engine_state, self.opened = "gone", ""
         self._deaths += 1
         job, self.preview = self.running, None
-        ending, self.ending, self.silence, self.at_once = self.ending, False, "", None
+        ending = self.watch.ended()
         self.progress.memory = None
         if job is None:
             self.progress = PictureProgress()
@@ -352,76 +358,23 @@ class Session:
             told += " It is the second time in a row, so the queue waits."
         return told
 
-    # What the engine does not say.
-
     @property
     def is_busy(self) -> bool:
         """Whether the engine has something to do, so that it may be waited for."""
         return self.running is not None or self.engine_state in ("starting", "loading")
 
-    def look(self, doing: Doing, pid: int | None, key: str) -> str:
-        """Once a tick: how long the engine has said nothing; returns a sentence where that has become too long.
-
-        `doing` is what its process `pid` does meanwhile, and `key` what ends it.
-        """
-        ticked = self.watch.tick()
-        if self.at_once is not None:
-            self.at_once += ticked
-        self._doing, told = doing, bool(self.silence)
-        expected = self._expected_silence
-        if self.watch.seconds <= expected + OVER_SECONDS or self.ending:
-            self.silence = ""
-            return ""
-        said = f"the engine has said nothing for {self.watch.said}"
-        self.silence = f"{said}; {key} ends it: {WORDS[doing]}"
-        if told:
-            return ""
-        if expected:
-            said += f", and {duration(expected)} were to be expected"
-        what = "starts another" if self.running is not None else "the next picture starts another"
-        if self.running is not None and not self.cancelling:
-            what += ", which begins this picture anew"
-        return f"{said}: {self._explained(pid)}. {key} ends it and {what}; nothing of the queue is lost."
-
     @property
-    def must_end(self) -> bool:
-        """Whether the engine did not listen when it was told to stop at once."""
-        if self.at_once is None or self.ending:
-            return False
-        patient = self.at_once >= LISTEN_SECONDS
-        idle = self._doing == "waiting" or (self._doing == "idle" and not self._on_card)  # a card is waited for so
-        return self._doing == "stopped" or (patient and (idle or self.watch.seconds > self._expected_silence))
-
-    @property
-    def _expected_silence(self) -> float:
-        if self._doing == "stopped":
-            return 0.0
-        pixels = 0.0 if self.running is None else self._pixels(self.running)
-        return self.watch.expected_seconds(self.progress, self.plan, pixels)
-
-    @property
-    def _on_card(self) -> bool:
-        return self.device not in ("", "CPU")
-
-    def _explained(self, pid: int | None) -> str:
-        """What the engine's process does, as far as that can be told apart from outside."""
-        text = WORDS[self._doing]
-        if self._doing == "stopped":
-            return f"{text} (kill -CONT {pid} lets it go on)"
-        if self._on_card and self._doing in ("busy", "idle"):
-            text += ", as it does while it waits for the card"
-        if self._doing == "busy" and self.watch.is_new(self.progress):
-            text += "; what it does for the first time (reading, compiling) may take minutes"
-        return text
-
-    def _heard(self) -> None:
-        self.watch.heard(self.progress, 0.0 if self.running is None else self._pixels(self.running))
-        self.silence = ""
+    def work(self) -> Work:
+        """What the engine is at."""
+        pixels = 0.0 if self.running is None else self.parameters.pixels(self.running.request)
+        on_card = self.device not in ("", "CPU")
+        return Work(self.progress, self.plan, pixels, on_card, self.running is not None, self.cancelling)
 
     def _apply(self, event: Event) -> str:
         job = self.running
         assert job is not None
         self.progress.apply(event)
+        self.course.take(event)
         used = event.memory.device_peak_bytes or event.memory.ram_bytes
         self._highest_bytes = max(self._highest_bytes, used)
         match event:
@@ -444,6 +397,8 @@ class Session:
             case ImageSaved(path=path, seconds_by_phase=seconds, notice=notice, measured_peak_bytes=measured):
                 self._deaths = 0
                 self.peak_bytes = self._highest_bytes
+                if self.plan is not None and self.plan.new_prompt.seconds and not self.restored:
+                    self.slowness = sum(seconds.values()) / self.plan.new_prompt.seconds
                 self._finish("done", notice or job.message, path, sum(seconds.values()), measured)
                 return notice or ""
             case Simulated(seconds_by_phase=seconds, peak_bytes=held):
@@ -475,13 +430,16 @@ class Session:
     ) -> None:
         assert self.running is not None
         job = replace(self.running, state=state, message=message, path=path, seconds=seconds, peak_bytes=peak_bytes)
-        self.running, self.cancelling, self.at_once = None, False, None
+        self.running, self.cancelling, self.watch.at_once = None, False, None
         self.results.insert(0, job)
         del self.results[SHOWN_RESULTS:]
         if job.simulated:  # no picture: nothing of it is kept but its prompt
             self.history.remove(job.id)
+            self._courses[job.id] = self.course
+            while len(self._courses) > SHOWN_RESULTS:
+                del self._courses[next(iter(self._courses))]
         else:
-            self.history.put(job)
+            self.history.put(job, None if self.course.is_empty else self.course.to_dict())
 
     def _back_to_queue(self) -> None:
         if self.running is not None:

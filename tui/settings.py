@@ -45,6 +45,7 @@ SWITCHES = ("simulate", "no-mouse", "ascii", "help", "version")
 VERBS = {
     "generate": "make pictures without the app, from a prompt or a file of them",
     "plan": "whether a picture fits into a card's memory, before anything is loaded",
+    "presets": "what --preset of generate takes: choices under a name",
     "models": "check a model's files and the error of its FP8 form",
     "doctor": "what this machine has, and what to do if something is missing",
     "smoke": "make a small picture, to see that everything works",

@@ -11,12 +11,10 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from tui.app import T2IApp
+from textual.app import App
 
 CAN_STOP = hasattr(signal, "SIGTSTP")
 
@@ -24,8 +22,8 @@ CAN_STOP = hasattr(signal, "SIGTSTP")
 class Suspender:
     """What the app does when it is stopped and goes on. `watch` once, in the app's loop."""
 
-    def __init__(self, app: T2IApp) -> None:
-        self._app = app
+    def __init__(self, app: App[None], repaint: Callable[[], None]) -> None:
+        self._app, self._repaint = app, repaint
         self._watching = False
 
     def watch(self) -> None:
@@ -46,7 +44,7 @@ class Suspender:
                 yield
         finally:
             self._handle(self._watching)
-            self._app.call_later(self._app.action_redraw)  # behind the news of the terminal's size
+            self._app.call_later(self._repaint)  # behind the news of the terminal's size
 
     def _stop(self) -> None:
         """SIGTSTP: stop here, and go on here. Where no shell could bring the app back, the system does not stop it."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from engine.cli.console import write
 from engine.library.catalog import open_model
+from engine.precision import FP8
 from engine.request import RequestError
 from engine.text import printable, size
 from engine.weights.model import Model
@@ -92,6 +93,7 @@ def run(name: str, *, as_json: bool = False) -> int:
 def _check(model: Model, component: str) -> dict[str, _Kind]:
     """Look at every tensor of a component. The kind of a layer is its path without the block's number."""
     from engine.weights.converted import rounding_errors
+    from engine.weights.forms import Form
     from engine.weights.loading import check_tensors, empty_component
     from engine.weights.reading import WeightFiles
 
@@ -100,7 +102,7 @@ def _check(model: Model, component: str) -> dict[str, _Kind]:
     with WeightFiles.open(model.files[component], component, True, [model.family]) as files:
         check_tensors(wanted, files, model.place(component), model.family.networks, component)
         layers = set()
-        for name, relative, largest in rounding_errors(files, component):
+        for name, relative, largest in rounding_errors(files, component, Form(model.family, FP8)):
             layers.add(name)
             path = re.sub(r"\.[0-9]+\.", ".", name.removesuffix(".weight"), count=1)
             kinds[path].add(name, relative, largest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import sys
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import IO
 
 from engine.folders import shown_path
+from engine.request import RequestError
 from engine.text import printable
 
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 UNREAD = 141  # nobody reads what is written any more: as a shell says that SIGPIPE ended a program
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 SECONDS_PER_LINE = 10.0  # in a log
 
 
@@ -77,6 +80,19 @@ def _writing(instead: str) -> Iterator[None]:
         raise OutputError(
             f"standard output cannot be written to ({(error.strerror or 'unknown reason').lower()}); {instead}"
         ) from None
+
+
+def complain(field: str | None, message: str, *, as_json: bool, code: int = BAD_INPUT) -> int:
+    """The error on stderr, and on stdout too where JSON is read; returns `code`."""
+    say(f"error: {message}")
+    if as_json:
+        write(json.dumps({"event": "error", "field": field, "message": message}))
+    return code
+
+
+def refuse(error: RequestError, *, as_json: bool) -> int:
+    """As `complain`, with the exit code for bad input or for a machine at fault."""
+    return complain(error.field, str(error), as_json=as_json, code=FAILED if error.machine else BAD_INPUT)
 
 
 def is_terminal() -> bool:

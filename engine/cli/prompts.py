@@ -1,20 +1,38 @@
-"""Prompts from a file or from standard input, one a line."""
+"""Prompts as they are given, from a file or from standard input, and the jobs that they stand for."""
 
 from __future__ import annotations
 
 import codecs
 import os
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from engine.request import RequestError
+from engine.request import Request, RequestError
 
+if TYPE_CHECKING:
+    from engine.prompts.wildcards import Wildcards
+
+EXAMPLE = 't2i generate "a large red circle above a small blue square on a white background"'
 MAX_BYTES = 16 * 2**20  # more is no list of prompts (a device, a video), and would fill the RAM
 
 
-def read_prompts(path: str | None) -> list[tuple[str, str]]:
-    """The lines of a text file (None: of standard input) that are not blank, each as (place, prompt).
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request, and where its prompt was read ("line 3 of prompts.txt"; empty for the command line)."""
 
-    The place is for messages: "line 3 of prompts.txt". Raises `RequestError` for what is no text or has no prompt.
+    request: Request
+    place: str = ""
+    label: str = ""  # what is particular to it in a grid
+
+
+def read_prompts(path: str | None) -> list[tuple[str, str]]:
+    """The lines of a text file (None: of standard input) that are neither blank nor comments, each as (place, prompt).
+
+    A comment begins with `#`, a prompt that does with `\\#`. The place is for messages: "line 3 of prompts.txt".
+    Raises `RequestError` for what is no text or has no prompt.
     """
     name = path if path is not None else "standard input"
     data = _read(name, path)
@@ -30,11 +48,55 @@ def read_prompts(path: str | None) -> list[tuple[str, str]]:
         place = f"line {number} of {name}"
         if "\0" in line:
             raise RequestError("prompt", f"{place} is not text.")
-        if line.strip():
-            prompts.append((place, line.strip()))
+        prompt = line.strip()
+        if prompt and not prompt.startswith("#"):
+            prompts.append((place, prompt[1:] if prompt.startswith("\\#") else prompt))
     if not prompts:
         raise RequestError("prompt", f"{name} holds no prompt; write one a line.")
     return prompts
+
+
+def expanded(
+    prompts: Sequence[tuple[str, str]], template: Request, wildcards: Wildcards | None
+) -> tuple[list[Job], list[str]]:
+    """The jobs of all variants of some prompts, each as `template` says but for its own, and what to say about them.
+
+    Without `wildcards` every prompt is painted as it stands. One that has some is a job for each picture: what is drawn
+    goes by its seed, which `template` has.
+    """
+    from engine.prompts.variants import expand
+    from engine.prompts.wildcards import has_wildcards
+
+    jobs, notes = [], []
+    assert template.seed is not None
+    for place, text in prompts:
+        with at(place):
+            if wildcards is None:
+                jobs.append(Job(replace(template, prompt=text), place))
+                continue
+            expansion = expand(text, wildcards.lines)
+            if expansion.capped or (expansion.summary and len(prompts) == 1):
+                notes.append(f"{place}: {expansion.summary}" if place else expansion.summary)
+            written = expansion.prompts if expansion.prompts != (text.strip(),) else (text,)
+            for prompt in written:
+                if has_wildcards([prompt]):
+                    for number in range(template.count):
+                        seed = template.seed + number
+                        drawn = replace(template, prompt=wildcards.draw(prompt, seed), seed=seed, count=1)
+                        jobs.append(Job(replace(drawn, template=text), place))
+                else:
+                    several = text if len(written) > 1 else None
+                    jobs.append(Job(replace(template, prompt=prompt, template=several), place))
+    return jobs, notes
+
+
+@contextmanager
+def at(place: str) -> Iterator[None]:
+    """Put the place of a prompt ("line 3 of prompts.txt") in front of what is wrong with it."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(error.field, f"{place}: {error}" if place else str(error)) from None
 
 
 def _read(name: str, path: str | None) -> bytes:

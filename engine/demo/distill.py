@@ -38,8 +38,8 @@ from engine.demo.optim import Average, Clock, run_stage
 from engine.demo.train_text import TEXT_WIDTH, worded
 from engine.demo.train_vae import LATENT_CHANNELS, SAMPLE_SIZE
 from engine.demo.vocabulary import TOKEN_LIMIT, clip_tokenizer, t5_tokenizer
-from engine.families.flux1 import VAE_SCALE
 from engine.families.flux1.latents import image_position_ids, pack
+from engine.families.flux1.parts import VAE_SCALE
 from engine.sampling import flow
 from engine.times import FlowTimes
 

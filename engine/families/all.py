@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.families.family import Family, Part, Published, Tokenizer
+from engine.families.facts import Part, Published, Tokenizer
+from engine.families.family import Family
 from engine.families.flux1 import FLUX1
 from engine.families.sources import Source
 
@@ -16,18 +17,9 @@ def parts(families: Sequence[Family] = FAMILIES) -> dict[str, Part]:
     return {part.name: part for family in reversed(families) for part in reversed(family.parts)}
 
 
-def tokenizers() -> dict[str, Tokenizer]:
-    """Every tokenizer of every family by name; of a name that several have, the first."""
-    return {each.name: each for family in reversed(FAMILIES) for each in reversed(family.tokenizers)}
-
-
-def takes(form: str, part: str, name: str) -> bool:
-    """Whether a part's parameter is a linear layer's weight that has 8 bits of this form where any have.
-
-    Parts of several families may have one name, so that form and layer must be the same family's.
-    """
-    own = (family for family in FAMILIES if family.eight_bit(part, name))
-    return any(form in family.part(part).forms for family in own)
+def tokenizers() -> list[Tokenizer]:
+    """Every tokenizer of every family; those of several families may have one name."""
+    return [tokenizer for family in FAMILIES for tokenizer in family.tokenizers]
 
 
 def family_of_pipeline(name: str) -> Family | None:
@@ -38,6 +30,11 @@ def family_of_pipeline(name: str) -> Family | None:
 def published() -> dict[str, tuple[Family, Published]]:
     """Every published model by name."""
     return {each.name: (family, each) for family in FAMILIES for each in family.published}
+
+
+def family_of_source(name: str) -> Family:
+    """The family of what is to be had by this name."""
+    return next(family for family in FAMILIES if any(source.name == name for source in family.sources))
 
 
 def sources() -> dict[str, Source]:

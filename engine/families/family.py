@@ -1,20 +1,19 @@
 """A family of models: everything that the rest of the engine may ask about a kind of model, without torch.
 
-A family answers and never drives. It is a set of facts (its parts, how their files are recognised, what is published)
-and of small functions of a part's configuration; `Family` has the defaults, so that a small family stays short.
+A family answers and never drives. It is a set of facts (`engine.families.facts`: its parts, how their files are
+recognised, what is published) and of small functions of a part's configuration; `Family` has the defaults, so that a
+small family stays short.
 """
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.events import Phase
-from engine.families.rules import Rule, Shapes
+from engine.families.facts import Config, Configs, Cost, Layout, Part, Published, Size, Tokenizer, Traits, Variant
+from engine.families.rules import Shapes
 from engine.families.sources import Source
 from engine.times import FlowTimes
 from engine.untrusted.configs import Keys
@@ -22,121 +21,6 @@ from engine.untrusted.headers import Header
 
 if TYPE_CHECKING:
     from engine.families.networks import Networks
-
-Config = Mapping[str, Any]
-Configs = Mapping[str, Config]  # by part
-NOTHING = re.compile(r"(?!)")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Part:
-    """A part of a model that has weights. `name` is what folders, registries and caches call it: it never changes."""
-
-    name: str
-    title: str  # for people: "CLIP-L"
-    short: str  # of whatever size: "CLIP"
-    phase: Phase  # in which it runs
-    keys: Keys  # of its configuration
-    network: str = ""  # its class in diffusers or transformers, as configurations name it
-    forms: frozenset[str] = frozenset()  # in 8 bits, that its linear layers may have
-    beside_card: bool = False  # it is quick enough on the CPU, where there is a card, and takes nothing of that
-    fixed: str = ""  # the precision that it has whatever is asked
-    takes_place_of: str = ""  # another part, where a request asks for that; such a part need not be there
-    alone: str = "text encoder"  # what it is called where it lies by itself
-    flag: str = ""  # of `t2i models add` that says where it lies
-    fits: str = ""  # why one fits a transformer, in words
-    folders: tuple[str, ...] = ()  # of other programs that hold such parts
-    prefixes: tuple[str, ...] = ()  # of its tensors, in files that hold everything
-    spare: re.Pattern[str] = NOTHING  # tensors that belong to what a file was made from, not to what is used of it
-    usual_names: tuple[str, ...] = ()  # words in the names of its files, where others' parts have the same shapes
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Tokenizer:
-    """A tokenizer that a model needs, and how the right one is told."""
-
-    name: str
-    title: str
-    encoder: str  # the part that reads its tokens
-    entries: int  # rows of the embedding of the published encoder, for which `check` is right
-    check: Callable[[Path], None]  # raises `RequestError` for a folder with another vocabulary
-    size: Callable[[Path], int]  # one more than the highest token that a folder's tokenizer gives
-    place: str  # in a ComfyUI folder
-    folders: tuple[str, ...]  # names that are trusted, until the encoder is known
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """How the tensors of a part are called in its files."""
-
-    title: str  # for people: "BFL", "diffusers"
-    config: dict[str, Any] | str  # that the shapes tell, or the name of a tensor that is missing
-    rules: Callable[[Config], Iterator[Rule]] | None = None  # where tensors are cut
-    ours: Callable[[str], str | None] = str  # our name, where they are only called otherwise; None: an unknown tensor
-    plain: Callable[[str], str] = str  # one of several names that the same tensor has in this layout
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """A kind of model within a family, told by its configurations. `name` is what lists show."""
-
-    name: str
-    title: str
-    published: str  # the name of the published model of this kind
-    licence: str  # of a file of this kind whose licence nobody told, a sentence
-
-
-@dataclass(frozen=True, slots=True)
-class Traits:
-    """What a model was made for, and prefers where nothing else is said."""
-
-    steps: int
-    side: int  # pixels
-    guidance: float | None  # distilled; None: it takes none
-    tokens: Mapping[str, int]  # that it was made for, by tokenizer
-    cfg: float | None = None  # scale of true guidance, away from the empty prompt; None: it needs none
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """The geometry of one picture in a model: all of it that is known outside the family."""
-
-    width: int  # pixels
-    height: int
-    rows: int  # of image tokens
-    columns: int
-    channels: int  # of a token
-    scale: int  # pixels a side of one of the decoder's latents
-    latent_channels: int  # of these
-    text_tokens: int
-
-    @property
-    def tokens(self) -> int:
-        """Of the image."""
-        return self.rows * self.columns
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of the sampler's state: [1, L, C]."""
-        return 1, self.tokens, self.channels
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What one run of a part computes, for times that are estimates."""
-
-    operations: float  # of matrix products and convolutions, a multiplication and an addition each
-    attention: float = 0.0  # operations of it
-    elements: float = 0.0  # numbers that are read or written beside the products
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A published model, known without its weights: its configurations, and the bytes of its parts."""
-
-    name: str
-    configs: dict[str, dict[str, Any]]
-    nbytes: dict[str, int]
 
 
 class Family(ABC):
@@ -192,6 +76,10 @@ class Family(ABC):
     def tokenizer(self, name: str) -> Tokenizer:
         """The tokenizer of this name. Raises `KeyError`."""
         return next((each for each in self.tokenizers if each.name == name), None) or _unknown(name)
+
+    def key_of(self, part: str) -> str:
+        """What keys of caches call a part, where families differ in what they do with the same configuration."""
+        return f"{self.name}/{part}"
 
     @property
     @abstractmethod

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.families.family import Config, Configs, Size
+from engine.families.facts import Config, Configs, Size
 from engine.quantization.salience import Input
 
 Conditioning = Mapping[str, Tensor]  # what a prompt says to the core, by names that its family gives
@@ -24,7 +24,7 @@ class Cut:
 
     units: tuple[str, ...] = ()  # modules whose weights move on their own, in the order of use
     step_only: tuple[str, ...] = ()  # the embedder of the step, then linears whose outputs follow from it alone
-    by_library: tuple[str, ...] = ()  # those of them that the library's own code reads, in the dtype computed in
+    read_by_library: tuple[str, ...] = ()  # those whose outputs the library's code reads: in the dtype computed in
     host_tables: tuple[str, ...] = ()  # names of a table whose rows are looked up on the host; files have the first
     repeats: tuple[str, ...] = ()  # lists of layers whose first few have the peak of all
     unused: tuple[str, ...] = ()  # beginnings of parameters that the files have, and nothing here needs

@@ -15,16 +15,17 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from engine.folders import shown_path
 from engine.images import foreign
-from engine.images.foreign import Settings
-from engine.images.texts import USER_COMMENT, UnreadableError, read_texts
-from engine.request import AUTO, MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE, Request, RequestError
+from engine.images.foreign.requested import LABELS, requested
+from engine.images.texts import USER_COMMENT, UnreadableError, read_names, read_texts
+from engine.request import AUTO, Request, RequestError
+from engine.text import some_of
 from engine.untrusted import open_file
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def parameters_text(record: Record) -> str:
         "CFG scale": 1 if request.cfg is None else _short_number(request.cfg),
         "Distilled CFG Scale": None if request.guidance is None else _short_number(request.guidance),
         "Seed": request.seed,
-        "Size": f"{request.width}x{request.height}",
+        "Size": request.crop or f"{request.width}x{request.height}",
         "Model hash": record.model_hash[:10] or None,
         "Model": re.split(r"[\\/]", record.model.rstrip("\\/"))[-1] or None,  # a folder's name, not the way to it
         "Template": request.template,
@@ -153,6 +154,23 @@ class Said:
     left_out: tuple[str, ...] = ()  # settings, each in a word or two
     program: str = ""  # that made it; "" for this one
     model: str = ""  # as that program calls it
+    taken: tuple[str, ...] = ()  # settings that are in the record's request
+
+    def account(self, left_out: Sequence[str], without: Collection[str] = (), most: int = 150) -> str:
+        """What is taken over and what is not, in one sentence; "" where that goes without saying.
+
+        `without`: fields of a request that are not taken over. `most`: characters of what is left out.
+        """
+        rest = f"left out: {some_of(left_out, most)}" if left_out else ""
+        taken = [
+            name
+            for name in self.taken
+            if name not in {LABELS.get(each, each) for each in without}
+            and not any(f"{each} ".startswith(f"{name} ") for each in left_out)
+        ]
+        if not self.program or not taken:
+            return rest
+        return f"taken over from {self.program}: {', '.join(taken)}" + (f"; {rest}" if rest else "")
 
 
 def read_settings(
@@ -221,86 +239,12 @@ def _read_picture(path: str | os.PathLike[str], changes: Mapping[str, Any], *, l
         if problem is not None:
             raise problem
         texts, problem = read_texts(file, foreign.NAMES)
-    settings = foreign.read_settings(texts)
-    if settings is None:
-        if problem is not None:
-            raise problem
-        if texts.keys() & {"parameters", USER_COMMENT}:
-            raise UnreadableError(f"has no settings that {SOFTWARE} can read; say them with --prompt and more.")
-        raise UnreadableError(
-            "has no settings in it, sharing or editing removes them; give the picture as it was saved."
-        )
-    request, left_out = _judged(settings, changes, lenient=lenient)
+        settings = foreign.read_settings(texts)
+        if settings is None:
+            raise problem or UnreadableError(foreign.describe_unknown(texts, read_names(file)))
+    request, taken, left_out = requested(settings, changes, lenient=lenient)
     record = Record(request, model="", model_hash="", versions={}, seconds_by_phase={}, device="", reproduce={})
-    return Said(record, tuple(left_out), "" if settings.ours else settings.program, settings.model)
-
-
-def _judged(settings: Settings, changes: Mapping[str, Any], *, lenient: bool) -> tuple[Request, list[str]]:
-    """A request of what another program wrote, with `changes` in its place, and what is left out of it."""
-    values, left_out = _without_idle_guidance(settings, changes)
-    values |= changes
-    if "prompt" not in values:
-        raise UnreadableError("does not say its prompt in a way that is known; add --prompt TEXT.")
-    if lenient:
-        left_out += _drop_impossible(values)
-    else:
-        _check_said(values)
-    return Request.from_dict(values), left_out
-
-
-def _without_idle_guidance(settings: Settings, changes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The settings without a true guidance that is off or is none, and all that is left out of them."""
-    values, left_out = dict(settings.values), list(settings.left_out)
-    cfg, negative = values.get("cfg"), values.get("negative_prompt")
-    idle: tuple[str, ...] = () if negative else ("negative_prompt",)
-    if "cfg" in changes or ("negative_prompt" in changes and cfg == 1):
-        idle += ("cfg",)  # what is given turns it on
-    elif cfg is not None and cfg <= 1:
-        idle = ("cfg", "negative_prompt")
-        if cfg < 1:
-            left_out += [f"CFG scale {cfg:g}", *(["negative prompt"] if negative else [])]
-    elif cfg is not None and not (negative or "guidance" in values or changes.get("negative_prompt") or settings.ours):
-        # Without either it is of another kind of model, or another name of the distilled one.
-        idle += ("cfg",)
-        left_out.append(f"CFG scale {cfg:g}")
-    return {name: value for name, value in values.items() if name not in idle}, left_out
-
-
-def _check_said(values: Mapping[str, Any]) -> None:
-    """Raises `UnreadableError` where a picture does not say enough to be repeated, or has no size of ours."""
-    missing = [name for name in ("steps", "seed") if name not in values]
-    missing += ["size"] if values.get("width") is None or values.get("height") is None else []
-    if missing:
-        flags = " and ".join({"size": "--size 1024x1024"}.get(name, f"--{name} NUMBER") for name in missing)
-        raise UnreadableError(f"does not say its {' and '.join(missing)}; add {flags}.")
-    width, height = values["width"], values["height"]
-    nearest = [_nearest_side(side) for side in (width, height)]
-    if nearest != [width, height]:
-        raise UnreadableError(
-            f"has {width}x{height} pixels, but each side must be a multiple of {SIDE_MULTIPLE} "
-            f"from {MIN_SIDE} to {MAX_SIDE}; add --size {nearest[0]}x{nearest[1]}, the nearest one."
-        )
-
-
-def _nearest_side(side: int) -> int:
-    by = SIDE_MULTIPLE
-    return min(max((side + by // 2) // by * by, MIN_SIDE), MAX_SIDE)
-
-
-def _drop_impossible(values: dict[str, Any]) -> list[str]:
-    """Take away what no request can say; returns it in words."""
-    left_out = []
-    size = (values.get("width"), values.get("height"))
-    if any(side is None or side != _nearest_side(side) for side in size):
-        values.pop("width", None), values.pop("height", None)
-        if size != (None, None):
-            left_out.append(f"size {size[0]}x{size[1]}")
-    for name in [name for name in values if name not in ("prompt", "width", "height")]:
-        try:
-            Request("to be read", **{name: values[name]})
-        except RequestError:
-            left_out.append(foreign.shown(f"{name.replace('_', ' ')} {values.pop(name)}"))
-    return left_out
+    return Said(record, tuple(left_out), "" if settings.ours else settings.program, settings.model, tuple(taken))
 
 
 def _quoted(value: str) -> str:

@@ -32,6 +32,7 @@ MAX_SLUG_BYTES = 100  # in UTF-8: a whole name stays below 143 bytes, the least 
 OTHER_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".webp", ".avif", ".jxl", ".heic", ".gif", ".bmp", ".tif", ".tiff")
 NUMBERED = re.compile(r"([0-9]{6,9})_seed[0-9]+.*\.png", re.IGNORECASE)
 MAX_NUMBER = 999_999_999  # nobody has so many pictures: what is numbered like this or beyond is not ours
+SLASHES = tuple(mark for mark in (os.sep, os.altsep) if mark)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -41,13 +42,15 @@ class Destination:
 
     path: Path  # absolute
     is_file: bool = False
+    is_new: bool = False  # a folder that was made for them
 
 
-def plan_output(output: Path | None, count: int) -> Destination:
+def plan_output(output: Path | str | None, count: int) -> Destination:
     """Where `count` pictures will be saved, after trying that they can be. None is the default folder.
 
-    An existing folder is used whatever its name; otherwise a path that ends in .png is one file, and only the default
-    folder is created. Raises `RequestError("output", ...)` with one sentence that says what to do.
+    An existing folder is used whatever its name; otherwise a path that ends in .png is one file. The default folder is
+    made, and so is one whose text ends in a slash where its parent is there. Raises `RequestError("output", ...)` with
+    one sentence that says what to do.
     """
     try:
         if output is None:
@@ -57,14 +60,18 @@ def plan_output(output: Path | None, count: int) -> Destination:
             default.mkdir(parents=True, exist_ok=True)
             destination = Destination(default)
         else:
-            destination = _named_destination(Path(os.path.expanduser(output)).absolute(), count)
+            path = Path(os.path.expanduser(output)).absolute()
+            if str(output).endswith(SLASHES) and _mode(path) is None:
+                destination = _made(path)
+            else:
+                destination = _named_destination(path, count, can_be_made=isinstance(output, str))
         folder = _target(destination.path).parent if destination.is_file else destination.path
         _try_writing(folder)
         remove_leftovers(folder)
     except RequestError:
         raise
     except (OSError, ValueError) as error:
-        path = default_output_dir() if output is None else output
+        path = default_output_dir() if output is None else Path(output)
         number = getattr(error, "errno", None)
         advice = "free some space or choose another folder" if number in DISK_FULL else "choose another folder"
         machine = number in (*DISK_FULL, errno.EIO)
@@ -72,32 +79,32 @@ def plan_output(output: Path | None, count: int) -> Destination:
     return destination
 
 
-def save_image(image: Image, record: Record, destination: Destination) -> tuple[Path, str | None]:
+def save_image(image: Image, record: Record, destination: Destination, kind: str = "") -> tuple[Path, str | None]:
     """Save `image` with `record` inside, and say where it is now: (path, None), or (path, notice) if elsewhere.
 
-    A picture that cannot be saved where it was meant to go is kept in `rescued` in the state folder or, failing that,
-    in the system's temporary folder; the notice is one sentence with the reason and the place. Raises `OSError` only
-    when all of them fail.
+    `kind`: a word before the prompt in a name that is made up. A picture that cannot be saved where it was meant to go
+    is kept in `rescued` in the state folder or, failing that, in the system's temporary folder; the notice is one
+    sentence with the reason and the place. Raises `OSError` only when all of them fail.
     """
     data = encode_png(image, record)
     try:
         if destination.is_file:
             return _save_as(data, destination.path), None
-        return _save_in_folder(data, record, destination.path, PUBLIC), None
+        return _save_in_folder(data, record, destination.path, PUBLIC, kind), None
     except (OSError, ValueError) as error:
         problem = f"The picture could not be saved to {shown_path(destination.path)} ({_reason(error)})"
     for folder in _rescue_folders():
         with suppress(OSError, ValueError):
             make_folder(folder)
-            path = _save_in_folder(data, record, folder, PRIVATE)  # the temporary folder is everybody's
+            path = _save_in_folder(data, record, folder, PRIVATE, kind)  # the temporary folder is everybody's
             return path, f"{problem}, so it is kept as {shown_path(path)}."
     raise OSError(f"{problem}, nor to the state folder or the temporary folder; free some space and paint it again.")
 
 
-def file_name(number: int, record: Record) -> str:
+def file_name(number: int, record: Record, kind: str = "") -> str:
     """A name that sorts by number and tells what is inside: `000123_seed42_a-red-circle.png`."""
     stem = f"{number:06d}_seed{record.request.seed}"
-    name = f"{stem}_{slug}.png" if (slug := _slug(record.request.prompt)) else f"{stem}.png"
+    name = f"{stem}_{slug}.png" if (slug := _slug(f"{kind} {record.request.prompt}")) else f"{stem}.png"
     try:
         os.fsencode(name)
     except UnicodeEncodeError:  # a locale that cannot spell this prompt
@@ -105,7 +112,7 @@ def file_name(number: int, record: Record) -> str:
     return name
 
 
-def _named_destination(path: Path, count: int) -> Destination:
+def _named_destination(path: Path, count: int, *, can_be_made: bool) -> Destination:
     mode = _mode(path)
     if mode is not None and stat.S_ISDIR(mode):
         return Destination(path)
@@ -115,8 +122,9 @@ def _named_destination(path: Path, count: int) -> Destination:
     if suffix != ".png":
         if mode is not None:
             raise _refused(path, "is a file; give a folder, or a name that ends in .png.")
+        advice = "end it with a slash to have it made" if can_be_made else "create the folder first"
         or_else = ", or give a name that ends in .png" if count == 1 else ""
-        raise _refused(path, f"does not exist; create the folder first{or_else}.")
+        raise _refused(path, f"does not exist; {advice}{or_else}.")
     if count > 1:
         raise _refused(path, f"is one file and {count} pictures were asked for; give a folder.")
     if mode is not None and not stat.S_ISREG(mode):
@@ -127,6 +135,14 @@ def _named_destination(path: Path, count: int) -> Destination:
     if not stat.S_ISDIR(parent):
         raise _refused(path, f"cannot be saved: {shown_path(path.parent)} is not a folder; choose another.")
     return Destination(path, is_file=True)
+
+
+def _made(path: Path) -> Destination:
+    """A new folder. Raises `OSError`, and `RequestError` where there is nothing to make it in."""
+    if not path.parent.is_dir():
+        raise _refused(path, f"cannot be made: there is no folder {shown_path(path.parent)}; create that first.")
+    path.mkdir()
+    return Destination(path, is_new=True)
 
 
 def _mode(path: Path) -> int | None:
@@ -157,14 +173,14 @@ def _target(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def _save_in_folder(data: bytes, record: Record, folder: Path, mode: int) -> Path:
+def _save_in_folder(data: bytes, record: Record, folder: Path, mode: int, kind: str) -> Path:
     """Write `data` to the next numbered name in `folder`, safe against every other process that does the same.
 
     The temporary file's name holds the number, so that only one process can be at work on a number. Another may have
     finished it between our look at the folder and our temporary file; hence the second look.
     """
     for number in itertools.count(_highest_number(folder) + 1):
-        path = folder / file_name(number, record)
+        path = folder / file_name(number, record, kind)
         try:
             with Temporary(folder, mode, f"{number:06d}") as temporary:
                 if _highest_number(folder) >= number:

@@ -16,8 +16,10 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_TEXT_BYTES = 2**20  # of one text, after decompression; our own texts stay below 100 kB
 MAX_PARTS = 2**16  # libpng writes pixels 8 KiB a chunk: this is half a gigabyte of them
 MAX_KEYWORD_BYTES = 79  # PNG specification, 11.3.3.2
+MAX_NAMES = 100  # of texts that are named, none of which is known
 MAX_TAGS = 512  # of one directory of an EXIF block; cameras write fewer than 100
 
+TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
 # Names under which texts without a name of their own are found.
 USER_COMMENT = "UserComment"
 COMMENT = "comment"
@@ -66,6 +68,30 @@ def read_texts(file: BinaryIO, wanted: Collection[str]) -> tuple[dict[str, str],
     return texts, problem
 
 
+def read_names(file: BinaryIO) -> list[str]:
+    """The names of the texts in a PNG, without the texts; none of a JPEG or WebP, whose texts have no names."""
+    file.seek(0)
+    names: dict[str, None] = {}
+    if file.read(len(PNG_SIGNATURE)) == PNG_SIGNATURE:
+        for kind, length in _chunks(file):
+            keyword = file.read(min(length, MAX_KEYWORD_BYTES + 1)) if kind in TEXT_CHUNKS else b""
+            if b"\0" in keyword and len(names) < MAX_NAMES:
+                names[keyword.partition(b"\0")[0].decode("latin-1")] = None
+    return list(names)
+
+
+def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Kind and length of each chunk of a PNG, the file at its first byte."""
+    for _ in range(MAX_PARTS):
+        header = file.read(8)
+        length, kind = int.from_bytes(header[:4], "big"), header[4:]
+        if len(header) < 8 or kind == b"IEND":
+            return
+        end = file.tell() + length + 4
+        yield kind, length
+        file.seek(end)
+
+
 Part = tuple[str, str] | UnreadableError
 
 
@@ -81,7 +107,7 @@ def _of_png(file: BinaryIO, wanted: Collection[str]) -> Iterator[Part]:
         if kind == b"IEND":
             return
         end = file.tell() + length + 4
-        keyword = file.read(min(length, MAX_KEYWORD_BYTES + 1)) if kind in (b"tEXt", b"zTXt", b"iTXt", b"eXIf") else b""
+        keyword = file.read(min(length, MAX_KEYWORD_BYTES + 1)) if kind in (*TEXT_CHUNKS, b"eXIf") else b""
         name = USER_COMMENT if kind == b"eXIf" else names.get(keyword.partition(b"\0")[0]) if b"\0" in keyword else None
         if name is None or name in seen or name not in wanted:
             file.seek(end)

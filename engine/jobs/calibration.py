@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from engine.cancel import CancelledError
 from engine.events import Event
+from engine.jobs.context import Context
 from engine.jobs.picture import Job
-from engine.request import AUTO, Request, RequestError
+from engine.precision import MODES
+from engine.request import AUTO, Request, RequestError, Resolved
 from engine.weights import calibrations
 
 if TYPE_CHECKING:
-    from engine.engine import Engine
     from engine.images.save import Destination
     from engine.quantization.salience import Calibration, Maxima
 
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 class CalibrationJob(Job):
     """One prompt through encode and denoise, under observation; nothing is decoded or saved."""
 
-    def __init__(self, engine: Engine, request: Request, destination: Destination, image: int, maxima: Maxima) -> None:
-        super().__init__(engine, request, destination, image, time.perf_counter())
+    def __init__(
+        self, context: Context, request: Resolved, destination: Destination, image: int, maxima: Maxima
+    ) -> None:
+        super().__init__(context, request, destination, image, time.perf_counter())
         self.maxima = maxima
 
     def paint(self) -> Generator[Event, None, None]:
@@ -38,7 +41,7 @@ class CalibrationJob(Job):
 
     def find_factors(self, model_hash: str, prompts: int) -> Generator[Event, None, Calibration]:
         """The factors that follow from all prompts: one pass over the weights in their files."""
-        from engine.quantization.salience import MODES, Calibration, balancing
+        from engine.quantization.salience import Calibration, balancing
 
         with self._lend(self._core) as loan:
             yield from self._progress(loan.read())
@@ -49,14 +52,13 @@ class CalibrationJob(Job):
                 weights = weights[each.channels[0] : each.channels[1]]
                 for mode in MODES:
                     factors[mode][each.name] = balancing(self.maxima.of(each), weights, mode).float()
-        assert self.request.steps
-        return Calibration(model_hash, self.request.steps, prompts, self.precision, factors)
+        return Calibration(model_hash, self.request.steps, prompts, str(self.precision), factors)
 
     def _observing(self, transformer: Any) -> AbstractContextManager[None]:
         return self.maxima.observing(transformer)
 
 
-def calibrate(engine: Engine, prompts: Sequence[str], request: Request) -> Generator[Event, None, Path]:
+def calibrate(context: Context, prompts: Sequence[str], request: Request) -> Generator[Event, None, Path]:
     """Calibrate an open model on `prompts`, each painted as `request` says, with a seed of its own; returns the file.
 
     Raises `RequestError` for what cannot be painted, `CancelledError` when the engine was told to cancel; whatever it
@@ -65,32 +67,31 @@ def calibrate(engine: Engine, prompts: Sequence[str], request: Request) -> Gener
     from engine.images.save import Destination
     from engine.quantization.salience import Maxima
 
-    engine.require_weights()
-    if engine.settings.simulate:
+    context.require_weights()
+    if context.settings.simulate:
         raise RequestError("simulate", "a simulated run has no activations to measure; leave --simulate out.")
     if request.precision in (None, AUTO):
-        request = replace(request, precision=engine.defaults.precision)
-    request = engine.resolve(request)
-    if request.precision == "int8":
+        request = replace(request, precision=context.source.defaults.precision)
+    resolved = context.resolve(request)
+    if resolved.form.is_int8:
         raise RequestError(
             "precision", "activations are measured before they are rounded: take --precision bf16, fp32 or fp8."
         )
-    assert request.steps and request.seed is not None and prompts
-    maxima = Maxima(engine.source.inputs, request.steps)
-    kernels = engine.runtime().kernels
+    maxima = Maxima(context.source.inputs, resolved.steps)
+    kernels = context.runtime().kernels
     known = dict(kernels)
     kernels["fp8"] = "dequantize"  # with it, every layer is called with activations that are not rounded
     try:
         for number, prompt in enumerate(prompts):
-            single = replace(request, prompt=prompt, seed=request.seed + number)
-            job = CalibrationJob(engine, single, Destination(Path()), number, maxima)
+            single = replace(resolved, prompt=prompt, seed=resolved.seed + number)
+            job = CalibrationJob(context, single, Destination(Path()), number, maxima)
             try:
                 yield from job.paint()
             except (RequestError, CancelledError):
                 raise
             except Exception as error:  # in the words that a picture's failure has
                 raise RequestError("salience", job.failed(error).message, machine=True) from error
-        calibration = yield from job.find_factors(engine.model_hash, len(prompts))
+        calibration = yield from job.find_factors(context.model_hash, len(prompts))
     finally:
         kernels.pop("fp8")
         kernels.update(known)

@@ -31,7 +31,9 @@ class KeptLatents:
 
     def __init__(self, request: Request, **conditions: Any) -> None:
         """`request` is for one picture, with no open choice; `conditions` is all else that its bits depend on."""
-        key = json.dumps([replace(request, template=None).to_dict(), conditions], sort_keys=True)
+        values = replace(request, template=None).to_dict()
+        del values["crop"]  # of the pixels
+        key = json.dumps([values, conditions], sort_keys=True)
         self.path = _folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
     def keep(self, latents: Tensor) -> None:

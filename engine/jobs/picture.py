@@ -25,22 +25,24 @@ from engine.events import (
     StepFinished,
 )
 from engine.folders import shown_path
+from engine.jobs.context import Context
 from engine.jobs.runtime import resident_set_bytes
 from engine.library.catalog import prompt_hint
-from engine.request import Request, RequestError
+from engine.precision import Precision
+from engine.request import RequestError, Resolved
 from engine.text import size
 
 if TYPE_CHECKING:
     import torch
 
-    from engine.engine import Engine
-    from engine.families.family import Part, Size
+    from engine.families.facts import Part, Size
     from engine.families.networks import Conditioning, Tokens
     from engine.images.save import Destination
     from engine.jobs.latents import KeptLatents
     from engine.jobs.runtime import Runtime
-    from engine.memory.components import Loan, Progress
-    from engine.memory.planner import Layout
+    from engine.memory.layout import Layout
+    from engine.memory.loan import Loan
+    from engine.memory.placement import Progress
     from engine.sampling.guidance import Steering
     from engine.sampling.modulation import Tables
 
@@ -51,8 +53,10 @@ CACHED_TABLE_BYTES = 256 * 2**20  # 2.1 MB a step of FLUX.1
 class Job:
     """One picture on its way through the phases."""
 
-    def __init__(self, engine: Engine, request: Request, destination: Destination, image: int, started: float) -> None:
-        self.engine = engine
+    def __init__(
+        self, context: Context, request: Resolved, destination: Destination, image: int, started: float
+    ) -> None:
+        self.context = context
         self.request = request
         self.destination = destination
         self.image = image
@@ -71,11 +75,11 @@ class Job:
 
     def open(self) -> Generator[Event, None, None]:
         """Import torch and open the device, if no job before did; plan this picture's memory, and say how."""
-        self._runtime = runtime = self.engine.runtime()
+        self._runtime = runtime = self.context.runtime()
         self.steering = runtime.steering(self.request)
-        self.request, self.layout = self.engine.planned(self.request)
+        self.request, self.layout = self.context.planned(self.request)
         runtime.components.arrange(self.precision, self.layout.placements)
-        runtime.begin_job(self.request.precision)
+        runtime.begin_job(self.precision)
         yield Planned(**self.stamp(), plan=self.layout.plan)
         recorded = runtime.repeat.salience
         if recorded is not None and recorded != self._salience_digest:
@@ -86,7 +90,7 @@ class Job:
     def paint(self) -> Generator[Event, None, None]:
         """Encode, denoise, decode, save. Finished latents stay on disk until their picture does."""
         yield from self.open()
-        if self.image == 0 and (note := self.engine.source.size_note(self.request)):
+        if self.image == 0 and (note := self.context.source.size_note(self.request)):
             yield Noticed(**self.stamp(), message=note)
         kept = self._kept_latents()
         latents = kept.find(self.size.shape)
@@ -95,13 +99,12 @@ class Job:
             latents = yield from self._denoise(conditionings)
             kept.keep(latents)
         else:
-            assert self.request.steps
             yield LatentsRestored(**self.stamp(), steps=self.request.steps)
         try:
             pixels = yield from self._decode(latents)
             saved = yield from self._save(pixels)
         except CancelledError:
-            if not self.engine._leaving:
+            if not self.context.cancel.is_leaving:
                 kept.forget()
             raise
         kept.forget()
@@ -111,16 +114,16 @@ class Job:
     @property
     def size(self) -> Size:
         """The geometry of this picture."""
-        return self.engine.source.size(self.request)
+        return self.context.source.size(self.request)
 
     @property
     def encoders(self) -> tuple[Part, ...]:
         """The parts that read the prompt, in order."""
-        return self.engine.source.family.encoders(distill=self.request.distill)
+        return self.context.source.family.encoders(distill=self.request.distill)
 
     def _check_tokens(self, tokens: Tokens) -> None:
         """Raises `RequestError` for a token that a text encoder does not have: its tokenizer is another model's."""
-        model = self.engine.source
+        model = self.context.source
         for part in self.encoders:
             tokenizer = model.family.tokenizer_of(part.name).name
             highest, rows = int(tokens.ids[tokenizer].max()), model.configs[part.name]["vocab_size"]
@@ -138,7 +141,7 @@ class Job:
 
         return KeptLatents(
             self.request,
-            model_hash=self.engine.hash_for(self.request),
+            model_hash=self.context.hash_for(self.request),
             versions=self.runtime.versions,
             device=self.runtime.target.device,
             threads=torch.get_num_threads(),
@@ -157,24 +160,20 @@ class Job:
 
     @property
     def _core(self) -> str:
-        return self.engine.source.family.core.name
+        return self.context.source.family.core.name
 
     def _encode(self) -> Generator[Event, None, list[Conditioning]]:
         """What the transformer reads of the prompt, and of the negative prompt where that is needed."""
         from engine.cancel import cancellable
 
-        model, runtime, request = self.engine.source, self.runtime, self.request
+        model, runtime, request = self.context.source, self.runtime, self.request
         networks = model.family.networks
-        if not runtime.tokenizers:
-            runtime.tokenizers = {
-                name: networks.load_tokenizer(name, folder) for name, folder in model.tokenizers.items()
-            }
         prompts = self._prompts
-        tokens = {text: networks.tokenize(text, runtime.tokenizers, model.limits) for text in prompts}
+        tokens = {text: runtime.tokenize(text) for text in prompts}
         for text in prompts:
             self._check_tokens(tokens[text])
         known, parts = runtime.conditionings, self.encoders
-        keys = {text: (text, self.precision.partition("+")[0], parts[-1].name) for text in prompts}
+        keys = {text: (text, self.precision.kind, parts[-1].name) for text in prompts}
         missing = [text for text in tokens if keys[text] not in known]
         for text in tokens.keys() - missing:
             known.move_to_end(keys[text])  # the last to be forgotten
@@ -222,8 +221,7 @@ class Job:
         from engine.sampling.denoise import Prompt, denoise
         from engine.sampling.true_cfg import TrueGuidance
 
-        request, runtime, model, steering = self.request, self.runtime, self.engine.source, self.steering
-        assert request.seed is not None and request.steps
+        request, runtime, model, steering = self.request, self.runtime, self.context.source, self.steering
         networks, size = model.family.networks, self.size
         latents = networks.noise(request.seed, size)
         sigmas = runtime.sigmas(request)
@@ -262,7 +260,7 @@ class Job:
                         seconds=step.seconds,
                         preview=runtime.preview.frame(networks.unpacked(step.clean.float().cpu(), size)),
                     )
-                    self.engine._cancel.check_between_steps()
+                    self.context.cancel.check_between_steps()
             latents = latents.cpu()
         yield self._end("denoise", began)
         return latents
@@ -279,7 +277,7 @@ class Job:
 
         reader, known = loan.component.reader, self.runtime.tables
         assert reader is not None
-        told, family = self.steering.distilled, self.engine.source.family
+        told, family = self.steering.distilled, self.context.source.family
         texts = [text if family.step_reads_prompt else "" for text in self._prompts]
         keys = [(text, told, self.precision, tuple(sigmas.tolist())) for text in texts]
         missing = {key: each for key, each in zip(keys, conditionings, strict=True) if key not in known}
@@ -308,7 +306,7 @@ class Job:
         from engine.memory.enforce import card_is_full, empty_cache, host_is_full
         from engine.sampling.decode import decode
 
-        family, size, rungs = self.engine.source.family, self.size, self._rungs()
+        family, size, rungs = self.context.source.family, self.size, self._rungs()
         began = None
         for number, (tile, device) in enumerate(rungs):
             try:
@@ -370,12 +368,11 @@ class Job:
         from engine.images.save import save_image
 
         request, runtime = self.request, self.runtime
-        assert request.seed is not None and request.width and request.height
         began = yield from self._begin("save")
         record = Record(
             request=request,
-            model=self.engine.model,
-            model_hash=self.engine.hash_for(self.request),
+            model=self.context.name,
+            model_hash=self.context.hash_for(self.request),
             versions=runtime.versions,
             seconds_by_phase=dict(self.seconds),
             device=runtime.target.device,
@@ -388,14 +385,16 @@ class Job:
                 **self.decoded,
             },
         )
-        path, notice = save_image(Image.fromarray(pixels.numpy()), record, self.destination)
+        left, top, right, bottom = request.picture_box
+        image = Image.fromarray(pixels[top:bottom, left:right].numpy())
+        path, notice = save_image(image, record, self.destination)
         yield self._end("save", began)
         return ImageSaved(
             **self.stamp(),
             path=path,
             seed=request.seed,
-            width=request.width,
-            height=request.height,
+            width=image.width,
+            height=image.height,
             seconds_by_phase=dict(self.seconds),
             notice=notice,
             predicted_peak_bytes=self.layout.plan.peak_bytes,
@@ -406,7 +405,7 @@ class Job:
 
     def _learn_preview(self, latents: torch.Tensor, pixels: torch.Tensor) -> None:
         """Add this picture to the preview's fit, unless the model brought its own."""
-        runtime, model = self.runtime, self.engine.source
+        runtime, model = self.runtime, self.context.source
         if runtime.preview_file.parent != model.path:
             with suppress(Exception):  # a preview is worth no failure
                 runtime.preview.add(model.family.networks.unpacked(latents, self.size), pixels)
@@ -421,12 +420,12 @@ class Job:
         return Failed(**self.stamp(), phase=self.phase, message=message, bad_input=bad_input)
 
     @property
-    def precision(self) -> str:
+    def precision(self) -> Precision:
         """What everything is stored and computed in."""
         return self.request.form
 
     def _check(self) -> None:
-        self.engine._cancel.check()
+        self.context.cancel.check()
 
     def _lend(self, component: str, passes: int = 1, device: str | None = None) -> AbstractContextManager[Loan]:
         """The device for this component; its 8-bit layers multiply as was found best here."""
@@ -472,7 +471,7 @@ class Job:
                 done_bytes=progress.done_bytes,
                 total_bytes=progress.total_bytes,
             )
-            self.engine._cancel.check_between_steps()
+            self.context.cancel.check_between_steps()
         self.seconds["load"] = self.seconds.get("load", 0.0) + time.perf_counter() - began
         yield from self._notices()
 
@@ -482,7 +481,7 @@ class Job:
             yield Noticed(**self.stamp(), message=notices.pop(0))
 
     def _begin(self, phase: Phase) -> Generator[Event, None, float]:
-        self.engine._cancel.check_between_steps()
+        self.context.cancel.check_between_steps()
         self.phase = phase
         yield PhaseStarted(**self.stamp(), phase=phase)
         return time.perf_counter()

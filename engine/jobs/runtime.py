@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import platform
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-import engine
 from engine.events import MemoryUse
 from engine.folders import cache_dir
 from engine.library.catalog import guidance_limits
-from engine.request import Request, RequestError
+from engine.precision import Precision
+from engine.request import RequestError, Resolved
 from engine.sampling.guidance import Steering, steering
+from engine.version import library_versions
 from engine.weights.model import Model
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from engine.families.networks import Conditioning
+    from engine.families.networks import Conditioning, Tokens
     from engine.memory.components import Components
     from engine.memory.enforce import CardMemory
-    from engine.memory.planner import Layout, Planner
+    from engine.memory.layout import Layout
+    from engine.memory.planner import Planner
     from engine.memory.target import Target
     from engine.quantization.int8 import Choice
     from engine.sampling.modulation import Tables
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 CARD_NAMES = ("rtx-3060", "rtx-3090", "rtx-4090", "h100")  # whose figures a simulated run can have
 DEFAULT_CARD = CARD_NAMES[0]
+CONTEXT_PIECE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +61,6 @@ class Settings:
     simulate: bool
     card: str
     repeat: Repeat
-
-
-def library_versions() -> dict[str, str]:
-    """The versions of everything that decides pixels, as a picture's record keeps them."""
-    libraries = {name: version(name) for name in ("torch", "diffusers", "transformers")}
-    return {"engine": engine.__version__, "python": platform.python_version(), **libraries}
 
 
 @dataclass
@@ -139,53 +134,65 @@ class Runtime:
         self.components.clear()
         self.card.release()
 
-    def begin_job(self, precision: str | None) -> None:
+    def begin_job(self, precision: Precision) -> None:
         """Count traffic and peaks from here, of a picture in this precision."""
-        if precision == "int8" and self.kernel_warning:
+        if precision.is_int8 and self.kernel_warning:
             self.components.notices.append(self.kernel_warning)
             self.kernel_warning = ""
         self.components.begin_job()
         self.card.restart()
 
-    def sigmas(self, request: Request) -> Tensor:
+    def tokenize(self, text: str) -> Tokens:
+        """A prompt as the text encoders read it; the first call reads their tokenizers."""
+        model, networks = self.components.model, self.components.model.family.networks
+        if not self.tokenizers:
+            self.tokenizers = {name: networks.load_tokenizer(name, folder) for name, folder in model.tokenizers.items()}
+        return networks.tokenize(text, self.tokenizers, model.limits)
+
+    def sigmas(self, request: Resolved) -> Tensor:
         """The flow times of a complete request: [N + 1]."""
         from engine.sampling import flow
 
-        assert request.steps
         return flow.sigmas(self.times, request.steps, self.components.model.size(request).tokens)
 
-    def steering(self, request: Request) -> Steering:
+    def steering(self, request: Resolved) -> Steering:
         """The guidance of every step of a complete request."""
         return steering(request, self.sigmas(request).tolist(), guidance_limits(self.components.model))
 
-    def plan(self, request: Request) -> Layout:
+    def plan(self, request: Resolved) -> Layout:
         """The layout of a complete request. Raises `RequestError` where the budget cannot work."""
         negative, kernel = self.steering(request).negative_passes, self.choose_kernel(request.form)
         self._heed_the_context()
         layout = self.planner.plan(request, self.repeat.tile, kernel, negative, self.repeat.batch)
-        if request.precision != "int8" or not self.kernel_note:
+        if not request.form.is_int8 or not self.kernel_note:
             return layout
         return replace(layout, plan=replace(layout.plan, notes=(*layout.plan.notes, self.kernel_note)))
 
     def _heed_the_context(self) -> None:
         """Plan with what CUDA and its libraries take by now, where that is more than was expected of them."""
+        growth = self.card.look() - self.target.context_bytes
+        if growth > 0:
+            pieces = -(-growth // CONTEXT_PIECE_BYTES)  # so that not each byte more makes all plans anew
+            context = self.target.context_bytes + pieces * CONTEXT_PIECE_BYTES
+            self._plan_for(replace(self.target, context_bytes=context))
+
+    def _plan_for(self, target: Target) -> None:
+        """From now on, with what is known better of the target; what was measured of the model holds."""
         from engine.memory.planner import Planner
 
-        beside = self.card.look()
-        if beside > self.target.context_bytes:
-            self.target = replace(self.target, context_bytes=beside)
-            self.planner = Planner(self.components, self.target)
+        self.target = target
+        self.planner = Planner(self.components, target, self.planner.needs.activations)
 
-    def choose_kernel(self, form: str) -> str | None:
+    def choose_kernel(self, precision: Precision) -> str | None:
         """How 8-bit layers multiply here; None where there are none."""
-        kind = form.partition("+")[0]
-        if kind not in ("fp8", "int8"):
+        if not precision.is_8_bits:
             return None
+        kind, is_int8 = precision.kind, precision.is_int8
         if self.target.simulated:  # a card that is there would have Triton
             fp8 = "scaled_mm" if self.target.profile.fp8_flops else "dequantize"
-            return fp8 if kind == "fp8" else "triton"
+            return "triton" if is_int8 else fp8
         if kind not in self.kernels:
-            self.kernels[kind] = self._fp8_kernel() if kind == "fp8" else self._int8_kernel()
+            self.kernels[kind] = self._int8_kernel() if is_int8 else self._fp8_kernel()
         return self.kernels[kind]
 
     def _fp8_kernel(self) -> str:
@@ -214,8 +221,7 @@ class Runtime:
         self.kernel_note = choice.sentence()
         if choice.is_bad_news:
             self.kernel_warning = self.kernel_note
-        self.target = replace(self.target, profile=replace(self.target.profile, int8_ratio=choice.ratio))
-        self.planner.target = self.target
+        self._plan_for(replace(self.target, profile=replace(self.target.profile, int8_ratio=choice.ratio)))
 
     def memory_use(self) -> MemoryUse:
         """Bytes in use now."""

@@ -12,20 +12,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from engine.events import Encoded, Event, Noticed, Phase, PhaseFinished, PhaseStarted, Simulated, StepFinished
+from engine.jobs.context import Context
 from engine.jobs.picture import Job
-from engine.request import Request
+from engine.request import Resolved
 
 if TYPE_CHECKING:
-    from engine.engine import Engine
     from engine.images.save import Destination
-    from engine.memory.components import Loan
+    from engine.memory.loan import Loan
 
 
 class SimulatedJob(Job):
     """The events of a picture's way through the phases, up to `Simulated`."""
 
-    def __init__(self, engine: Engine, request: Request, destination: Destination, image: int, started: float) -> None:
-        super().__init__(engine, request, destination, image, started)
+    def __init__(
+        self, context: Context, request: Resolved, destination: Destination, image: int, started: float
+    ) -> None:
+        super().__init__(context, request, destination, image, started)
         self.peaks: dict[str, int] = {}
         self.held_bytes = 0  # of the card, by the phase whose events are told
 
@@ -48,7 +50,7 @@ class SimulatedJob(Job):
     def _simulate_encode(self) -> Generator[Event, None, None]:
         from engine.memory.measure import run_encoder
 
-        model = self.engine.source
+        model = self.context.source
         for part in self.encoders:
             if not part.beside_card:
                 yield from self._run("encode", part.name, lambda loan: run_encoder(loan, model))
@@ -68,8 +70,7 @@ class SimulatedJob(Job):
         from engine.memory.measure import STEPS, run_loop
         from engine.sampling import modulation
 
-        request, runtime, model = self.request, self.runtime, self.engine.source
-        assert request.steps
+        request, runtime, model = self.request, self.runtime, self.context.source
         size, steps = self.size, request.steps
         sigmas, steering = runtime.sigmas(request), self.steering
         if steering.notice:
@@ -105,13 +106,13 @@ class SimulatedJob(Job):
                 preview=None,
                 estimated=True,
             )
-            self.engine._cancel.check_between_steps()
+            self.context.cancel.check_between_steps()
         yield self._finished("denoise")
 
     def _simulate_decode(self) -> Generator[Event, None, None]:
         from engine.memory.measure import run_decoder
 
-        model, size, tile = self.engine.source, self.size, self.layout.tile
+        model, size, tile = self.context.source, self.size, self.layout.tile
         name = model.family.decoder.name
         yield from self._run("decode", name, lambda loan: run_decoder(loan, model, size, tile))
         yield PhaseStarted(**self.stamp(), phase="decode")

@@ -141,7 +141,7 @@ def _cached(path: Path, users: Mapping[str, list[str]], files: set[str], sources
     models = tuple(users.get(content, ()))
     there = [source for source in sources.get(content, ()) if source and source not in files]
     made_from = [source for source in there if content in _contents(_shards(Path(source)), component)]
-    if about.get("content") != content or form not in FORMS:
+    if about.get("content") != content or form not in map(str, FORMS):
         reason = "damaged"
     elif about.get("t2i_format") != FORMAT:
         reason = "of an older version"

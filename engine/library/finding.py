@@ -9,7 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.families.all import family_of_pipeline, parts, tokenizers
+from engine.families.all import family_of_pipeline, parts
+from engine.families.facts import Tokenizer
 from engine.folders import shown_path
 from engine.library import catalog, pairing, registry
 from engine.library.hub import MAX_REFERENCE_BYTES
@@ -77,7 +78,7 @@ class _Search:
         self.models: list[Whole] = []
         self.transformers: list[Found] = []
         self.parts: list[tuple[Path, Found]] = []
-        self.tokenizers: list[tuple[str, Path]] = []
+        self.tokenizers: list[tuple[Tokenizer, Path]] = []
         self.refused: list[str] = []
         self.loose: list[Part] = []
         self.seen: set[tuple[int, int]] = set()
@@ -139,7 +140,7 @@ class _Search:
                 followed = [path for path in followed if path.name == current] or followed
         if place in self.others:
             return []
-        own = {*parts(), *tokenizers()} if place in self.wholes else ()
+        own = registry.PLACES if place in self.wholes else ()
         return [path for path in followed if path.name not in own]
 
     def _look(self, place: Path) -> Iterator[None]:
@@ -149,8 +150,8 @@ class _Search:
             self._look_at_pipeline(place)
             if place in self.others:
                 return
-        if part := pairing.tokenizer_in(place):
-            self._look_at_tokenizer(part, place)
+        if tokenizer := pairing.tokenizer_in(place):
+            self._look_at_tokenizer(tokenizer, place)
         for unit in pairing.places_in(place):
             yield
             if unit.is_dir() or self._is_new(unit):
@@ -169,15 +170,16 @@ class _Search:
             return
         are_new = [self._is_new(file) for files in model.files.values() for file in files]
         if any(are_new):
-            variant = model.family.variant(model.configs[model.family.core.name])
-            self.models.append(Whole(place, variant, folder=True))
+            family = model.family
+            variant = family.variant(model.configs[family.core.name])
+            self.models.append(Whole(place, family, variant, folder=True))
         self.wholes.append(place)
 
-    def _look_at_tokenizer(self, part: str, folder: Path) -> None:
+    def _look_at_tokenizer(self, tokenizer: Tokenizer, folder: Path) -> None:
         with suppress(Exception):
-            if not pairing.is_trusted(folder, part):
-                pairing.check_tokenizer(tokenizers()[part], folder, None)
-            self.tokenizers.append((part, folder))
+            if not pairing.is_trusted(folder, tokenizer):
+                pairing.check_tokenizer(tokenizer, folder, None)
+            self.tokenizers.append((tokenizer, folder))
 
     def _look_at_weights(self, unit: Path) -> None:
         try:
@@ -188,7 +190,8 @@ class _Search:
                 return
             check_names(transformer)
             self.transformers.append(transformer)
-            self.models.append(Whole(unit, transformer.family.variant(transformer.config), folder=False))
+            family = transformer.family
+            self.models.append(Whole(unit, family, family.variant(transformer.config), folder=False))
         except UnknownError:
             return
         except Exception as error:
@@ -238,9 +241,9 @@ class _Search:
                     continue
             changed = changed.with_loose([place])
             self.loose.append(part_of_found(found))
-        for part, folder in self.tokenizers:
+        for tokenizer, folder in self.tokenizers:
             changed = changed.with_loose([folder])
-            self.loose.append(tokenizer_part(part, folder))
+            self.loose.append(tokenizer_part(tokenizer, folder))
         return changed, names
 
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from engine.families.all import FAMILIES, tokenizers
+from engine.families.family import Family
 from engine.folders import shown_path
 from engine.library import catalog, hub, pairing, registry
 from engine.library.finding import Scanned, scan
@@ -60,8 +60,8 @@ def loose() -> list[Part]:
     """What was added or found that is no model by itself; gone where its disk is gone."""
     parts: list[Part] = []
     for place in registry.known().loose:
-        if part := pairing.tokenizer_in(place):
-            parts.append(tokenizer_part(part, place))
+        if tokenizer := pairing.tokenizer_in(place):
+            parts.append(tokenizer_part(tokenizer, place))
         parts += [part_of_found(found) for found in pairing.parts_at(place)]
     return parts
 
@@ -111,7 +111,7 @@ def _add(path: Path, name: str | None, parts: Mapping[str, Path], known: Registr
         return _add_loose(subject, name, parts, known)
     if subject.folder and parts:
         raise RequestError("path", f"{shown_path(place)} has all of its parts; leave the others out.")
-    given = _given(parts)
+    given = _given(parts, subject.family)
     same = registered_at(subject.path, known)
     if name is None:
         if same is None and not given and (built_in := built_in_at(subject.path)):
@@ -157,20 +157,22 @@ def _add_loose(part: Loose, name: str | None, parts: Mapping[str, Path], known: 
     return listing_of_part(part.path, part.kind, part.parts, known)
 
 
-def _given(parts: Mapping[str, Path]) -> dict[str, Path]:
-    """Places of parts by component, absolute, and both tokenizers of a folder. Raises `RequestError`."""
+def _given(parts: Mapping[str, Path], family: Family) -> dict[str, Path]:
+    """Places of a model's parts, absolute, and the tokenizers of a folder. Raises `RequestError`."""
     given: dict[str, Path] = {}
+    tokenizers = [tokenizer.name for tokenizer in family.tokenizers]
+    others = [part.name for part in family.parts if part is not family.core]
     for part, path in parts.items():
         place = catalog.existing(str(path))
         if place is None:
             raise RequestError(part, f"{shown_path(path)} is not there; give a file or a folder.")
         if part == "tokenizers":
-            below = pairing.tokenizers_below(place)
+            below = pairing.tokenizers_below(place, family)
             if not below:
-                names = " and ".join(tokenizers())
+                names = " and ".join(tokenizers)
                 raise RequestError(part, f"{shown_path(place)} holds no tokenizer ({names}).")
             given |= below
-        elif part in registry.PLACES and not any(part == family.core.name for family in FAMILIES):
+        elif part in (*others, *tokenizers):
             given[part] = place
         else:
             raise RequestError("parts", f"a model has no part {part[:40]!r} to be given.")

@@ -7,10 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine.families import family as families
-from engine.families.all import FAMILIES, tokenizers
-from engine.families.all import parts as known_parts
-from engine.families.family import Variant
+from engine.families import facts as families
+from engine.families.all import FAMILIES, family_of_source
+from engine.families.facts import Tokenizer, Variant
+from engine.families.family import Family
 from engine.folders import shown_path
 from engine.library import catalog, hub, pairing
 from engine.library.registry import ALONE, Registered, Registry
@@ -128,19 +128,19 @@ def _model_of(model: Model, entry: Registered | None, name: str) -> Listing:
 def _parts_of(model: Model, given: Mapping[str, Path]) -> Iterator[Part]:
     for part in model.family.parts:
         if part.name in model.found:
-            note = _in_place_of(part) or ("as you said" if part.name in given else "")
+            note = _in_place_of(part, model.family) or ("as you said" if part.name in given else "")
             yield part_of_found(model.found[part.name], note)
         elif not part.takes_place_of:
             yield Part(part.name, part.title, "", "diffusers", "bf16", model.bytes[part.name])
     for name, folder in model.tokenizers.items():
-        yield tokenizer_part(name, folder, "as you said" if name in given else "")
+        yield tokenizer_part(model.family.tokenizer(name), folder, "as you said" if name in given else "")
 
 
-def _in_place_of(part: families.Part) -> str:
+def _in_place_of(part: families.Part, family: Family) -> str:
     """Whose place a part takes, in words; "" where it has one of its own."""
     if not part.takes_place_of:
         return ""
-    return f"takes {known_parts()[part.takes_place_of].short}'s place with --distill"
+    return f"takes {family.part(part.takes_place_of).short}'s place with --distill"
 
 
 def part_of_found(found: Found, note: str = "") -> Part:
@@ -149,12 +149,12 @@ def part_of_found(found: Found, note: str = "") -> Part:
     return Part(found.component, title, place, found.layout, found.precision, found.nbytes, note)
 
 
-def tokenizer_part(name: str, folder: Path, note: str = "") -> Part:
+def tokenizer_part(tokenizer: Tokenizer, folder: Path, note: str = "") -> Part:
     """Of a tokenizer's folder."""
     nbytes = 0
     with suppress(OSError):
         nbytes = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in DESCRIBING)
-    return Part(name, tokenizers()[name].title, str(folder), "", "", nbytes, note)
+    return Part(tokenizer.name, tokenizer.title, str(folder), "", "", nbytes, note)
 
 
 def _incomplete(entry: Registered, pairs: pairing.Pairing) -> Listing:
@@ -162,7 +162,7 @@ def _incomplete(entry: Registered, pairs: pairing.Pairing) -> Listing:
     family = pairs.family
     transformer = pairs.found[family.core.name]
     parts = [part_of_found(pairs.found[part.name]) for part in family.needed if part.name in pairs.found]
-    parts += [tokenizer_part(name, folder) for name, folder in pairs.folders.items()]
+    parts += [tokenizer_part(family.tokenizer(name), folder) for name, folder in pairs.folders.items()]
     parts += [Part(each.name, each.title, "", "", "", 0) for each in pairs.missing]
     kind = family.variant(transformer.config)
     return Listing(
@@ -220,7 +220,8 @@ def _published_kind(name: str) -> str:
 
 def part_alone(name: str, entry: Registered | None) -> Listing:
     """Of a part for all models, wherever it is."""
-    source, part = hub.SOURCES[name], known_parts()[ALONE[name]]
+    source, family = hub.SOURCES[name], family_of_source(name)
+    part = family.part(ALONE[name])
     pulled = entry is not None and entry.pulled
     found, place, warning = None, None, ""
     try:
@@ -238,7 +239,7 @@ def part_alone(name: str, entry: Registered | None) -> Listing:
         nbytes=found.nbytes if found else source.approximate_bytes,
         precision=found.precision if found else "fp32",
         layout=found.layout if found else part.title,
-        parts=(part_of_found(found, _in_place_of(part)),) if found else (),
+        parts=(part_of_found(found, _in_place_of(part, family)),) if found else (),
         missing=() if found or warning else ("the rest of its weights" if pulled else "its weights",),
         warning=warning,
         pulled=pulled,
@@ -253,7 +254,9 @@ def _tokenizers_listing(name: str, entry: Registered | None) -> Listing:
     source = hub.SOURCES[name]
     cached = hub.found_in_cache(name)
     folders = cached if isinstance(cached, dict) else {}
-    parts = tuple(tokenizer_part(each, folders[each]) for each in tokenizers() if each in folders)
+    parts = tuple(
+        tokenizer_part(each, folders[each.name]) for each in family_of_source(name).tokenizers if each.name in folders
+    )
     return Listing(
         name=name,
         place=str(next(iter(folders.values()), "")),

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from engine.families.all import FAMILIES, tokenizers
-from engine.families.family import Family, Part, Tokenizer
+from engine.families.all import FAMILIES
+from engine.families.facts import Part, Tokenizer
+from engine.families.family import Family
 from engine.folders import shown_path
 from engine.library import hub
 from engine.library.registry import ALONE, PARTS_ALONE, Registry
@@ -75,7 +76,7 @@ def paired(path: Path, given: Mapping[str, Path], registry: Registry) -> Pairing
     elsewhere: list[str] = []
     for part in family.parts:
         if part.name in given:
-            found[part.name] = _part_in(given[part.name], part.name)
+            found[part.name] = _part_in(given[part.name], part.name, family)
             if wrong := misfit(found[part.name], core):
                 raise RequestError(
                     "model", f"{part.title} in {shown_path(given[part.name])} {wrong}; give the right one."
@@ -152,7 +153,7 @@ def check_tokenizer(tokenizer: Tokenizer, folder: Path, encoder: Found | None) -
     """A tokenizer must be the one that its text encoder was trained with. Raises `RequestError`."""
     rows = int(encoder.config["vocab_size"]) if encoder else tokenizer.entries
     if rows == tokenizer.entries:
-        if wrong := _wrong_tokenizer(tokenizer.name, folder, _stamps(folder)):
+        if wrong := _wrong_tokenizer(tokenizer, folder, _stamps(folder)):
             raise RequestError("model", wrong)
     elif encoder and (size := tokenizer.size(folder)) > rows:
         raise RequestError(
@@ -163,28 +164,43 @@ def check_tokenizer(tokenizer: Tokenizer, folder: Path, encoder: Found | None) -
 
 
 @lru_cache(maxsize=MAX_REMEMBERED)
-def _wrong_tokenizer(name: str, folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
+def _wrong_tokenizer(tokenizer: Tokenizer, folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
     """Why a tokenizer is not the published one, as a sentence; empty where it is. It takes half a second to see."""
     try:
-        tokenizers()[name].check(folder)
+        tokenizer.check(folder)
     except RequestError as error:
         return str(error)
     return ""
 
 
-def tokenizer_in(folder: Path) -> str:
-    """Which of a model's tokenizers a folder seems to hold, by its files, then by its name; "" where it holds none."""
-    return _tokenizer_in(folder, _stamps(folder)) if has_tokenizer(folder) else ""
+def tokenizer_in(folder: Path) -> Tokenizer | None:
+    """Which tokenizer a folder seems to hold, by its files, then by its name; None where it holds none."""
+    return likeliest(_tokenizers_in(folder), folder)
+
+
+def likeliest(candidates: Sequence[Tokenizer], folder: Path) -> Tokenizer | None:
+    """The one of several families' tokenizers that a folder holds, by its content; the first where none is right."""
+    if len(candidates) > 1:
+        right = (each for each in candidates if not _wrong_tokenizer(each, folder, _stamps(folder)))
+        return next(right, candidates[0])
+    return candidates[0] if candidates else None
+
+
+def _tokenizers_in(folder: Path) -> tuple[Tokenizer, ...]:
+    """What each family takes a folder for."""
+    return _seeming(folder, _stamps(folder), tuple(FAMILIES)) if has_tokenizer(folder) else ()
 
 
 @lru_cache(maxsize=MAX_REMEMBERED)
-def _tokenizer_in(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
-    return next((name for family in FAMILIES if (name := family.tokenizer_in(folder))), "")
+def _seeming(
+    folder: Path, stamps: tuple[tuple[str, int, int], ...], families: tuple[Family, ...]
+) -> tuple[Tokenizer, ...]:
+    return tuple(family.tokenizer(name) for family in families if (name := family.tokenizer_in(folder)))
 
 
-def is_trusted(folder: Path, name: str) -> bool:
+def is_trusted(folder: Path, tokenizer: Tokenizer) -> bool:
     """Whether a folder is called as this tokenizer's are: then its content is checked when its encoder is known."""
-    return folder.name in tokenizers()[name].folders
+    return folder.name in tokenizer.folders
 
 
 def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
@@ -197,10 +213,10 @@ def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
     return tuple(found)
 
 
-def tokenizers_below(folder: Path) -> dict[str, Path]:
-    """Tokenizers in a folder, by part: in one of its folders as diffusers or ComfyUI name them, or in itself."""
+def tokenizers_below(folder: Path, family: Family) -> dict[str, Path]:
+    """A family's tokenizers in a folder: in one of its folders as diffusers or ComfyUI name them, or in itself."""
     found = {}
-    for tokenizer in tokenizers().values():
+    for tokenizer in family.tokenizers:
         for place in (
             folder / tokenizer.place,
             folder / tokenizer.place.removeprefix("comfy/"),
@@ -208,7 +224,7 @@ def tokenizers_below(folder: Path) -> dict[str, Path]:
         ):
             if has_tokenizer(place):
                 found[tokenizer.name] = place
-    if not found and (name := tokenizer_in(folder)):
+    if not found and has_tokenizer(folder) and (name := family.tokenizer_in(folder)):
         found[name] = folder
     return found
 
@@ -219,7 +235,7 @@ def _tokenizers(tokenizer: Tokenizer, path: Path, registry: Registry) -> Iterato
     places = [folder / name for folder in (path.parent, path.parent.parent)]
     places += [ancestor / tokenizer.place for ancestor in path.parents[:6]]
     for place in registry.loose:
-        places += [place] if tokenizer_in(place) == name else [place / name]
+        places += [place] if tokenizer in _tokenizers_in(place) else [place / name]
     for model in registry.models.values():
         places += [model.parts[name]] if name in model.parts else []
         places.append(model.path / name)
@@ -262,16 +278,19 @@ def misfit(part: Found, core: Found) -> str:
     return family.foreign(part.component, part.config) or family.misfit(part.component, part.config, core.config)
 
 
-def parts_at(place: Path) -> Sequence[Found]:
+def parts_at(place: Path, families: Sequence[Family] = FAMILIES) -> Sequence[Found]:
     """The parts in a file or in a component's folder; none where nothing there can be used."""
     try:
-        return recognised(place)
+        return recognised(place, families)
     except (RequestError, OSError):
         return ()
 
 
-def recognised(place: Path) -> Sequence[Found]:
-    """The parts in a file or in a component's folder. Raises `RequestError` with the reason where there are none."""
+def recognised(place: Path, families: Sequence[Family] = FAMILIES) -> Sequence[Found]:
+    """The parts in a file or in a component's folder, of one of the families.
+
+    Raises `RequestError` with the reason where there are none.
+    """
     if not place.is_dir():
         check_whole(place)
     files = weight_files(place) if place.is_dir() else (place,)
@@ -283,24 +302,26 @@ def recognised(place: Path) -> Sequence[Found]:
         except OSError as error:
             if file != config:
                 raise unreadable(file, error) from None
-    return _parts_of(files, tuple(stamps))
+    return _parts_of(files, tuple(stamps), tuple(families))
 
 
 @lru_cache(maxsize=MAX_REMEMBERED)
-def _parts_of(files: tuple[Path, ...], stamps: tuple[tuple[int, int], ...]) -> Sequence[Found]:
+def _parts_of(
+    files: tuple[Path, ...], stamps: tuple[tuple[int, int], ...], families: tuple[Family, ...]
+) -> Sequence[Found]:
     """What these files hold; where a stamp is another, that is looked at anew."""
-    parts = recognise([read_header(file) for file in files])
+    parts = recognise([read_header(file) for file in files], families)
     with_own = len(stamps) > len(files) and _alone(files)
     return tuple(with_config(part, trusted=False) if with_own else part for part in parts)
 
 
-def _part_in(place: Path, component: str) -> Found:
+def _part_in(place: Path, component: str, family: Family) -> Found:
     """A part that the person named, by its file, its folder or its model's. Raises `RequestError`."""
     inside = place / component
-    for part in parts_at(inside if inside.is_dir() else place):
+    for part in parts_at(inside if inside.is_dir() else place, [family]):
         if part.component == component:
             return part
-    return component_in(place, component)  # which says what is wrong
+    return component_in(place, component, [family])  # which says what is wrong
 
 
 def _alone(files: Sequence[Path]) -> bool:
@@ -356,7 +377,7 @@ def _from_elsewhere(found: Found) -> str:
 
 def _fitting(component: str, core: Found, places: Iterable[Path]) -> Iterator[Found]:
     for place in places:
-        for part in parts_at(place):
+        for part in parts_at(place, [core.family]):
             if part.component == component and not misfit(part, core):
                 yield part
 

@@ -23,7 +23,7 @@ from engine.untrusted import read_file
 FILE = "models.json"
 LOCK, LOCK_SECONDS = "models.lock", 30.0
 MAX_BYTES = 4 * 2**20
-PLACES = (*parts(), *tokenizers())
+PLACES = (*parts(), *(tokenizer.name for tokenizer in tokenizers()))
 ALONE = {name: source.brings for name, source in sources().items() if source.brings}
 PARTS_ALONE = tuple(ALONE)  # names of what is no model by itself: a text encoder for all models, tokenizers
 

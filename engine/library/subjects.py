@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.families.all import FAMILIES, tokenizers
-from engine.families.family import Variant
+from engine.families.facts import Tokenizer, Variant
+from engine.families.family import Family
 from engine.folders import shown_path
 from engine.library import catalog, hub, pairing
 from engine.library.listings import Part, part_of_found, tokenizer_part
@@ -31,6 +32,7 @@ class Whole:
     """Where a model lies: a folder in diffusers' layout, or a transformer's file or shards."""
 
     path: Path
+    family: Family
     variant: Variant
     folder: bool  # diffusers' layout
 
@@ -49,18 +51,19 @@ def subject_at(place: Path) -> Whole | Loose:
     if place.is_dir():
         if (place / "model_index.json").is_file():
             model = open_folder(place, str(place))
-            return Whole(place, model.family.variant(model.configs[model.family.core.name]), folder=True)
+            family = model.family
+            return Whole(place, family, family.variant(model.configs[family.core.name]), folder=True)
         place = catalog.transformer_at(place) or _only_part(place)
         if folders := _tokenizers_in(place):
-            for kind, folder in folders.items():
-                if not pairing.is_trusted(folder, kind):
-                    pairing.check_tokenizer(tokenizers()[kind], folder, None)
-            return Loose(place, "tokenizers", tuple(tokenizer_part(kind, folders[kind]) for kind in folders))
+            for tokenizer, folder in folders:
+                if not pairing.is_trusted(folder, tokenizer):
+                    pairing.check_tokenizer(tokenizer, folder, None)
+            return Loose(place, "tokenizers", tuple(tokenizer_part(*each) for each in folders))
     found = pairing.recognised(place)
     for part in found:
         if part.part is part.family.core:
             check_names(part)
-            return Whole(place, part.family.variant(part.config), folder=False)
+            return Whole(place, part.family, part.family.variant(part.config), folder=False)
     return Loose(place, found[0].part.alone, tuple(part_of_found(part) for part in found))
 
 
@@ -79,20 +82,24 @@ def _only_part(folder: Path) -> Path:
     raise RequestError("path", f"{shown_path(folder)} {what} t2i models scan look into it and all folders in it.")
 
 
-def _tokenizers_in(folder: Path) -> dict[str, Path]:
-    """Tokenizers by part in a folder that holds nothing else."""
+def _tokenizers_in(folder: Path) -> list[tuple[Tokenizer, Path]]:
+    """Tokenizers in a folder that holds nothing else, each with its own folder."""
     if not folder.is_dir() or pairing.places_in(folder):
-        return {}
-    if part := pairing.tokenizer_in(folder):
-        return {part: folder}
+        return []
+    if tokenizer := pairing.tokenizer_in(folder):
+        return [(tokenizer, folder)]
     inside = [path for path in folder.iterdir() if path.is_dir()]
-    found = {path.name: path for path in inside if path.name in tokenizers() and has_tokenizer(path)}
-    return found if len(found) == len(inside) else {}
+    found = []
+    for path in inside:
+        named = [each for each in tokenizers() if each.name == path.name]
+        if has_tokenizer(path) and (tokenizer := pairing.likeliest(named, path)):
+            found.append((tokenizer, path))
+    return found if len(found) == len(inside) else []
 
 
 def check_names(part: Found) -> None:
     """Raises `RequestError` where the tensors are not those of the part, as far as their names and shapes tell."""
-    entries([read_header(file) for file in part.files], part.component)
+    entries([read_header(file) for file in part.files], part.component, [part.family])
 
 
 def why_unusable(parts: Iterable[Found], transformers: Iterable[Found]) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from engine.families.family import Cost
+from engine.families.facts import Cost
+from engine.precision import Precision
 
 GIB = 2**30
 LINEAR_SHARE, ATTENTION_SHARE, BUS_SHARE = 0.80, 0.66, 0.80  # of the peaks
@@ -37,32 +38,32 @@ class CardProfile:
     tf32_flops: float | None = None  # of convolutions in fp32; None: as other fp32 products
     int8_ratio: float | None = None  # times of int8 layers to bf16's, where a kernel was measured
 
-    def step_seconds(self, cost: Cost, weight_bytes: int, precision: str, kernel: str | None = None) -> float:
+    def step_seconds(self, cost: Cost, weight_bytes: int, precision: Precision, kernel: str | None = None) -> float:
         """One denoise step, nothing streamed. 8-bit layers multiply by `kernel` (None: weights are dequantized)."""
         linear = cost.operations / (self._flops(precision) * LINEAR_SHARE)
-        if precision == "int8" and self.int8_ratio is not None:
+        if precision.is_int8 and self.int8_ratio is not None:
             linear *= self.int8_ratio
-        elif precision in ("fp8", "int8") and kernel in (None, "dequantize"):
+        elif precision.is_8_bits and kernel in (None, "dequantize"):
             linear += 7 * weight_bytes / self.memory_bandwidth  # read, written as bf16, scaled in place, read again
-        elif precision == "fp8":
-            linear = cost.operations / ((self.fp8_flops or 2 * self.flops) * FP8_SHARE)
-        elif precision == "int8":
+        elif precision.is_int8:
             share = INTEGER_SHARE_BESIDE_FP8 if self.fp8_flops else INTEGER_SHARE
             linear = cost.operations / (self.integer_flops * share)
+        elif precision.is_8_bits:
+            linear = cost.operations / ((self.fp8_flops or 2 * self.flops) * FP8_SHARE)
         attention = cost.attention / (self._flops(precision) * ATTENTION_SHARE)
-        traffic = cost.elements * (4 if precision == "fp32" else 2)
+        traffic = cost.elements * (4 if precision.is_fp32 else 2)
         return float(linear + attention + traffic / self.memory_bandwidth)
 
     def encode_seconds(
-        self, cost: Cost, moved_bytes: int, disk_bytes: int, precision: str, *, on_host: bool = False
+        self, cost: Cost, moved_bytes: int, disk_bytes: int, precision: Precision, *, on_host: bool = False
     ) -> float:
         """A text encoder over one prompt, its weights streamed, or on the CPU beside the card."""
         rate = HOST_FLOPS if on_host else self._flops(precision) * LINEAR_SHARE
         return float(max(cost.operations / rate, self.move_seconds(moved_bytes, disk_bytes)))
 
-    def decode_seconds(self, cost: Cost, precision: str) -> float:
+    def decode_seconds(self, cost: Cost, precision: Precision) -> float:
         """The decoder."""
-        rate = self.tf32_flops if precision == "fp32" and self.tf32_flops else self._flops(precision)
+        rate = self.tf32_flops if precision.is_fp32 and self.tf32_flops else self._flops(precision)
         return float(cost.operations / rate)
 
     def move_seconds(self, moved_bytes: int, disk_bytes: int = 0, *, pinned: bool = False) -> float:
@@ -71,9 +72,9 @@ class CardProfile:
         rate = bus if pinned else min(bus, HOST_BYTES_PER_SECOND)
         return max(moved_bytes / rate, disk_bytes / DISK_BYTES_PER_SECOND)
 
-    def _flops(self, precision: str) -> float:
+    def _flops(self, precision: Precision) -> float:
         """Of what is not multiplied in 8 bits."""
-        return (self.float_flops or self.flops) if precision == "fp32" else self.flops
+        return (self.float_flops or self.flops) if precision.is_fp32 else self.flops
 
 
 RTX_3060 = CardProfile("RTX 3060", 12 * GIB, RTX_3060_FLOPS, 102e12, 360e9, 31.5e9, float_flops=12.7e12)

@@ -1,9 +1,10 @@
 """The precision that a picture is painted in where nobody names one: `--precision auto`.
 
-The rule: the best picture that streams no weights in its steps; where all would, the fastest. Better is what is nearer
-to the weights as they are stored: those themselves, then bf16, then 8 bits, of which the faster form is taken, by what
-a probe measured on this card, else by the card's profile. Weights that are stored in FP8 stay in it, because int8 would
-round them anew; a GGUF has 8 bits at most. Without a card it is what the model prefers.
+The rule: the best picture that streams no weights in its steps; where all would, the fastest, counted from a new prompt
+to its pixels. Better is what is nearer to the weights as they are stored: those themselves, then bf16, then 8 bits, of
+which the faster form is taken, by what a probe measured on this card, else by the card's profile. Weights that are
+stored in FP8 stay in it, because int8 would round them anew; a GGUF has 8 bits at most. Without a card it is what the
+model prefers.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from engine.memory.planner import BudgetError, Layout
-from engine.request import Request
+from engine.memory.layout import BudgetError, Layout
+from engine.request import Resolved
 from engine.text import duration, size
 from engine.weights.model import Model
 
@@ -23,7 +24,7 @@ LEVELS = (("fp32",), ("bf16",), ("fp8", "int8"))  # the best first; what is in o
 class _Tried:
     """A precision, with its layout or the reason why there is none."""
 
-    request: Request
+    request: Resolved
     layout: Layout | None
     refusal: BudgetError | None = None
 
@@ -35,7 +36,7 @@ class _Tried:
 
     @property
     def seconds(self) -> float:
-        """Of a picture."""
+        """Of a picture, from a new prompt to its pixels."""
         assert self.layout is not None
         return self.layout.plan.new_prompt.seconds
 
@@ -49,14 +50,15 @@ def levels(model: Model, *, on_card: bool) -> tuple[tuple[str, ...], ...]:
     preferred, known = model.defaults.precision, model.precisions
     if not on_card:
         return ((preferred,),)
-    if model.precision(model.family.core.name).startswith("fp8"):
+    stored = model.found.get(model.family.core.name)
+    if stored is not None and stored.is_fp8:
         wanted: Sequence[tuple[str, ...]] = ("fp8",), ("int8",)
     else:
         wanted = LEVELS[next(place for place, level in enumerate(LEVELS) if preferred in level) :]
     return tuple(tuple(precision for precision in level if precision in known) for level in wanted)
 
 
-def choose(candidates: Sequence[Sequence[Request]], plan: Callable[[Request], Layout]) -> tuple[Request, Layout]:
+def choose(candidates: Sequence[Sequence[Resolved]], plan: Callable[[Resolved], Layout]) -> tuple[Resolved, Layout]:
     """The request to paint, of those that differ in precision alone, and its layout, whose plan says why.
 
     `candidates` come by level, the best first. Raises `BudgetError` where none fits: that of the smallest budget.
@@ -76,14 +78,14 @@ def choose(candidates: Sequence[Sequence[Request]], plan: Callable[[Request], La
     return _explained(best, [each for each in tried if each is not best])
 
 
-def _try(request: Request, plan: Callable[[Request], Layout]) -> _Tried:
+def _try(request: Resolved, plan: Callable[[Resolved], Layout]) -> _Tried:
     try:
         return _Tried(request, plan(request))
     except BudgetError as error:
         return _Tried(request, None, error)
 
 
-def _explained(best: _Tried, others: Sequence[_Tried]) -> tuple[Request, Layout]:
+def _explained(best: _Tried, others: Sequence[_Tried]) -> tuple[Resolved, Layout]:
     """`others` were considered; the reason is about those that come nearest."""
     layout, precision = best.layout, best.request.precision
     assert layout is not None
@@ -92,8 +94,9 @@ def _explained(best: _Tried, others: Sequence[_Tried]) -> tuple[Request, Layout]
     elif best.is_resident:
         reason = "; ".join(_why_not(each) for each in others[-2:])
     else:
-        rest = ", ".join(f"{each.request.precision} {_a_step(each.layout)}" for each in others if each.layout)
-        reason = f"none fits whole, and it is the fastest, {_a_step(layout)}{f' ({rest})' if rest else ''}"
+        slower = ", ".join(f"{each.request.precision} {duration(each.seconds)}" for each in others if each.layout)
+        rest = f" ({slower})" if slower else ""
+        reason = f"none fits whole, and it is the fastest, {duration(best.seconds)} a picture{rest}"
     return best.request, replace(layout, plan=replace(layout.plan, precision_reason=f"{precision}: {reason}"))
 
 
@@ -106,8 +109,4 @@ def _why_not(other: _Tried) -> str:
     assert other.layout is not None
     if other.streamed_bytes:
         return f"{name} would stream {size(other.streamed_bytes)} a step"
-    return f"{name} would take {_a_step(other.layout)}"
-
-
-def _a_step(layout: Layout) -> str:
-    return f"{duration(layout.pace.step_seconds(1))} a step"
+    return f"{name} would take {duration(other.seconds)} a picture"

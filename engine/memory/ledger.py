@@ -8,7 +8,7 @@ scratch of convolutions above all, which is what a plan's allowance is for.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -109,11 +109,3 @@ def counted(device_type: str, limit_bytes: int | None = None) -> Iterator[Ledger
     with FusedAttention(), Ledger(device_type, limit_bytes) as ledger:
         ledger.ignore([scratch])
         yield ledger
-
-
-def peak_of(device_type: str, weights: Iterable[Tensor], work: Callable[[], object]) -> int:
-    """The highest sum of live bytes while `work` runs, `weights` left out."""
-    with counted(device_type) as ledger:
-        ledger.ignore(weights)
-        work()
-        return ledger.peak_bytes

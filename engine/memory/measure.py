@@ -10,26 +10,29 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import engine
-from engine.families.family import Size
+from engine.families.facts import Size
 from engine.families.networks import Tokens
 from engine.files import write_whole
 from engine.folders import cache_dir
-from engine.memory.components import Components, Loan, Placement
+from engine.memory.components import Components
 from engine.memory.ledger import counted
-from engine.memory.units import precision_of
-from engine.request import EIGHT_BITS
+from engine.memory.loan import Loan
+from engine.memory.placement import Placement
+from engine.memory.units import Component, build, precision_of
+from engine.precision import Precision
 from engine.sampling import modulation
 from engine.sampling.decode import decode
 from engine.sampling.denoise import Prompt, denoise
 from engine.sampling.true_cfg import TrueGuidance
 from engine.untrusted import parse_json, read_file
+from engine.version import engine_version
 from engine.weights.model import Model
 
 META = torch.device("meta")
@@ -47,14 +50,22 @@ class Activations:
         self.model = components.model
         self._known: dict[str, int] = {}
         self._components = components
+        self._built: dict[tuple[str, Precision], Component] = {}
 
-    def encode(self, name: str, precision: str, kernel: str | None = None) -> int:
+    def component(self, name: str, precision: Precision) -> Component:
+        """A component as plans look at it, in any precision, without weights: 1 to 5 MB of FLUX.1, built once."""
+        key = name, precision_of(self.model.family.part(name), precision)
+        if key not in self._built:
+            self._built[key] = build(self.model, *key)
+        return self._built[key]
+
+    def encode(self, name: str, precision: Precision, kernel: str | None = None) -> int:
         """Of a text encoder, for a prompt's full length. `kernel`: of 8-bit layers."""
         sizes = [self.model.limit_of(name)]
         return self._get(name, precision, sizes, lambda loan: run_encoder(loan, self.model), kernel)
 
     def denoise(
-        self, precision: str, size: Size, kernel: str | None = None, *, prompts: int = 1, batch: int = 1
+        self, precision: Precision, size: Size, kernel: str | None = None, *, prompts: int = 1, batch: int = 1
     ) -> int:
         """Of the step loop; with a negative prompt there are two `prompts`, which may be one `batch`."""
         sizes = [size.text_tokens, size.width, size.height, prompts, batch]
@@ -66,19 +77,24 @@ class Activations:
             kernel,
         )
 
-    def decode(self, precision: str, size: Size, tile: int) -> int:
+    def decode(self, precision: Precision, size: Size, tile: int) -> int:
         """Of the decoder: whole (tile 0), or in tiles of this many pixels a side."""
         sizes, name = [size.width, size.height, tile], self.model.family.decoder.name
         return self._get(name, precision, sizes, lambda loan: run_decoder(loan, self.model, size, tile))
 
     def _get(
-        self, name: str, precision: str, sizes: list[int], run: Callable[[Loan], object], kernel: str | None = None
+        self,
+        name: str,
+        precision: Precision,
+        sizes: list[int],
+        run: Callable[[Loan], object],
+        kernel: str | None = None,
     ) -> int:
         precision = precision_of(self.model.family.part(name), precision)
-        kernel = kernel if kernel is not None and precision.startswith(EIGHT_BITS) else "dequantize"
-        config = self.model.configs[name]
+        kernel = kernel if kernel is not None and precision.is_8_bits else "dequantize"
+        part, config = self.model.family.key_of(name), self.model.configs[name]
         key = hashlib.sha256(
-            json.dumps([FORMAT, _versions(), name, config, precision, sizes, kernel]).encode()
+            json.dumps([FORMAT, _versions(), part, config, str(precision), sizes, kernel]).encode()
         ).hexdigest()[:32]
         if key not in self._known:
             file = cache_dir() / "plans" / f"{key}.json"
@@ -89,7 +105,7 @@ class Activations:
             self._known[key] = found
         return self._known[key]
 
-    def _run(self, name: str, precision: str, run: Callable[[Loan], object], kernel: str) -> int:
+    def _run(self, name: str, precision: Precision, run: Callable[[Loan], object], kernel: str) -> int:
         components = self._components
         component = components.component(name, precision)  # before the ledger, which would count what it is made with
         with (
@@ -157,8 +173,9 @@ def run_decoder(loan: Loan, model: Model, size: Size, tile: int) -> None:
     decode(networks, loan.module, tokens, size, lambda: None, tile=tile, device=loan.device, dtype=loan.dtype)
 
 
+@cache
 def _versions() -> list[str]:
-    return [engine.__version__, *(version(name) for name in ("torch", "diffusers", "transformers"))]
+    return [engine_version(), *(version(name) for name in ("torch", "diffusers", "transformers"))]
 
 
 def _read(file: Path) -> int | None:

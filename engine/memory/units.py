@@ -16,8 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from engine.families.family import Part
+from engine.families.facts import Part
 from engine.families.networks import Cut
+from engine.precision import FP8, Precision
 from engine.quantization import fp8, int8
 from engine.quantization.fp8 import SCALE_SUFFIX
 from engine.quantization.salience import balanced_at_run_time
@@ -105,33 +106,32 @@ class Component:
             owner._buffers[leaf] = value.to(device)
 
 
-def precision_of(part: Part, precision: str) -> str:
+def precision_of(part: Part, precision: Precision) -> Precision:
     """What a component computes in where a picture is asked for in `precision`: some have one of their own, and those
     that cannot compute in int8 have FP8 beside it."""
-    if part.fixed:
+    if part.fixed is not None:
         return part.fixed
-    return "fp8" if precision.startswith("int8") and "int8" not in part.forms else precision
+    return FP8 if precision.is_int8 and precision.kind not in part.forms else precision
 
 
-def build(model: Model, name: str, precision: str) -> Component:
+def build(model: Model, name: str, precision: Precision) -> Component:
     """A component with its real configuration and no weights.
 
-    `precision` is fp32, bf16, fp8, or int8, with what balances its salient channels: int8+csb, int8+csb+ssc. Raises
-    `RequestError` where its configuration cannot be used.
+    Raises `RequestError` where its configuration cannot be used.
     """
     networks = model.family.networks
-    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    dtype = torch.float32 if precision.is_fp32 else torch.bfloat16
     module = empty_component(model, name).eval()
     cut = networks.cut(name, module)
     wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
-    if precision == "fp8":
-        fp8.replace_linears(module, partial(model.family.eight_bit, name), dtype)
-    elif precision.startswith("int8"):
+    if precision.is_int8:
         inputs = networks.inputs(model.configs[name])
-        balanced = balanced_at_run_time(inputs) if precision != "int8" else set()
+        balanced = balanced_at_run_time(inputs) if precision.salience else set()
         int8.replace_linears(module, partial(model.family.eight_bit, name), dtype, balanced)
+    elif precision.is_8_bits:
+        fp8.replace_linears(module, partial(model.family.eight_bit, name), dtype)
     if name == model.family.core.name:
-        networks.install_blocks(module, dtype, folded=precision.startswith("int8"))
+        networks.install_blocks(module, dtype, folded=precision.is_int8)
     paths: dict[str, Role] = dict.fromkeys(cut.step_only, "modulation")
     paths |= {**dict.fromkeys(cut.units, "block"), "": "base"}
     owners = {path: module.get_submodule(path) for path in paths}
@@ -152,7 +152,7 @@ def build(model: Model, name: str, precision: str) -> Component:
         for leaf, parameter in owner._parameters.items():
             owner._parameters[leaf] = NOTHING if parameter is not None else None
     reader = modulation.detach(module, cut, dtype) if cut.step_only else None
-    if reader is not None and precision.startswith("int8"):
+    if reader is not None and precision.is_int8:
         reader.dtype = torch.float32
     units = tuple(_unit(path, paths[path], owners[path], pieces) for path, pieces in grouped.items() if pieces)
     buffers = [

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MODES = ("csb", "csb+ssc")
 SMALLEST_FACTOR, LARGEST_FACTOR = 1e-2, 1e2
 SMALLEST_SALIENCE = 1e-12  # of what is not zero
 

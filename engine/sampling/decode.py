@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.cancel import cancellable
-from engine.families.family import Size
+from engine.families.facts import Size
 from engine.families.networks import Networks
 from engine.request import RequestError
 

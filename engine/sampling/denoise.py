@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.cancel import cancellable
-from engine.families.family import Size
+from engine.families.facts import Size
 from engine.families.networks import Conditioning, Networks
 from engine.quantization.watch import NotFiniteError, Watch
 from engine.sampling import flow

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from engine.request import SCHEDULES, Request
+from engine.request import SCHEDULES, Resolved
 
 LOW, HIGH = (SCHEDULES["interval"][bound][2] for bound in ("low", "high"))  # TV-CFG's authors guide in between
 
@@ -58,7 +58,7 @@ class Steering:
         return sum(weight != 1 for weight in self.cfg or ())
 
 
-def steering(request: Request, sigmas: Sequence[float], limits: tuple[float, float]) -> Steering:
+def steering(request: Resolved, sigmas: Sequence[float], limits: tuple[float, float]) -> Steering:
     """What a complete request wants of every step of `sigmas`; `limits` are the distilled guidance that was trained.
 
     A schedule is of true guidance where that is on, else of the distilled one, which stays within its limits.
@@ -66,12 +66,10 @@ def steering(request: Request, sigmas: Sequence[float], limits: tuple[float, flo
     steps = len(sigmas) - 1
     kind, options = request.schedule
     distilled = None if request.guidance is None else (request.guidance,) * steps
-    if request.is_true_cfg:
-        assert request.cfg is not None
+    if request.cfg is not None:
         return Steering(distilled, tuple(weights(kind, request.cfg, sigmas, **options)))
-    if distilled is None or kind == "constant":
+    if request.guidance is None or kind == "constant":
         return Steering(distilled, None)
-    assert request.guidance is not None
     wanted = weights(kind, request.guidance, sigmas, **options)
     distilled = tuple(min(max(weight, limits[0]), limits[1]) for weight in wanted)
     notice = "a schedule of distilled guidance is an experiment: the model was not trained to change it"

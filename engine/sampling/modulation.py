@@ -68,7 +68,7 @@ class TableReader(nn.Module):
         self._derived: dict[bool, Tensor] = {}
         self._parts: dict[tuple[int, bool], tuple[Tensor, ...]] = {}
 
-    def stand(self, row: Tensor) -> None:
+    def set_row(self, row: Tensor) -> None:
         """Make `row` [B, total] the current step's; where it is the same memory as before, its numbers may be new."""
         known = self.__dict__.get("row")
         if known is None or known.shape != row.shape or known.data_ptr() != row.data_ptr() or row.is_meta:
@@ -110,7 +110,7 @@ def detach(transformer: Any, cut: Cut, dtype: torch.dtype) -> TableReader:
     linears = {name: transformer.get_submodule(name) for name in names}
     reader = TableReader(linears, embedder, transformer.get_submodule(embedder), dtype)
     for name, (start, width) in reader.places.items():
-        transformer.set_submodule(name, Lookup(reader, start, width, dtype if name in cut.by_library else None))
+        transformer.set_submodule(name, Lookup(reader, start, width, dtype if name in cut.read_by_library else None))
     transformer.set_submodule(embedder, reader)
     return reader
 
@@ -130,7 +130,7 @@ def enter(reader: TableReader, tables: Sequence[Tables], step: int, device: torc
     row = reader.memory[: len(tables)]
     for number, table in enumerate(tables):
         row[number].copy_(table.rows[step], non_blocking=True)
-    reader.stand(row)
+    reader.set_row(row)
 
 
 @torch.no_grad()

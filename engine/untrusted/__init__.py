@@ -67,13 +67,17 @@ def read_file(path: Path, most: int) -> bytes:
     return data
 
 
-def parse_json(data: bytes, most_values: int = MAX_VALUES) -> Any:
-    """The value that UTF-8 text holds. Raises `MalformedError`."""
+def parse_json(data: bytes, most_values: int = MAX_VALUES, *, is_json: bool = True) -> Any:
+    """The value that UTF-8 text holds. Raises `MalformedError`.
+
+    Python's own writer puts NaN where JSON has no word; unless the text must be JSON, that and infinity are None.
+    """
     if data.count(b"[") + data.count(b"{") + data.count(b",") > most_values:  # of more there is no time and no memory
         raise MalformedError("holds more values than it can need")
+    constant = _finite if is_json else _no_number
     try:
         text = data.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite)
+        value = json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=constant)
         if "\\u" in text:  # half of a pair cannot be written anywhere
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except MalformedError:
@@ -123,3 +127,7 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise MalformedError("holds a number that is not finite")
     return number
+
+
+def _no_number(_text: str) -> None:
+    return None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from engine.files import write_whole
 from engine.folders import cache_dir, shown_path
+from engine.precision import MODES
 from engine.request import RequestError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def read(model: str, model_hash: str, inputs: Sequence[Input], file: Path | None
     """
     import torch
 
-    from engine.quantization.salience import MODES, Calibration
+    from engine.quantization.salience import Calibration
     from engine.weights.reading import WeightFiles
 
     file = file or file_of(model_hash)

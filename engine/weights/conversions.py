@@ -1,6 +1,7 @@
 """Where the 8-bit form of which weights lies in the cache; `engine.weights.converted` makes it. torch is not imported.
 
-A file's name has 32 digits that are called its content. What has the same content is kept once.
+A file's name has 32 digits that are called its content. What has the same content is kept once, for all families: one
+that calls a part as another does, and rounds the same of its layers, finds what was made for that.
 
 What a set of files contains is known without reading them whole, from an index, by the files' names, sizes, times and
 samples of their content.
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from engine.files import LEFTOVER, write_whole
 from engine.folders import cache_dir
+from engine.precision import EIGHT_BITS, MODES, Precision
 from engine.request import RequestError
 from engine.untrusted import open_file, parse_json, read_file
 from engine.untrusted.headers import unreadable
@@ -26,8 +28,8 @@ from engine.weights.model import SAMPLE_BYTES, SAMPLES, add_samples
 
 MAX_INDEX_BYTES = 1024
 FORMAT = "3"  # to be raised when the same weights would give another file
-CACHE_FILE = re.compile(r"(?P<content>[0-9a-f]{32})-(?P<kind>fp8|int8)\.safetensors")
-FORMS = ("fp8", "int8", "int8+csb", "int8+csb+ssc")
+CACHE_FILE = re.compile(rf"(?P<content>[0-9a-f]{{32}})-(?P<kind>{'|'.join(EIGHT_BITS)})\.safetensors")
+FORMS = (*map(Precision, EIGHT_BITS), *(Precision("int8", mode) for mode in MODES))
 DTYPES = ("torch.bfloat16", "torch.float32", "torch.float16")  # that the rest of a component may be stored in
 
 
@@ -36,7 +38,7 @@ def weights_folder() -> Path:
     return cache_dir() / "weights"
 
 
-def index_file(files: Sequence[Path], component: str, dtype: str, form: str = FORMS[0]) -> Path:
+def index_file(files: Sequence[Path], component: str, dtype: str, form: Precision) -> Path:
     """Where the index tells the content of a component's files, converted to `form` with the rest in `dtype`.
 
     Raises `RequestError` where a file cannot be read.
@@ -90,7 +92,7 @@ def indexed() -> Iterator[tuple[Path, str, str]]:
                 yield index, found[0], indexed_source(index)
 
 
-def cache_file(content: str, kind: str = FORMS[0]) -> Path:
+def cache_file(content: str, kind: str) -> Path:
     """This content in fp8 or int8."""
     return weights_folder() / f"{content}-{kind}.safetensors"
 
@@ -127,16 +129,16 @@ def forget(files: Sequence[Path], component: str) -> int:
             indexed = indexed_content(index)
             if indexed is not None:
                 index.unlink()
-                cache = cache_file(indexed[0], form.partition("+")[0])
+                cache = cache_file(indexed[0], form.kind)
                 size = cache.stat().st_size
                 cache.unlink()
                 freed += size
     return freed
 
 
-def _quick_key(files: Sequence[Path], component: str, dtype: str, form: str) -> str:
+def _quick_key(files: Sequence[Path], component: str, dtype: str, form: Precision) -> str:
     """A hash that is as good as the content's: names, sizes, times and samples of the files."""
-    digest = hashlib.sha256(json.dumps([FORMAT, component, dtype, form]).encode())
+    digest = hashlib.sha256(json.dumps([FORMAT, component, dtype, str(form)]).encode())
     for file in files:
         try:
             with open_file(file) as stream:

@@ -40,7 +40,6 @@ from engine.weights.reading import DTYPES, WeightFiles
 COMPARED_BYTES = 8 * 2**20  # at a time
 SPARE_BYTES = 256 * 2**20  # of the disk, left to everybody else
 LOOK_SECONDS = 0.2  # between two looks at what another process converts
-FP8_FORM = Form("fp8")
 
 
 def converted_files(
@@ -48,7 +47,7 @@ def converted_files(
     files: Sequence[Path],
     dtype: torch.dtype,
     notices: list[str],
-    form: Form = FP8_FORM,
+    form: Form,
     what_could_go: Callable[[], str] = str,
 ) -> Generator[tuple[int, int], None, WeightFiles | None]:
     """A component's weights with its linear layers in 8 bits: from the cache, or converted into it now.
@@ -59,9 +58,9 @@ def converted_files(
     `what_could_go` is asked for a sentence where there is no room. Closing the generator leaves no trace.
     """
     folder = weights_folder()
-    with WeightFiles.open(files, component) as source:
+    with WeightFiles.open(files, component, families=[form.family]) as source:
         layout = layout_of(source, component, dtype, form)
-        index = index_file(files, component, str(dtype), form.name)
+        index = index_file(files, component, str(dtype), form.precision)
         content, salience = indexed_content(index) or ("", form.digest)
         outdated = salience != form.digest  # made with another calibration
         name = content_name(index, form.digest)
@@ -113,7 +112,7 @@ def quantize_into(
     name: str,
     quantized: Tensor,
     scale: Tensor,
-    form: Form = FP8_FORM,
+    form: Form,
     rows: tuple[int, int] | None = None,
 ) -> None:
     """Fill `quantized` (8 bits [out, in]) and `scale` (float32 [out]) on the CPU from a stored weight of any float
@@ -132,7 +131,7 @@ def quantize_into(
         quantized[start:stop], scale[start:stop] = rows_in(files, name, start, stop, form)
 
 
-def rounding_errors(files: WeightFiles, component: str, form: Form = FP8_FORM) -> Iterator[tuple[str, float, float]]:
+def rounding_errors(files: WeightFiles, component: str, form: Form) -> Iterator[tuple[str, float, float]]:
     """What 8 bits cost, by linear layer: its weight's name, the relative RMS error, and the largest error of a weight
     relative to the largest weight of its row."""
     for name, tensor in files.tensors.items():
@@ -200,7 +199,10 @@ def _same(layout: Layout, made: Temporary, source: WeightFiles) -> Generator[tup
     start, total = len(layout.header()), source.nbytes
     for path in cache_files(layout.form.kind):
         content = path.name[:32]
-        with suppress(RequestError, OSError), WeightFiles.open([path], layout.component) as files:
+        with (
+            suppress(RequestError, OSError),
+            WeightFiles.open([path], layout.component, families=[layout.form.family]) as files,
+        ):
             if path.stat().st_size != layout.file_bytes or not _is_sound(files, layout, content):
                 continue
             with open_file(path) as other, open_file(made.path) as mine:
@@ -213,7 +215,7 @@ def _same(layout: Layout, made: Temporary, source: WeightFiles) -> Generator[tup
     return None
 
 
-def is_converted_already(files: WeightFiles, component: str, form: Form = FP8_FORM) -> bool:
+def is_converted_already(files: WeightFiles, component: str, form: Form) -> bool:
     """Whether nothing need be converted: every weight that is to have this form has it in these files."""
     becoming = [tensor for tensor in files.tensors.values() if becomes_8_bits(component, tensor, form)]
     return all(tensor.is_stored_in(form.dtype) for tensor in becoming)
@@ -226,7 +228,7 @@ def _opened(layout: Layout, content: str, notices: list[str]) -> WeightFiles | N
         return None
     with suppress(RequestError, OSError):
         whole = cache.stat().st_size == layout.file_bytes
-        files = WeightFiles.open([cache], layout.component)
+        files = WeightFiles.open([cache], layout.component, families=[layout.form.family])
         if whole and _is_sound(files, layout, content):
             return files
         files.close()

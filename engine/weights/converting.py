@@ -45,7 +45,7 @@ class Layout:
     @property
     def about(self) -> dict[str, str]:
         """What the file says of itself, besides its content."""
-        about = {"format": "pt", "component": self.component, "t2i_format": FORMAT, "form": self.form.name}
+        about = {"format": "pt", "component": self.component, "t2i_format": FORMAT, "form": str(self.form.precision)}
         return about | ({"salience": self.form.digest} if self.form.digest else {})
 
     def is_8_bits(self, name: str) -> bool:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.families.all import takes
+from engine.families.family import Family
+from engine.precision import Precision
 from engine.quantization import fp8, int8
 from engine.quantization.salience import Folds
 
@@ -16,28 +17,29 @@ from engine.quantization.salience import Folds
 class Form:
     """8-bit floats, or whole numbers with salient channels balanced before they are rounded."""
 
-    name: str  # "fp8", "int8", "int8+csb", "int8+csb+ssc"
+    family: Family  # whose layers they are
+    precision: Precision  # of 8 bits
     folds: Folds | None = None  # of int8
     digest: str = ""  # of the balancing factors
 
     @property
     def kind(self) -> str:
         """ "fp8" or "int8"."""
-        return self.name.partition("+")[0]
+        return self.precision.kind
 
     @property
     def dtype(self) -> torch.dtype:
         """Of a stored weight."""
-        return fp8.FP8 if self.kind == "fp8" else torch.int8
+        return torch.int8 if self.precision.is_int8 else fp8.FP8
 
     def covers(self, component: str, name: str) -> bool:
         """Whether the parameter `name` of a component is stored in 8 bits."""
-        return takes(self.kind, component, name)
+        return self.kind in self.family.part(component).forms and self.family.eight_bit(component, name)
 
     def quantize(self, name: str, rows: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Rows of a weight from `start` on as (8 bits [n, in], scale float32 [n]). Raises `ValueError` where they are
         not finite."""
-        if self.kind == "fp8":
+        if not self.precision.is_int8:
             return fp8.quantize_rows(rows)
         if self.folds is not None:
             rows = self.folds.weight(name.removesuffix(".weight"), rows.float(), start)

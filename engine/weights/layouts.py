@@ -7,13 +7,14 @@ diffusers and transformers want where its elements lie. Nothing but headers is r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from engine.families.all import FAMILIES, parts
-from engine.families.family import Family, Layout, Part
+from engine.families.facts import Layout, Part
+from engine.families.family import Family
 from engine.families.others import OTHERS
 from engine.families.rules import Rule
 from engine.folders import shown_path
@@ -73,6 +74,11 @@ class Found:
     def eight_bits(self) -> bool:
         """Whether its weights have 8 bits or fewer, so that more would only be padding."""
         return self.precision.startswith(("fp8", "int8", "Q", "IQ", "TQ"))
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether its weights are 8-bit floats."""
+        return self.precision.startswith("fp8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,17 +146,7 @@ def entries(headers: Sequence[Header], component: str, families: Sequence[Family
 def _groups(headers: Sequence[Header], families: Sequence[Family]) -> list[_Group]:
     names = {name: header for header in headers for name in header.tensors}
     _refuse_others(names, headers, families)
-    groups = [
-        _Group(family, part, prefix, headers)
-        for family in families
-        for part in family.parts
-        for prefix in part.prefixes
-        if any(name.startswith(prefix) for name in names)
-    ]
-    if not groups:
-        wrapper = _wrapper([*names], families)
-        inside = {name.removeprefix(wrapper): header for name, header in names.items()}
-        groups = [_Group(*_part_of(inside, headers, families), wrapper, headers)]
+    groups = _parts_of(headers, families)
     spare = [] if groups[0].prefix == "" else [group.prefix for group in groups]
     for header in headers:
         for name, info in header.tensors.items():
@@ -174,7 +170,7 @@ def _groups(headers: Sequence[Header], families: Sequence[Family]) -> list[_Grou
 def _wrapper(names: Sequence[str], families: Sequence[Family]) -> str:
     """What stands before all names, as torch.compile ("_orig_mod.") and trainers ("module.", "model.") leave it."""
     wrapper = ""
-    while names and _known_part(names, families) is None:
+    while names and not _known_parts(names, families):
         first, dot, _ = names[0].partition(".")
         if not dot or not all(name.startswith(first + dot) for name in names):
             return ""
@@ -183,23 +179,66 @@ def _wrapper(names: Sequence[str], families: Sequence[Family]) -> str:
     return wrapper
 
 
-def _part_of(names: Mapping[str, Header], headers: Sequence[Header], families: Sequence[Family]) -> tuple[Family, Part]:
-    """Of a file that holds one part. Raises `RequestError`."""
-    if known := _known_part([*names], families):
-        return known
+def _parts_of(headers: Sequence[Header], families: Sequence[Family]) -> list[_Group]:
+    """Which parts files hold, still without their tensors. Raises `RequestError` where no family knows one."""
+    infos = {name: info for header in headers for name, info in header.tensors.items()}
+    wholes = [groups for family in families if (groups := _parts_by_prefix(infos, headers, family))]
+    if wholes:
+        return _likeliest(wholes, infos)
+    wrapper = _wrapper([*infos], families)
+    inside = [name.removeprefix(wrapper) for name in infos]
+    alone = [[_Group(*known, wrapper, headers)] for known in _known_parts(inside, families)]
+    if not alone:
+        raise _unknown(inside, headers, families)
+    return _likeliest(alone, infos)
+
+
+def _parts_by_prefix(names: Collection[str], headers: Sequence[Header], family: Family) -> list[_Group]:
+    """The parts of a file that holds everything, as a family calls them."""
+    return [
+        _Group(family, part, prefix, headers)
+        for part in family.parts
+        for prefix in part.prefixes
+        if any(name.startswith(prefix) for name in names)
+    ]
+
+
+def _likeliest(claims: Sequence[list[_Group]], infos: Mapping[str, TensorInfo]) -> list[_Group]:
+    """What files are that several families claim: of the one that tells most of them, whatever order families have.
+
+    Where nothing tells, as of an autoencoder that several have, it is the first by name; a model of another family
+    asks for its own.
+    """
+    if len(claims) == 1:
+        return claims[0]
+
+    def order(groups: list[_Group]) -> tuple[int, str]:
+        return -sum(_likeness(group, infos) for group in groups), groups[0].family.name
+
+    return min(claims, key=order)
+
+
+def _likeness(group: _Group, infos: Mapping[str, TensorInfo]) -> int:
+    """Of tensors to a part: 1 where its family knows their names, 2 where they also tell the whole configuration."""
+    start = len(group.prefix)
+    shapes = {name[start:]: info.shape for name, info in infos.items() if name.startswith(group.prefix)}
+    if group.family.part_of([*shapes]) != group.part.name:
+        return 0
+    return 1 if isinstance(group.family.layout(group.part.name, shapes).config, str) else 2
+
+
+def _unknown(names: Collection[str], headers: Sequence[Header], families: Sequence[Family]) -> UnknownError:
+    """What to tell the person about files that no family knows."""
     first = next(iter(names), None)
     known_titles = " or ".join(family.title for family in families)
     what = f"nothing of {known_titles} (its first tensor is {quoted(first)})" if first else "no tensors"
     titles = list(dict.fromkeys(part.title for family in families for part in family.needed))
-    raise UnknownError("model", f"{_place(headers)} holds {what}; give one of {', '.join(titles)}.")
+    return UnknownError("model", f"{_place(headers)} holds {what}; give one of {', '.join(titles)}.")
 
 
-def _known_part(names: Sequence[str], families: Sequence[Family]) -> tuple[Family, Part] | None:
-    """Which part has tensors of these names; None where none has."""
-    for family in families:
-        if part := family.part_of(names):
-            return family, family.part(part)
-    return None
+def _known_parts(names: Sequence[str], families: Sequence[Family]) -> list[tuple[Family, Part]]:
+    """Which parts have tensors of these names, of each family at most one."""
+    return [(family, family.part(part)) for family in families if (part := family.part_of(names))]
 
 
 def _refuse_others(names: Mapping[str, Header], headers: Sequence[Header], families: Sequence[Family]) -> None:

@@ -17,18 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from engine.families.all import FAMILIES, family_of_pipeline, parts
-from engine.families.family import Family, Size
+from engine.families.facts import Size
+from engine.families.family import Family
 from engine.families.others import PIPELINES
 from engine.folders import shown_path
+from engine.precision import EIGHT_BITS, PRECISIONS
 from engine.request import (
-    EIGHT_BITS,
     MAX_SIDE,
     MIN_SIDE,
-    PRECISIONS,
     SIDE_MULTIPLE,
     Defaults,
     Request,
     RequestError,
+    Resolved,
 )
 from engine.text import quoted
 from engine.untrusted import MAX_INDEX_BYTES, is_plain_name, open_file, read_object
@@ -92,7 +93,7 @@ class Model:
         """Twice what the model was made for, in pixels."""
         return 2 * self.sample_size
 
-    def size_note(self, request: Request) -> str | None:
+    def size_note(self, request: Resolved) -> str | None:
         """A sentence where the model does not know the request's size: FLUX.1 knows many, a small one its own."""
         side, size = self.sample_size, (request.width, request.height)
         if side >= MIN_MANY_SIZES or size == (side, side):
@@ -105,9 +106,8 @@ class Model:
         """Tokens that a text encoder takes."""
         return self.limits[self.family.tokenizer_of(encoder).name]
 
-    def size(self, request: Request) -> Size:
+    def size(self, request: Resolved) -> Size:
         """The geometry of a complete request's picture."""
-        assert request.width and request.height
         return self.family.size(self.configs, self.limits, request.width, request.height)
 
     @property
@@ -207,7 +207,7 @@ def part_of(files: Sequence[Path], component: str, families: Sequence[Family] = 
     raise RequestError("model", f"{shown_path(files[0])} holds {others}, not the {wanted} that is needed there.")
 
 
-def component_in(path: Path, component: str) -> Found:
+def component_in(path: Path, component: str, families: Sequence[Family] = FAMILIES) -> Found:
     """A component in a model's folder, in the component's own folder, or in a file.
 
     Its configuration is config.json's where there is one beside the weights, else what the shapes tell.
@@ -225,7 +225,7 @@ def component_in(path: Path, component: str) -> Found:
         files = (path,)
     else:
         raise RequestError("model", f"{shown_path(path)} is not there; give a file or a folder with weights.")
-    return with_config(part_of(files, component))
+    return with_config(part_of(files, component, families))
 
 
 def with_config(found: Found, *, trusted: bool = True) -> Found:

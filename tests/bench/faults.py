@@ -195,7 +195,7 @@ async def _paint(tell: Callable[[str, Any], None], number: int, chance: random.R
                 tell("engines", pid := app.client.pid)
             if session.paused:  # it waits from the time before, or the engine died twice
                 session.paused = False
-                app.go_on()
+                app.dispatcher.go_on()
             for job in session.results:
                 if job.path is not None and job.path not in starred:
                     starred.add(job.path)

@@ -29,7 +29,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine import Engine
 from engine.families.flux1.latents import image_position_ids
 from engine.families.flux1.networks import NETWORKS
-from engine.memory.components import Components, Placement
+from engine.memory.components import Components
+from engine.memory.placement import Placement
+from engine.precision import BF16, FP8, INT8, Precision
 from engine.sampling import modulation
 from engine.sampling.denoise import Prompt, denoise
 from engine.weights.loading import empty_component
@@ -41,12 +43,12 @@ CPU = torch.device("cpu")
 SIDE, WORDS = 64, 32  # pixels of the picture, tokens of the prompt
 VIEWS = ("view", "slice", "select", "split", "expand", "unsqueeze", "squeeze", "permute", "transpose", "unbind", "t.")
 CASES = (  # precision, kernel, whether all blocks are streamed
-    ("bf16", None, False),
-    ("bf16", None, True),
-    ("fp8", "scaled_mm", False),
-    ("fp8", "scaled_mm", True),
-    ("int8", "triton", False),
-    ("int8", "triton", True),
+    (BF16, None, False),
+    (BF16, None, True),
+    (FP8, "scaled_mm", False),
+    (FP8, "scaled_mm", True),
+    (INT8, "triton", False),
+    (INT8, "triton", True),
 )
 
 
@@ -108,7 +110,7 @@ def no_device_work() -> Iterator[None]:
         yield
 
 
-def engine_step(model: Model, precision: str, kernel: str | None, streamed: bool, steps: int) -> dict[str, Any]:
+def engine_step(model: Model, precision: Precision, kernel: str | None, streamed: bool, steps: int) -> dict[str, Any]:
     """Of the engine's loop: CPU microseconds of a step, operations, and those that are kernels."""
     with ExitStack() as stack:
         if kernel == "triton":
@@ -201,7 +203,7 @@ def measure(steps: int = 20) -> Iterator[dict[str, Any]]:
                 theirs = diffusers_step(model, steps)
                 yield {"who": "diffusers", "precision": "bf16", **theirs}
                 for precision, kernel, streamed in CASES:
-                    about = {"who": "engine", "precision": precision, "kernel": kernel, "streamed": streamed}
+                    about = {"who": "engine", "precision": str(precision), "kernel": kernel, "streamed": streamed}
                     try:
                         found = engine_step(model, precision, kernel, streamed, steps)
                     except ImportError as error:  # no Triton

@@ -25,6 +25,7 @@ from diffusers import FluxTransformer2DModel
 from safetensors.torch import save_file
 
 from engine.families.flux1 import published as flux1
+from engine.precision import FP8
 from tests import checkpoints
 from tests.bench.models import Sampler, anonymous_bytes
 from tests.checkpoints import State, bfl_state, prefixed
@@ -95,7 +96,8 @@ def for_fp8(path: Path) -> dict[str, float]:
     """All units of the transformer, as a plan with enough RAM keeps them."""
     from engine.families.flux1 import FLUX1
     from engine.library.catalog import published
-    from engine.memory.components import Components, Placement
+    from engine.memory.components import Components
+    from engine.memory.placement import Placement
     from engine.weights.model import component_in, described
 
     part = component_in(path, "transformer")
@@ -103,11 +105,11 @@ def for_fp8(path: Path) -> dict[str, float]:
     sizes = dict.fromkeys(configs, 0)
     model = described(FLUX1, "x", path, configs, {"transformer": part.files}, sizes=sizes, found={"transformer": part})
     components = Components(model, torch.device("cpu"))
-    units = components.component("transformer", "fp8").units
+    units = components.component("transformer", FP8).units
     placement = Placement(kept=frozenset(unit.name for unit in units))
 
     def work() -> int:
-        for _ in components.keep("transformer", "fp8", placement, lambda: None):
+        for _ in components.keep("transformer", FP8, placement, lambda: None):
             pass
         return sum(unit.nbytes for unit in units)
 

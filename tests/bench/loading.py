@@ -40,7 +40,9 @@ from engine.families.flux1 import FLUX1
 from engine.families.flux1.published import DEV
 from engine.files import clean_up
 from engine.library.catalog import published
-from engine.memory.components import Components, Placement, _FromFiles
+from engine.memory.components import Components
+from engine.memory.placement import Placement
+from engine.precision import FP8, INT8
 from engine.quantization.salience import Folds
 from engine.weights.converted import converted_files
 from engine.weights.direct import page_aligned
@@ -118,7 +120,7 @@ def copy(file: Path, target: Path) -> None:
 
 
 def form_of(kind: str, model: Model) -> Form:
-    return Form("fp8") if kind == "fp8" else Form("int8", Folds(model.inputs, {}))
+    return Form(model.family, FP8) if kind == "fp8" else Form(model.family, INT8, Folds(model.inputs, {}))
 
 
 def convert(model: Model, kind: str) -> Path:
@@ -143,8 +145,8 @@ class Loading:
 
     def __init__(self, model: Model, device: torch.device) -> None:
         self.components = Components(model, device)
-        self.units = self.components.component("transformer", "int8").units
-        for _ in self.components.keep("transformer", "int8", Placement(), lambda: None):
+        self.units = self.components.component("transformer", INT8).units
+        for _ in self.components.keep("transformer", INT8, Placement(), lambda: None):
             pass
         self.opened = self.components._open["transformer"]
         largest = max(unit.nbytes for unit in self.units)
@@ -152,16 +154,16 @@ class Loading:
 
     def kept(self) -> None:
         everything = Placement(kept=frozenset(unit.name for unit in self.units), in_place=True)
-        for _ in self.components.keep("transformer", "int8", everything, lambda: None):
+        for _ in self.components.keep("transformer", INT8, everything, lambda: None):
             pass
 
     def staged(self) -> None:
-        source = _FromFiles(self.opened, self.components)
+        source = self.components.host.source(self.opened)
         for number, unit in enumerate(self.units):
             source.read(unit, self.buffers[number % 2][: unit.nbytes])
 
     def to_card(self) -> None:
-        with self.components.lend("transformer", "int8", Placement(), lambda: None) as loan:
+        with self.components.lend("transformer", INT8, Placement(), lambda: None) as loan:
             for _ in loan.load():
                 pass
             torch.cuda.synchronize()

@@ -35,21 +35,26 @@ from torch.profiler import ProfilerActivity, profile
 
 from engine import Engine, PhaseFinished, Request, RequestError
 from engine.events import Plan, Simulated
+from engine.families.flux1 import FLUX1
 from engine.families.flux1 import published as flux1
 from engine.families.flux1.latents import image_position_ids
 from engine.families.flux1.networks import NETWORKS
 from engine.families.networks import Tokens
 from engine.images.save import plan_output
 from engine.library.catalog import DEMO_FOLDER, open_model
-from engine.memory.components import Components, Loan
+from engine.memory.components import Components
 from engine.memory.ledger import counted
+from engine.memory.loan import Loan
 from engine.memory.planner import Planner
 from engine.memory.target import resolve
+from engine.precision import BF16, FP8, Precision
+from engine.request import Resolved
 from engine.sampling import modulation
 from engine.sampling.decode import decode, parked_bytes
 from engine.sampling.denoise import Prompt, denoise
 from engine.text import size
 from engine.weights.converted import converted_files
+from engine.weights.forms import Form
 from engine.weights.model import Model
 from tests.bench.models import (
     GIB,
@@ -184,11 +189,10 @@ def cost_part(_: argparse.Namespace) -> None:
 
 
 @contextmanager
-def lent(components: Components, planner: Planner, name: str, request: Request, passes: int = 1) -> Iterator[Loan]:
+def lent(components: Components, planner: Planner, name: str, request: Resolved, passes: int = 1) -> Iterator[Loan]:
     """A component with its real weights on the CPU, loaded."""
-    assert request.precision
     placement = planner.plan(request).placements[name]
-    with components.lend(name, request.precision, placement, nothing, passes=passes) as loan:
+    with components.lend(name, request.form, placement, nothing, passes=passes) as loan:
         yield loan
 
 
@@ -203,7 +207,7 @@ def held_by_encoder(loan: Loan, model: Model) -> int:
     limit, module = model.limit_of(loan.name), loaded(loan)
     ids = {model.family.tokenizer_of(loan.name).name: torch.zeros(1, limit, dtype=torch.int64)}
     tokens = Tokens(ids, limit, limit)
-    table = [] if loan._opened is None or loan._opened.table is None else [loan._opened.table]
+    table = [] if loan._opened.table is None else [loan._opened.table]
     with counted("cpu") as ledger:
         ledger.ignore([*module.parameters(), *table])
         NETWORKS.encode(loan.name, module, tokens, loan.embedded, loan.device)
@@ -212,7 +216,7 @@ def held_by_encoder(loan: Loan, model: Model) -> int:
 
 def held_by_loop(loan: Loan, model: Model, side: int, sigmas: torch.Tensor) -> int:
     """What the real step loop held beside weights and the tables, which stay on the host, by the ledger."""
-    reader, size = loan.component.reader, model.size(Request("any", width=side, height=side))
+    reader, size = loan.component.reader, model.size(Request("any", width=side, height=side).resolved(model.defaults))
     assert reader is not None
     latents = NETWORKS.noise(1, size)
     told = {name: torch.randn_like(each) for name, each in NETWORKS.unread(model.configs, size, loan.dtype).items()}
@@ -233,7 +237,7 @@ def held_by_loop(loan: Loan, model: Model, side: int, sigmas: torch.Tensor) -> i
 
 def allocated_by_decoder(loan: Loan, model: Model, side: int, tile: int) -> int:
     """What the real decoder held beside weights by torch's own allocator, scratch of convolutions included."""
-    size, module = model.size(Request("any", width=side, height=side)), loaded(loan)
+    size, module = model.size(Request("any", width=side, height=side).resolved(model.defaults)), loaded(loan)
     tokens = torch.randn(size.shape)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         decode(NETWORKS, module, tokens, size, nothing, tile=tile, device=loan.device, dtype=loan.dtype)
@@ -272,17 +276,17 @@ def ledger_part(options: argparse.Namespace) -> None:
 def activations(model: Model, precision: str, side: int) -> Iterator[tuple[str, int, int]]:
     """Of each part that is no decoder: its name, the bytes predicted, and what a real run's ledger counted."""
     components, planner = prepared(model)
-    known = planner.activations
+    known = planner.needs.activations
     defaults = model.defaults
     request = Request("any", width=side, height=side, precision=precision, steps=2, seed=1).resolved(defaults)
     try:
         for name in ("text_encoder", "text_encoder_2"):
             with lent(components, planner, name, request) as loan:
-                yield name, known.encode(name, precision), held_by_encoder(loan, model)
+                yield name, known.encode(name, request.form), held_by_encoder(loan, model)
         sigmas = torch.linspace(1, 0, 3)
         with lent(components, planner, "transformer", request, passes=2) as loan:
             measured = held_by_loop(loan, model, side, sigmas)
-        yield f"denoise {side}x{side}", known.denoise(precision, model.size(request)), measured
+        yield f"denoise {side}x{side}", known.denoise(request.form, model.size(request)), measured
     finally:
         components.clear()
 
@@ -306,8 +310,8 @@ def decode_part(options: argparse.Namespace) -> None:
             with lent(components, planner, "vae", request) as loan:
                 measured = allocated_by_decoder(loan, model, side, tile)
                 parked = parked_bytes(loan.module, model.size(request), loan.dtype) if tile else 0
-            predicted = planner.activations.decode(precision, model.size(request), tile)
-            allowed = predicted + planner.allowance("decode", predicted, loan.dtype) + parked
+            predicted = planner.needs.activations.decode(request.form, model.size(request), tile)
+            allowed = predicted + planner.needs.allowance("decode", predicted, loan.dtype) + parked
             row(
                 f"decoder {name}, {precision}, {side}x{side}{f', tile {tile}' if tile else ''}: allocated, predicted",
                 f"{measured / MIB:.1f} {predicted / MIB:.1f}+{(allowed - predicted) / MIB:.1f} MiB",
@@ -342,7 +346,7 @@ def convert_once(file: str) -> dict[str, Any]:
     notices: list[str] = []
     start = time.perf_counter()
     with Sampler(anonymous_bytes) as memory:
-        conversion = converted_files("transformer", [Path(file)], torch.bfloat16, notices)
+        conversion = converted_files("transformer", [Path(file)], torch.bfloat16, notices, Form(FLUX1, FP8))
         try:
             while True:
                 next(conversion)
@@ -384,7 +388,7 @@ def streaming_budget(share: float = 0.75) -> tuple[str, float, int]:
         budget = f"{quarters / 4}MiB"
         with Engine.open("demo", device="cpu", vram=budget) as engine:
             plan = engine.plan(Request("any", seed=1))
-            component = engine.runtime().components.component("transformer", engine.defaults.precision)
+            component = engine.runtime().components.component("transformer", Precision(engine.defaults.precision))
             blocks = sum(unit.nbytes for unit in component.of_role("block"))
             streamed = plan.phases[1].streamed_bytes_per_step / blocks
             if streamed >= share:
@@ -521,7 +525,7 @@ def difference_of_latents(precision: str, steps: int = 4) -> float:
 
 def tables_part(_: argparse.Namespace) -> None:
     for model in flux1.NAMES:
-        component = Components(open_model(model), torch.device("meta"), simulated=True).component("transformer", "bf16")
+        component = Components(open_model(model), torch.device("meta"), simulated=True).component("transformer", BF16)
         assert component.reader is not None
         off = sum(unit.nbytes for unit in component.of_role("modulation"))
         everything = sum(unit.nbytes for unit in component.units)

@@ -17,6 +17,7 @@ from engine.demo.vocabulary import clip_tokenizer, t5_tokenizer
 from engine.families.flux1 import FLUX1
 from engine.families.flux1 import published as flux1
 from engine.library.catalog import published
+from engine.precision import Precision
 from engine.quantization.fp8 import SCALE_SUFFIX
 from engine.weights.forms import Form
 from engine.weights.loading import empty_component
@@ -112,7 +113,9 @@ def write_component(folder: Path, configs: Configs, component: str, seed: int = 
     """One component's configuration and random weights; returns the safetensors file."""
     _write_json(folder / component / "config.json", configs[component])
     file = folder / component / f"{FILES.get(component, 'model')}.safetensors"
-    write_random(file, stored_shapes(configs, component), seed, Form(form) if form else None, component)
+    write_random(
+        file, stored_shapes(configs, component), seed, Form(FLUX1, Precision(form)) if form else None, component
+    )
     return file
 
 
@@ -136,7 +139,7 @@ def write_random(
             tensors[name + SCALE_SUFFIX] = "F32", shape[:1]
         else:
             tensors[name] = "BF16", shape
-    about = {"format": "pt"} | ({"t2i_format": "bench"} if form is not None and form.kind == "int8" else {})
+    about = {"format": "pt"} | ({"t2i_format": "bench"} if form is not None and form.precision.is_int8 else {})
     header: dict[str, Any] = {"__metadata__": about}
     end = 0
     for name, (kind, shape) in tensors.items():

@@ -55,9 +55,10 @@ from engine.images.save import Destination
 from engine.jobs.picture import Job
 from engine.jobs.runtime import NOTHING_TO_REPEAT, Repeat
 from engine.library.catalog import DEMO_FOLDER
+from engine.precision import INT8, MODES
 from engine.quantization.int8 import KERNELS, Int8Linear, candidates, choose, quantize_rows, replace_linears
 from engine.quantization.kernels import set_kernel
-from engine.quantization.salience import MODES, Input
+from engine.quantization.salience import Input
 from engine.sampling import modulation
 from engine.sampling.decode import decode
 from engine.weights import calibrations
@@ -132,7 +133,7 @@ class LatentsJob(Job):
     latents: Tensor
 
     def __init__(self, engine: Engine, request: Request, observer: Observer = nullcontext) -> None:
-        super().__init__(engine, engine.resolve(request), Destination(Path()), 0, time.perf_counter())
+        super().__init__(engine.context, engine.resolve(request), Destination(Path()), 0, time.perf_counter())
         self.observer = observer
 
     def paint(self) -> Generator[Event, None, None]:
@@ -274,7 +275,7 @@ class LayerErrors:
         if (layer, name) not in self._quantized:
             quantized, scale = form.quantize(f"{layer}.weight", self.weights[f"{layer}.weight"], 0)
             self._quantized[layer, name] = (
-                dequantize(quantized, scale, torch.float32) if form.kind == "fp8" else int8_layer(quantized, scale)
+                int8_layer(quantized, scale) if form.precision.is_int8 else dequantize(quantized, scale, torch.float32)
             )
         ready = self._quantized[layer, name]
         if isinstance(ready, Tensor):
@@ -511,7 +512,7 @@ def tell_outcomes(title: str, found: Mapping[str, Outcome]) -> None:
 def tell_factors(model: str | Path, config: Mapping[str, Any], channels: Mapping[str, Tensor]) -> None:
     """The largest balancing factors, and whether they are those of `channels`."""
     with Engine.open(model, device="cpu") as engine:
-        calibration = calibrations.read(engine.model, engine.model_hash, inputs(config))
+        calibration = calibrations.read(engine.model, engine.context.model_hash, inputs(config))
     for mode, factors in calibration.factors.items():
         largest = max(factors, key=lambda name: float(factors[name].max()))
         text = f"{mode}: the largest factor is {factors[largest].max():.1f} ({largest})"
@@ -553,7 +554,7 @@ def speed_of(title: str, model: str | Path, side: int, rounds: int) -> None:
         for name, (precision, _) in ways.items():
             step_seconds(engines[name], precision, 64)  # reads and converts
         with Engine.open(model, device="cpu") as engine:
-            chosen = engine.runtime().choose_kernel("int8")
+            chosen = engine.runtime().choose_kernel(INT8)
             note = engine.runtime().kernel_note
         for number in range(rounds):
             for name, (precision, _) in ways.items():
@@ -627,7 +628,7 @@ def detached(config: Mapping[str, Any], device: torch.device) -> Any:
     reader = modulation.detach(transformer, cut("transformer", transformer), torch.bfloat16)
     reader.embedder.clear()
     reader.linears.clear()
-    reader.stand(torch.randn(1, reader.total, device=device).mul_(0.1).bfloat16())
+    reader.set_row(torch.randn(1, reader.total, device=device).mul_(0.1).bfloat16())
     return transformer
 
 
@@ -642,7 +643,7 @@ def in_int8(transformer: Any) -> None:
             target._parameters[leaf] = nn.Parameter(value, requires_grad=False)
         layer.weight = None
     blocks.install(transformer, KERNELS, folded=True)
-    transformer.time_text_embed.stand(transformer.time_text_embed.row.float())
+    transformer.time_text_embed.set_row(transformer.time_text_embed.row.float())
 
 
 def step(transformer: Any, config: Mapping[str, Any], side: int, text: int, kernel: str | None = None) -> Tensor:

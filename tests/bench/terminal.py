@@ -1,7 +1,7 @@
 """How the app feels, measured in a real pseudo-terminal: `python -m tests.bench.terminal [--quick]`.
 
-First paint against an empty Textual app, key press to paint while a picture is being made, bytes a second, time to
-leave, and what kills of the engine's process do. Run it on an idle machine.
+First paint against an empty Textual app, key press to paint while a picture is being made, the live plan, the memory's
+curve, bytes a second, time to leave, and what kills of the engine's process do. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -21,8 +21,20 @@ from pathlib import Path
 
 import psutil
 
+from engine import Engine, Request
 from engine.images.metadata import read_record
-from engine.process import JobEvent, LoadEvent, Message, ModelOpened
+from engine.memory_watch import SAMPLE_SECONDS
+from engine.process import (
+    EngineProcess,
+    Foresee,
+    Foreseen,
+    JobEvent,
+    LoadEvent,
+    Message,
+    ModelLoaded,
+    ModelOpened,
+    OpenModel,
+)
 from tests.terminals import ROOT, Terminal
 
 EMPTY_APP = """
@@ -45,6 +57,8 @@ def main() -> None:
         {
             "paint": lambda few: first_paint(3 if few else 11),
             "keys": lambda few: key_presses(40 if few else 200),
+            "plan": lambda few: live_plan(30 if few else 300),
+            "watch": lambda few: watching_memory(5 if few else 30),
             "bytes": lambda few: bytes_a_second(3 if few else 10),
             "leave": lambda few: leaving(1 if few else 5),
             "kills": lambda few: asyncio.run(kills(10 if few else 50)),
@@ -138,6 +152,46 @@ def key_presses(times: int) -> None:
         f"median {statistics.median(ordered):.0f}, p99 {p99:.0f}, max {ordered[-1]:.0f} ms",
         "p99 100 ms",
     )
+
+
+def live_plan(times: int) -> None:
+    """From a change to the engine's answer, while it is idle; sizes and step counts were measured once before."""
+    for model, simulate, sizes in (("demo", False, (128, 192)), ("flux.1-dev", True, (768, 1024))):
+        engine = EngineProcess()
+        engine.send(OpenModel(model, simulate=simulate, vram="12GiB" if simulate else "auto"))
+        _hear(engine, ModelLoaded)
+        milliseconds = []
+        for number in range(-len(sizes), times):
+            size = sizes[number % len(sizes)]
+            words = f"a red circle and {number} blue squares"
+            request = Request(words, steps=4 + number % 30, width=size, height=size)
+            began = time.perf_counter()
+            engine.send(Foresee(number, request))
+            _hear(engine, Foreseen)
+            if number >= 0:
+                milliseconds.append(1000 * (time.perf_counter() - began))
+        engine.stop()
+        ordered = sorted(milliseconds)
+        p99 = ordered[max(0, round(0.99 * len(ordered)) - 1)]
+        figure = f"median {statistics.median(ordered):.0f}, p99 {p99:.0f} ms"
+        report(f"a change of prompt and steps to its plan, {model}, {times} changes", figure, "p99 150 ms")
+
+
+def _hear(engine: EngineProcess, kind: type) -> None:
+    while not isinstance(engine.receive(120), kind):
+        pass
+
+
+def watching_memory(times: int) -> None:
+    """What the samples of the memory's curve cost: the thread's own time in a second of work."""
+    with Engine.open("demo", device="cpu") as engine:
+        engine.plan(Request("a red circle"))
+        look, began = engine.runtime().memory_use, time.thread_time()
+        for _ in range(100 * times):
+            look()
+        each = (time.thread_time() - began) / (100 * times)
+    share = 100 * each / SAMPLE_SECONDS
+    report("a sample of memory", f"{1e6 * each:.0f} microseconds, {share:.2f} % of one core's time", "1 %")
 
 
 def bytes_a_second(seconds: int) -> None:

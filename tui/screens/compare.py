@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.geometry import Size
-from textual.message import Message
 from textual.widgets import Static
 
 from engine.events import Preview
@@ -19,7 +16,7 @@ from engine.images.metadata import Record, read_record
 from engine.request import RequestError
 from tui.bindings import bindings_of
 from tui.screens.pictures import PicturesScreen, record_rows
-from tui.screens.viewer import screen_below
+from tui.shared import Shared
 from tui.text import printable, shortened
 from tui.widgets.lines import KeyBar
 from tui.widgets.picture import PictureView
@@ -52,21 +49,8 @@ class Compare(PicturesScreen):
     }
     """
 
-    @dataclass
-    class Read(Message, bubble=False):
-        """What the files say about themselves: a record, or a sentence why there is none."""
-
-        records: tuple[Record | str, Record | str]
-
-    @dataclass
-    class Drawn(Message, bubble=False):
-        """The pictures at their size on the screen."""
-
-        generation: int
-        frames: tuple[Preview | None, Preview | None]
-
-    def __init__(self, first: Path, second: Path) -> None:
-        super().__init__()
+    def __init__(self, shared: Shared, first: Path, second: Path) -> None:
+        super().__init__(shared)
         self._pair = (first, second)
         self._current = 0  # the one that keys work on, and that is shown where only one is
         self._wants_both = True
@@ -77,7 +61,7 @@ class Compare(PicturesScreen):
         """The pictures, what differs, the keys."""
         with Horizontal(id="pictures"):
             for name in NAMES:
-                yield PictureView(rendering=self.t2i.rendering, id=name)
+                yield PictureView(rendering=self.shared.profile.rendering, id=name)
         with VerticalScroll(id="differences"):
             yield Static(Content("..."), id="settings")
         yield KeyBar(id="keys")
@@ -88,14 +72,14 @@ class Compare(PicturesScreen):
         first, second = self._pair
 
         def read() -> None:
-            self.post_message(self.Read((_read(first), _read(second))))
+            self.call_later(self._show_settings, (_read(first), _read(second)))
 
         self.run_worker(read, name="compare settings", thread=True, exit_on_error=False)
 
-    @on(Read)
-    def _show_settings(self, event: Read) -> None:
-        arrow = "->" if self.t2i.profile.ascii else "\u2192"
-        lines = [printable(line) for line in differences(self._pair, event.records, arrow)]
+    def _show_settings(self, records: tuple[Record | str, Record | str]) -> None:
+        """What the files say about themselves: a record, or a sentence why there is none."""
+        arrow = "->" if self.shared.profile.ascii else "\u2192"
+        lines = [printable(line) for line in differences(self._pair, records, arrow)]
         self.query_one("#settings", Static).update(Content("\n".join(lines)))
 
     # The pictures.
@@ -117,7 +101,7 @@ class Compare(PicturesScreen):
         for view in self.query(PictureView):  # the same for both, where the columns are an odd number
             view.limit = Size(self.size.width // 2 - 1, self.size.height) if both else Size(0, 0)
         self._show_pictures()
-        keys = self.t2i.keys
+        keys = self.shared.keys
         self.query_one(KeyBar).show(
             (
                 ("Tab", "One at a time" if both else "Side by side"),
@@ -135,31 +119,31 @@ class Compare(PicturesScreen):
             view.show(None if self._drawn_pair is None else self._drawn_pair[shown], self._caption(shown, both))
 
     def _caption(self, place: int, both: bool) -> str:
-        ascii_only = self.t2i.profile.ascii
+        ascii_only = self.shared.profile.ascii
         mark, star, ellipsis = (">", "+", "...") if ascii_only else ("\u25b6", "\u2605", "\u2026")
         path = self._pair[place]
         words = [mark] if both and place == self._current else []
-        words += [NAMES[place], *([star] if self.t2i.session.history.is_favourite(path) else []), path.name]
+        words += [NAMES[place], *([star] if self.shared.session.history.is_favourite(path) else []), path.name]
         if self._drawn_pair is not None and self._drawn_pair[place] is None:
             words.append("cannot be shown")
         return shortened(" ".join(words), self.size.width // 2 - 1 if both else self.size.width, ellipsis)
 
     def _load(self) -> None:
         self._drawing += 1
-        generation, (first, second), thumbnails = self._drawing, self._pair, self.t2i.thumbnails
+        generation, (first, second), thumbnails = self._drawing, self._pair, self.shared.thumbnails
         room: Size = self.query_one("#A", PictureView).room
 
         def read() -> None:
             if generation == self._drawing:
                 frames = tuple(thumbnails.get(path, room.width, room.height) for path in (first, second))
-                self.post_message(self.Drawn(generation, (frames[0], frames[1])))
+                self.call_later(self._show_drawn, generation, (frames[0], frames[1]))
 
         self.run_worker(read, name="compare", thread=True, exit_on_error=False)
 
-    @on(Drawn)
-    def _show_drawn(self, event: Drawn) -> None:
-        if event.generation == self._drawing:
-            self._drawn_pair = event.frames
+    def _show_drawn(self, generation: int, frames: tuple[Preview | None, Preview | None]) -> None:
+        """The pictures at their size on the screen."""
+        if generation == self._drawing:
+            self._drawn_pair = frames
             self._show_pictures()
 
     # Keys.
@@ -167,7 +151,7 @@ class Compare(PicturesScreen):
     def action_toggle_side_by_side(self) -> None:
         """Both at once, or one at a time."""
         if self.size.width < MIN_COLUMNS:
-            self.t2i.say(f"Two pictures side by side need {MIN_COLUMNS} columns.")
+            self.shared.say(f"Two pictures side by side need {MIN_COLUMNS} columns.")
             return
         self._wants_both = not self.side_by_side
         self._arrange()
@@ -201,9 +185,6 @@ class Compare(PicturesScreen):
 
     def pictures_changed(self) -> None:
         """A star; or one picture has gone, and with it the comparison."""
-        below = screen_below(self)
-        if below is not None:
-            below.pictures_changed()
         if all(path.is_file() for path in self._pair):
             self._show_pictures()
         else:

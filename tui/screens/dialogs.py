@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from textual import events, on
 from textual.app import ComposeResult
@@ -18,8 +19,28 @@ from tui.text import printable, shortened
 from tui.widgets.field import Field
 from tui.widgets.parameters import ParametersPanel
 
-CLOSE = Binding("escape", "close", "Close", show=False)
+T = TypeVar("T")
 MAX_MATCHES = 200
+
+
+class Window(ModalScreen[T | None]):
+    """Closed without an answer (None) by Esc, and by the keys that opened it."""
+
+    BINDINGS = [Binding("escape", "close", "Close", show=False)]
+
+    def __init__(self, close_keys: Sequence[str] = ()) -> None:
+        super().__init__()
+        self._close_keys = close_keys
+
+    def on_key(self, event: events.Key) -> None:
+        """The keys that opened it."""
+        if event.key in self._close_keys:
+            event.stop()
+            self.dismiss()
+
+    def action_close(self) -> None:
+        """Without an answer."""
+        self.dismiss()
 
 
 class Confirm(ModalScreen[bool]):
@@ -45,10 +66,8 @@ class Confirm(ModalScreen[bool]):
         self.dismiss(yes)
 
 
-class AskText(ModalScreen[str | None]):
-    """One line of text; None when the person leaves."""
-
-    BINDINGS = [CLOSE]
+class AskText(Window[str]):
+    """One line of text."""
 
     def __init__(self, question: str, text: str = "") -> None:
         super().__init__()
@@ -64,15 +83,11 @@ class AskText(ModalScreen[str | None]):
     def _done(self, event: Input.Submitted) -> None:
         self.dismiss(event.value)
 
-    def action_close(self) -> None:
-        """Without an answer."""
-        self.dismiss(None)
 
-
-class SearchPrompts(ModalScreen[str | None]):
+class SearchPrompts(Window[str]):
     """Earlier prompts, searched by letters in order; Enter takes one over."""
 
-    BINDINGS = [CLOSE, Binding("down", "move(1)", show=False), Binding("up", "move(-1)", show=False)]
+    BINDINGS = [Binding("down", "move(1)", show=False), Binding("up", "move(-1)", show=False)]
 
     def __init__(self, prompts: Sequence[str]) -> None:
         super().__init__()
@@ -118,10 +133,6 @@ class SearchPrompts(ModalScreen[str | None]):
     def _selected(self, event: OptionList.OptionSelected) -> None:
         self.dismiss(self._found[event.option_index])
 
-    def action_close(self) -> None:
-        """Without a prompt."""
-        self.dismiss(None)
-
 
 def found(query: str, prompts: Sequence[str]) -> list[str]:
     """The prompts that match, in their order: first those with all words of the query, then those with its letters.
@@ -148,19 +159,18 @@ def _in_order(letters: str, text: str) -> bool:
     return True
 
 
-class ReadText(ModalScreen[None]):
+class ReadText(Window[None]):
     """Something to read: rows of name and text. The texts come from files, too: they are shown as they are."""
 
     BINDINGS = [
-        Binding("escape,q,enter", "close", "Close", show=False),
+        Binding("q,enter", "close", "Close", show=False),
         Binding("down,j", "scroll(1)", show=False),
         Binding("up,k", "scroll(-1)", show=False),
     ]
 
     def __init__(self, title: str, rows: Sequence[tuple[str, str]], close_keys: Sequence[str] = ()) -> None:
-        """The keys that opened it close it as well."""
-        super().__init__()
-        self._title, self._rows, self._close_keys = title, rows, close_keys
+        super().__init__(close_keys)
+        self._title, self._rows = title, rows
 
     def compose(self) -> ComposeResult:
         """The rows, which scroll."""
@@ -178,30 +188,19 @@ class ReadText(ModalScreen[None]):
         """No note lies over the text."""
         self.app.clear_notifications()
 
-    def on_key(self, event: events.Key) -> None:
-        """The keys that opened it."""
-        if event.key in self._close_keys:
-            event.stop()
-            self.dismiss()
-
     def action_scroll(self, step: int) -> None:
         """A line up or down."""
         self.query_one(VerticalScroll).scroll_relative(y=step, animate=False)
 
-    def action_close(self) -> None:
-        """Back."""
-        self.dismiss()
 
-
-class ParametersWindow(ModalScreen[None]):
+class ParametersWindow(Window[None]):
     """The parameters where the screen has no room for their panel."""
 
-    BINDINGS = [Binding("escape,q", "close", "Close", show=False)]
+    BINDINGS = [Binding("q", "close", "Close", show=False)]
 
     def __init__(self, parameters: Parameters, close_keys: Sequence[str], *, ascii_only: bool = False) -> None:
-        """The keys that opened it close it as well."""
-        super().__init__()
-        self._parameters, self._close_keys, self._ascii_only = parameters, close_keys, ascii_only
+        super().__init__(close_keys)
+        self._parameters, self._ascii_only = parameters, ascii_only
 
     def compose(self) -> ComposeResult:
         """The panel in a window."""
@@ -209,13 +208,3 @@ class ParametersWindow(ModalScreen[None]):
             window.border_title = Content("parameters")
             window.border_subtitle = Content("Esc closes")
             yield ParametersPanel(self._parameters, ascii_only=self._ascii_only)
-
-    def on_key(self, event: events.Key) -> None:
-        """The keys that opened it."""
-        if event.key in self._close_keys:
-            event.stop()
-            self.dismiss()
-
-    def action_close(self) -> None:
-        """Back."""
-        self.dismiss()

@@ -14,7 +14,6 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.content import Content
-from textual.message import Message
 from textual.widgets import Input, Static
 from textual.worker import get_current_worker
 
@@ -25,6 +24,7 @@ from engine.images.save import NUMBERED
 from engine.request import RequestError
 from tui.bindings import GALLERY_BAR, bindings_of
 from tui.screens.pictures import PicturesScreen
+from tui.shared import Shared
 from tui.text import shortened
 from tui.widgets.field import Field
 from tui.widgets.grid import PictureFile, PictureGrid
@@ -55,30 +55,8 @@ class Gallery(PicturesScreen):
     }
     """
 
-    @dataclass
-    class Listed(Message, bubble=False):
-        """What is in the folder; `problem` is a sentence."""
-
-        generation: int
-        files: list[PictureFile]
-        problem: str
-
-    @dataclass
-    class Described(Message, bubble=False):
-        """What some files say; `searched_all`: the last of those that a filter waits for."""
-
-        facts: dict[PictureFile, Facts]
-        searched_all: bool = False
-
-    @dataclass
-    class Drawn(Message, bubble=False):
-        """Thumbnails; None where there can be none."""
-
-        generation: int
-        frames: dict[PictureFile, Preview | None]
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
+    def __init__(self, shared: Shared, folder: Path) -> None:
+        super().__init__(shared)
         self._folder = folder.expanduser().absolute()  # as the engine spells its pictures: stars go by the path
         self._files: list[PictureFile] = []  # all of them
         self._shown: list[PictureFile] = []  # those that pass the filters
@@ -92,9 +70,9 @@ class Gallery(PicturesScreen):
 
     def compose(self) -> ComposeResult:
         """From top to bottom."""
-        t2i = self.t2i
-        yield HeaderLine(ascii_only=t2i.profile.ascii, id="header")
-        yield PictureGrid(self._caption, rendering=t2i.rendering, ascii_only=t2i.profile.ascii, id="grid")
+        shared = self.shared
+        yield HeaderLine(ascii_only=shared.profile.ascii, id="header")
+        yield PictureGrid(self._caption, rendering=shared.profile.rendering, ascii_only=shared.profile.ascii, id="grid")
         yield Static(id="status", markup=False)
         yield Field(placeholder="words of the prompt", id="filter")
         yield KeyBar(id="keys")
@@ -106,7 +84,7 @@ class Gallery(PicturesScreen):
         self.filter.cursor_blink = False
         self._show_keys()
         self.grid.focus()
-        self._favourites = self.t2i.session.history.favourites()
+        self._favourites = self.shared.session.history.favourites()
         self._show()
         self.refresh_folder()
 
@@ -115,7 +93,7 @@ class Gallery(PicturesScreen):
     def refresh_folder(self) -> None:
         """Look for new pictures; returns at once."""
         self._listing += 1
-        generation, folder, keys = self._listing, self._folder, self.t2i.keys
+        generation, folder, keys = self._listing, self._folder, self.shared.keys
 
         def read() -> None:
             files: list[PictureFile] = []
@@ -128,29 +106,29 @@ class Gallery(PicturesScreen):
                 reason = (getattr(error, "strerror", None) or "it is no path that this system knows").lower()
                 problem = f"{shown_path(folder)} cannot be read ({reason})"
                 problem += f"; {keys.shown('output.change')} on the main screen chooses another folder."
-            self.post_message(self.Listed(generation, files, problem))
+            self.call_later(self._listed, generation, files, problem)
 
         self.run_worker(read, name="gallery folder", thread=True, exit_on_error=False)
 
-    @on(Listed)
-    def _listed(self, event: Listed) -> None:
-        if event.generation != self._listing:
+    def _listed(self, generation: int, files: list[PictureFile], problem: str) -> None:
+        """What is in the folder; `problem` is a sentence."""
+        if generation != self._listing:
             return
-        self._files, self._problem = event.files, event.problem or None
-        self._facts = {file: self._facts[file] for file in event.files if file in self._facts}
+        self._files, self._problem = files, problem or None
+        self._facts = {file: self._facts[file] for file in files if file in self._facts}
         self._show()
 
     @on(PictureGrid.Wanted)
     def _wanted(self, event: PictureGrid.Wanted) -> None:
         """What is on the screen: texts first, then the thumbnails, a few at a time."""
         self._drawing += 1
-        generation, thumbnails = self._drawing, self.t2i.thumbnails
+        generation, thumbnails = self._drawing, self.shared.thumbnails
         unknown = [file for file in event.files if file not in self._facts]
 
         def read() -> None:
             worker = get_current_worker()
             if unknown:
-                self.post_message(self.Described({file: read_facts(file.path) for file in unknown}))
+                self.call_later(self._described, {file: read_facts(file.path) for file in unknown})
             frames: dict[PictureFile, Preview | None] = {}
             due = time.monotonic() + BATCH_SECONDS
             for file in event.files if event.room.area else ():
@@ -158,16 +136,16 @@ class Gallery(PicturesScreen):
                     return
                 frames[file] = thumbnails.get(file.path, event.room.width, event.room.height)
                 if time.monotonic() >= due:
-                    self.post_message(self.Drawn(generation, frames))
+                    self.call_later(self._drawn, generation, frames)
                     frames, due = {}, time.monotonic() + BATCH_SECONDS
-            self.post_message(self.Drawn(generation, frames))
+            self.call_later(self._drawn, generation, frames)
 
         self.run_worker(read, name="gallery thumbnails", thread=True, exit_on_error=False)
 
-    @on(Drawn)
-    def _drawn(self, event: Drawn) -> None:
-        if event.generation == self._drawing:
-            self.grid.put(event.frames)
+    def _drawn(self, generation: int, frames: dict[PictureFile, Preview | None]) -> None:
+        """Thumbnails; None where there can be none."""
+        if generation == self._drawing:
+            self.grid.put(frames)
 
     def _search(self) -> None:
         """Read what no filter can do without: the prompts of all files."""
@@ -185,16 +163,16 @@ class Gallery(PicturesScreen):
                     return
                 found[file] = read_facts(file.path)
                 if time.monotonic() >= due:
-                    self.post_message(self.Described(found))
+                    self.call_later(self._described, found)
                     found, due = {}, time.monotonic() + BATCH_SECONDS
-            self.post_message(self.Described(found, searched_all=True))
+            self.call_later(self._described, found, searched_all=True)
 
         self.run_worker(read, name="gallery search", thread=True, exit_on_error=False)
 
-    @on(Described)
-    def _described(self, event: Described) -> None:
-        self._facts |= event.facts
-        if event.searched_all:
+    def _described(self, facts: dict[PictureFile, Facts], *, searched_all: bool = False) -> None:
+        """What some files say; `searched_all`: the last of those that a filter waits for."""
+        self._facts |= facts
+        if searched_all:
             self._searching = False
         if self._words:
             self._show()
@@ -224,7 +202,7 @@ class Gallery(PicturesScreen):
 
     def _sentence(self) -> str:
         """Why there is no picture, where there is none."""
-        keys = self.t2i.keys
+        keys = self.shared.keys
         if self._problem is not None:
             return self._problem
         if not self._files:
@@ -256,7 +234,7 @@ class Gallery(PicturesScreen):
             return ""
         place = f"{self.grid.place + 1}/{len(self._shown)}"
         prompt, name = self._facts.get(file, Facts()).prompt, file.path.name
-        ellipsis = "..." if self.t2i.profile.ascii else "\u2026"
+        ellipsis = "..." if self.shared.profile.ascii else "\u2026"
         room = self.size.width - 2 - len(place) - 4
         name = shortened(name, max(room - cell_len(prompt), room // 3), ellipsis)
         return f"{place}  {shortened(prompt, room - cell_len(name), ellipsis)}  {name}"
@@ -265,12 +243,12 @@ class Gallery(PicturesScreen):
         facts = self._facts.get(file)
         if facts is None:
             return ""
-        star = ("+ " if self.t2i.profile.ascii else "\u2605 ") if file.path in self._favourites else ""
+        star = ("+ " if self.shared.profile.ascii else "\u2605 ") if file.path in self._favourites else ""
         text = f"{facts.seed} {facts.prompt}" if facts.seed is not None else file.path.name
         return f"{star}{text}"
 
     def _show_keys(self) -> None:
-        keys = self.t2i.keys
+        keys = self.shared.keys
         bar = tuple((keys.shown(name), keys[name].label) for name in GALLERY_BAR)
         self.query_one(KeyBar).show((("Enter", "Keep"), ("Esc", "All pictures")) if self.filter.display else bar)
 
@@ -335,11 +313,10 @@ class Gallery(PicturesScreen):
         return self._shown[place + step].path
 
     def pictures_changed(self) -> None:
-        """Stars, or the folder; the main screen's list shows both, too."""
-        self._favourites = self.t2i.session.history.favourites()
+        """Stars, or the folder."""
+        self._favourites = self.shared.session.history.favourites()
         self._show()
         self.refresh_folder()
-        self.t2i.main.pictures_changed()
 
 
 def pictures_in(folder: Path) -> list[PictureFile]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,15 +12,14 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical
 from textual.content import Content
-from textual.message import Message
 from textual.screen import ModalScreen
 from textual.suggester import Suggester
 from textual.widgets import Input, Static
 
 from engine.folders import shown_path
 from engine.request import RequestError
-from tui.listing import name_of
-from tui.screens.dialogs import CLOSE
+from tui.listing import is_part, name_of
+from tui.screens.dialogs import Window
 from tui.text import printable, size
 from tui.widgets.field import Field
 
@@ -32,10 +30,9 @@ if TYPE_CHECKING:
 MAX_ENTRIES = 5000  # of a folder, that are looked at to complete a path
 
 
-class AskPlace(ModalScreen[str | None]):
-    """A file or a folder that is there, as it was typed; None when the person leaves."""
+class AskPlace(Window[str]):
+    """A file or a folder that is there, as it was typed."""
 
-    BINDINGS = [CLOSE]
     DEFAULT_CSS = "AskPlace #problem { color: $error; }"
 
     def __init__(self, question: str, text: str = "", *, problem: str = "", folders_only: bool = False) -> None:
@@ -81,10 +78,6 @@ class AskPlace(ModalScreen[str | None]):
         except (OSError, ValueError, RuntimeError):  # a name too long, a null byte, the home of nobody
             return f"{shown_path(text)} is no path that this system knows."
 
-    def action_close(self) -> None:
-        """Without an answer."""
-        self.dismiss(None)
-
 
 class PathSuggester(Suggester):
     """The first entry of the folder that begins as what was typed."""
@@ -116,17 +109,10 @@ def completed(text: str, *, folders_only: bool) -> str | None:
     return f"{folder}{os.sep}{names[0]}" if names and names[0].isprintable() else None
 
 
-class PullWindow(ModalScreen["Prepared | None"]):
+class PullWindow(Window["Prepared"]):
     """A licence, and how much is to come; y accepts both. Nothing is brought before."""
 
-    BINDINGS = [Binding("y", "accept", "Yes"), Binding("n,escape,q", "close", "No")]
-
-    @dataclass
-    class Asked(Message, bubble=False):
-        """What the hub answered; `problem` is a sentence."""
-
-        prepared: Prepared | None
-        problem: str = ""
+    BINDINGS = [Binding("y", "accept", "Yes"), Binding("n,q", "close", "No")]
 
     def __init__(self, listing: Listing) -> None:
         super().__init__()
@@ -148,24 +134,25 @@ class PullWindow(ModalScreen["Prepared | None"]):
         Thread(target=self._ask, name="prepare", daemon=True).start()
 
     def _ask(self) -> None:
+        prepared, problem = None, ""
         try:
             from engine.library import hub
 
-            self.post_message(self.Asked(hub.prepare(self._listing.name)))
+            prepared = hub.prepare(self._listing.name)
         except RequestError as error:
-            self.post_message(self.Asked(None, str(error)))
+            problem = str(error)
         except Exception as error:
-            self.post_message(self.Asked(None, f"the hub cannot be asked: {' '.join(str(error).split())[:300]}"))
+            problem = f"The hub cannot be asked: {' '.join(str(error).split())[:300]}"
+        self.call_later(self._asked, prepared, problem)
 
-    @on(Asked)
-    def _asked(self, event: Asked) -> None:
-        self._prepared = event.prepared
-        if event.prepared is None:
-            amount = event.problem[:1].upper() + event.problem[1:]
-            answers = "Esc  back"
+    def _asked(self, prepared: Prepared | None, problem: str) -> None:
+        """What the hub answered; `problem` is a sentence."""
+        self._prepared = prepared
+        if prepared is None:
+            amount, answers = problem[:1].upper() + problem[1:], "Esc  back"
         else:
-            come, here = event.prepared.download_bytes, event.prepared.here_bytes
-            place = shown_path(event.prepared.folder)
+            come, here = prepared.download_bytes, prepared.here_bytes
+            place = shown_path(prepared.folder)
             if not come:
                 amount = f"All of it is here already, {size(here)} in {place}."
             elif here:
@@ -181,10 +168,6 @@ class PullWindow(ModalScreen["Prepared | None"]):
         if self._prepared is not None:
             self.dismiss(self._prepared)
 
-    def action_close(self) -> None:
-        """Bring nothing."""
-        self.dismiss(None)
-
 
 class RemoveWindow(ModalScreen[Literal["list", "files"] | None]):
     """What is to be removed: the name, or what was pulled or made as well. The person's own files never are."""
@@ -195,12 +178,11 @@ class RemoveWindow(ModalScreen[Literal["list", "files"] | None]):
         Binding("n,escape,q", "answer('n')", "No"),
     ]
 
-    def __init__(self, listing: Listing, *, has_forms: bool) -> None:
-        """`has_forms`: it is a model of which we may keep another form."""
+    def __init__(self, listing: Listing) -> None:
         super().__init__()
         self._listing = listing
         self._answers: dict[str, Literal["list", "files"]] = {"y": "files" if listing.pulled else "list"}
-        if has_forms and not listing.pulled:
+        if not is_part(listing) and not listing.pulled:  # we may keep another form of it
             self._answers["f"] = "files"
 
     def compose(self) -> ComposeResult:

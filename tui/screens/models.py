@@ -5,16 +5,16 @@ What takes time is done in threads; the search and the pull are the app's, and g
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
-from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
@@ -22,19 +22,19 @@ from textual.widgets.option_list import Option
 from engine.folders import shown_path
 from engine.request import RequestError
 from tui.bindings import MODELS_BAR, bindings_of
-from tui.library import ScanEnded
-from tui.listing import State, about, is_named, name_of, rows, state_of, title
+from tui.library import Scan, found_rows
+from tui.listing import State, about, is_named, is_part, name_of, rows, state_of, title, why_it_stays
 from tui.screens.dialogs import ReadText
 from tui.screens.model_dialogs import AskPlace, PullWindow, RemoveWindow
+from tui.shared import Shared
 from tui.text import counted, printable, size
 from tui.widgets.lines import HeaderLine, KeyBar, WorkLine
 
 if TYPE_CHECKING:
     from engine.library.hub import Prepared
     from engine.library.inventory import Listing
-    from tui.app import T2IApp
 
-PARTS_OF_MODELS = ("autoencoder", "text encoder", "tokenizers")  # kinds that are no model of their own
+T = TypeVar("T")
 
 
 class ModelsScreen(Screen[None]):
@@ -57,55 +57,19 @@ class ModelsScreen(Screen[None]):
     }
     """
 
-    @dataclass
-    class Listed(Message, bubble=False):
-        """All models; `problem` is a sentence."""
-
-        listings: list[Listing]
-        problem: str = ""
-        select: str = ""  # the model to go to
-
-    @dataclass
-    class Checked(Message, bubble=False):
-        """Whether a model can be opened; `problem` says why not."""
-
-        name: str
-        problem: str
-
-    @dataclass
-    class Refused(Message, bubble=False):
-        """A place that cannot be added, and why."""
-
-        place: str
-        problem: str
-
-    @dataclass
-    class Done(Message, bubble=False):
-        """Something was done to the list, or could not be; the sentence says what."""
-
-        sentence: str
-        select: str = ""
-        failed: bool = False
-
-    def __init__(self) -> None:
+    def __init__(self, shared: Shared, open_model: Callable[[str], None]) -> None:
+        """`open_model` makes the next pictures with a model."""
         super().__init__()
+        self.shared, self._open_model = shared, open_model
         self._listings: list[Listing] = []
         self._states: list[State] = []
         self._described: Listing | None = None  # in the details
         self._problem = ""  # why there is no list, as a sentence
         self._busy = ""  # what a thread of this screen does
 
-    @property
-    def t2i(self) -> T2IApp:
-        """The app."""
-        from tui.app import T2IApp
-
-        assert isinstance(self.app, T2IApp)
-        return self.app
-
     def compose(self) -> ComposeResult:
         """From top to bottom."""
-        ascii_only = self.t2i.profile.ascii
+        ascii_only = self.shared.profile.ascii
         yield HeaderLine(ascii_only=ascii_only, id="header")
         with Vertical(id="models"):
             yield Static(id="columns", markup=False)
@@ -123,44 +87,41 @@ class ModelsScreen(Screen[None]):
         self.list.focus()
         self._busy = "reading the list ..."
         self.update_work()
-        self.refresh_list(select=self.t2i.session.model)
-        self.t2i.models_changed.subscribe(self, self._changed)
+        self.refresh_list(select=self.shared.session.model)
+        self.shared.models_changed.subscribe(self, self._changed)
 
     # The list.
 
     def refresh_list(self, *, select: str = "") -> None:
         """Read it anew; returns at once."""
 
-        def read() -> None:
+        def read() -> tuple[list[Listing], str]:
             from engine.library import inventory, registry
 
-            try:
-                listings = inventory.listed()
-                for place in dict.fromkeys(part.place for part in inventory.loose()):
-                    with suppress(RequestError):
-                        listings.append(inventory.show(place))
-                self.post_message(self.Listed(listings, registry.known().problem, select=select))
-            except (RequestError, OSError) as error:
-                self.post_message(self.Listed([], str(error)))
+            listings = inventory.listed()
+            for place in dict.fromkeys(part.place for part in inventory.loose()):
+                with suppress(RequestError):
+                    listings.append(inventory.show(place))
+            return listings, registry.known().problem
 
-        self.run_worker(read, name="models", thread=True, exit_on_error=False)
+        self._run("models", read, lambda found: self._listed(*found, select), lambda why: self._listed([], why, select))
 
-    @on(Listed)
-    def _listed(self, event: Listed) -> None:
-        if event.problem and event.listings and event.problem != self._problem:
-            self.t2i.say(event.problem, "warning")
-        self._busy, self._problem = "", event.problem
+    def _listed(self, listings: list[Listing], problem: str, select: str) -> None:
+        """All models; `problem` is a sentence, and `select` the model to go to."""
+        if problem and listings and problem != self._problem:
+            self.shared.say(problem, "warning")
+        self._problem = problem
         before = self.selected
-        wanted = event.select or (before.name if before is not None else "")
-        self._listings = event.listings
-        place = next((index for index, listing in enumerate(self._listings) if is_named(listing, wanted)), None)
-        if place is None and self._listings:
-            place = min(self.list.highlighted or 0, len(self._listings) - 1)  # where the one was that has gone
+        wanted = select or (before.name if before is not None else "")
+        self._listings = listings
+        place = next((index for index, listing in enumerate(listings) if is_named(listing, wanted)), None)
+        if place is None and listings:
+            place = min(self.list.highlighted or 0, len(listings) - 1)  # where the one was that has gone
         self._show(place)
         self.update_work()
 
     def _find_states(self) -> list[State]:
-        session, pull = self.t2i.session, self.t2i.pull
+        session, pull = self.shared.session, self.shared.pull
         pulling = pull.name if pull is not None else ""
         return [
             state_of(listing, opened=session.opened, chosen=session.model, pulling=pulling)
@@ -171,7 +132,7 @@ class ModelsScreen(Screen[None]):
         """The rows, with this one highlighted."""
         self._states = self._find_states()
         width = self.list.scrollable_content_region.width or self.size.width - 2
-        columns, texts = rows(self._listings, self._states, width, ascii_only=self.t2i.profile.ascii)
+        columns, texts = rows(self._listings, self._states, width, ascii_only=self.shared.profile.ascii)
         self.query_one("#columns", Static).update(Content(columns if self._listings else ""))
         if len(texts) == self.list.option_count:
             for index, text in enumerate(texts):
@@ -207,9 +168,9 @@ class ModelsScreen(Screen[None]):
 
     def _advice(self, listing: Listing) -> str:
         """What can be done with it."""
-        keys, pull = self.t2i.keys, self.t2i.pull
+        keys, pull = self.shared.keys, self.shared.pull
         texts = []
-        if self._can_open(listing) and not is_named(listing, self.t2i.session.opened):
+        if self._can_open(listing) and not is_named(listing, self.shared.session.opened):
             texts.append("Enter opens it")
         if pull is not None and pull.name == listing.name:
             texts.append(f"{keys.shown('models.stop', letter=True)} stops the pull")
@@ -219,7 +180,7 @@ class ModelsScreen(Screen[None]):
 
     def _can_open(self, listing: Listing) -> bool:
         """A simulated one needs no weights."""
-        return listing.kind not in PARTS_OF_MODELS and (listing.here or self.t2i.session.simulate)
+        return not is_part(listing) and (listing.here or self.shared.session.simulate)
 
     def on_resize(self) -> None:
         """Columns and lines are made for the room that there is."""
@@ -233,12 +194,12 @@ class ModelsScreen(Screen[None]):
         self.update_work()
         if ended is not None:
             self.refresh_list()
-        if isinstance(ended, ScanEnded) and self.is_current:
+        if isinstance(ended, Scan) and self.is_current:
             self._show_scan(ended)
 
     def update_work(self) -> None:
         """What is above the list and below."""
-        scan, pull, session = self.t2i.scan, self.t2i.pull, self.t2i.session
+        scan, pull, session = self.shared.scan, self.shared.pull, self.shared.session
         self.query_one("#scan", WorkLine).show(*("scan", str(scan)) if scan is not None else (self._busy, ""))
         self.query_one("#pull", WorkLine).show(
             *(f"pull {pull.name}", str(pull), pull.fraction) if pull is not None else ("", "")
@@ -247,7 +208,7 @@ class ModelsScreen(Screen[None]):
         left = (counted(len(self._listings), "model"), f"{here} here") if self._listings else ("models",)
         state = "is open" if session.opened == session.model else "comes next"
         self.query_one(HeaderLine).show(left, (f"{printable(Path(session.model).name or session.model)} {state}",))
-        keys = self.t2i.keys
+        keys = self.shared.keys
         works = scan is not None or pull is not None
         bar = [*MODELS_BAR[:-1], "models.stop" if works else MODELS_BAR[-1]]
         shown = [(keys.shown(name, letter=name == "models.stop"), keys[name].label) for name in bar]
@@ -256,13 +217,13 @@ class ModelsScreen(Screen[None]):
 
     def action_stop(self) -> None:
         """The search if there is one, else the pull."""
-        if self.t2i.scan is not None:
-            self.t2i.library.stop_scan()
-        elif self.t2i.pull is not None:
-            self.t2i.library.stop_pull()
+        if self.shared.scan is not None:
+            self.shared.library.stop_scan()
+        elif self.shared.pull is not None:
+            self.shared.library.stop_pull()
         else:
-            self.t2i.say("Nothing is being looked for or brought.")
-        self.t2i.models_changed.publish(None)
+            self.shared.say("Nothing is being looked for or brought.")
+        self.shared.models_changed.publish(None)
 
     def action_back(self) -> None:
         """To the prompt; a search and a pull go on."""
@@ -276,35 +237,26 @@ class ModelsScreen(Screen[None]):
         listing = self._chosen()
         if listing is None:
             return
-        if listing.kind in PARTS_OF_MODELS:
-            self.t2i.say(f"{name_of(listing)} is no model by itself: every model that it fits uses it.")
+        if is_part(listing):
+            self.shared.say(f"{name_of(listing)} is no model by itself: every model that it fits uses it.")
             return
-        name, simulate = listing.name, self.t2i.session.simulate
+        name, simulate = listing.name, self.shared.session.simulate
         if not listing.here and not simulate and listing.can_pull:
-            self.t2i.say(f"{name} is not here; {self.t2i.keys.shown('models.pull')} brings it.", "warning")
+            self.shared.say(f"{name} is not here; {self.shared.keys.shown('models.pull')} brings it.", "warning")
             return
 
         def check() -> None:
             from engine.library.catalog import open_model
 
-            try:
-                open_model(name)
-                self.post_message(self.Checked(name, ""))
-            except (RequestError, OSError) as error:
-                self.post_message(self.Checked(name, str(error)))
+            open_model(name)
 
-        self._begin(f"opening {name} ...")
-        self.run_worker(check, name="check", thread=True, exit_on_error=False)
-
-    @on(Checked)
-    def _checked(self, event: Checked) -> None:
-        self._begin("")
-        if event.problem:
-            self.t2i.say(event.problem, "error")
-        else:
+        def checked(_: None) -> None:
             if self.is_current:
                 self.dismiss()
-            self.t2i.open_model(event.name)
+            self._open_model(name)
+
+        self._begin(f"opening {name} ...")
+        self._run("check", check, checked, self._failed)
 
     # To add and to find some.
 
@@ -317,58 +269,47 @@ class ModelsScreen(Screen[None]):
             if place is None:
                 return
 
-            def add() -> None:
+            def add() -> Listing:
                 from engine.library import inventory
 
-                try:
-                    listing = inventory.add(Path(place).expanduser())
-                    what = "it goes with every model that it fits" if listing.kind in PARTS_OF_MODELS else listing.kind
-                    self.post_message(self.Done(f"{name_of(listing)} is in the list: {what}.", listing.name))
-                except (RequestError, OSError) as error:
-                    self.post_message(self.Refused(place, str(error)))
+                return inventory.add(Path(place).expanduser())
+
+            def added(listing: Listing) -> None:
+                what = "it goes with every model that it fits" if is_part(listing) else listing.kind
+                self._done(f"{name_of(listing)} is in the list: {what}.", listing.name)
+
+            def refused(problem: str) -> None:
+                if self.is_current:
+                    self._ask_place(place, problem)
+                else:
+                    self.shared.say(problem, "error")
 
             self._begin(f"looking at {place} ...")
-            self.run_worker(add, name="add", thread=True, exit_on_error=False)
+            self._run("add", add, added, refused)
 
         question = "Add a model: its folder, or its file; or a part that completes others."
         self.app.push_screen(AskPlace(question, text, problem=problem), answered)
 
-    @on(Refused)
-    def _refused(self, event: Refused) -> None:
-        self._begin("")
-        if self.is_current:
-            self._ask_place(event.place, event.problem)
-        else:
-            self.t2i.say(event.problem, "error")
-
     def action_scan(self) -> None:
         """Ask for a folder, and look for models there and below."""
-        library = self.t2i.library
+        library = self.shared.library
         if library.scan is not None:
-            self.t2i.say(f"{shown_path(library.scan.folder)} is being searched; one search at a time.")
+            self.shared.say(f"{shown_path(library.scan.folder)} is being searched; one search at a time.")
             return
 
         def answered(place: str | None) -> None:
             if place is not None:
                 library.look(Path(place).expanduser())
-                self.t2i.models_changed.publish(None)
+                self.shared.models_changed.publish(None)
 
         question = "Look for models in this folder and below; nothing is copied."
         self.app.push_screen(AskPlace(question, folders_only=True), answered)
 
-    def _show_scan(self, ended: ScanEnded) -> None:
+    def _show_scan(self, scan: Scan) -> None:
         """What was found, one by one, where there is more to say than the note has room for."""
-        found = ended.scan.found
-        if found is None or ended.problem or ended.scan.stopping or not (found.loose or found.refused):
-            return
-        unreadable = f"; {found.unreadable} could not be read" if found.unreadable else ""
-        looked = f"{counted(found.folders, 'folder')} and {counted(found.files, 'file')} were looked at{unreadable}."
-        lines = [("", looked), ("", "")]
-        lines += [("new", f"{listing.name}: {listing.place}") for listing in found.added]
-        lines += [("known", f"{listing.name}: {listing.place}") for listing in found.known]
-        lines += [("a part", f"{part.title}: {part.place}") for part in found.loose]
-        lines += [("not usable", sentence) for sentence in found.refused]
-        self.app.push_screen(ReadText(f"scan of {ended.scan.folder}", lines))
+        lines = found_rows(scan)
+        if lines:
+            self.app.push_screen(ReadText(f"scan of {scan.folder}", lines))
 
     # To pull and to remove one.
 
@@ -377,18 +318,18 @@ class ModelsScreen(Screen[None]):
         listing = self._chosen()
         if listing is None:
             return
-        library = self.t2i.library
+        library = self.shared.library
         if library.pull is not None:
-            self.t2i.say(f"{library.pull.name} is being pulled; one at a time.")
+            self.shared.say(f"{library.pull.name} is being pulled; one at a time.")
         elif not listing.can_pull:
             what = "is here" if listing.here else "is not in the model hub under a name that is known"
-            self.t2i.say(f"{listing.name} {what}; there is nothing to pull.")
+            self.shared.say(f"{listing.name} {what}; there is nothing to pull.")
         else:
 
             def answered(prepared: Prepared | None) -> None:
                 if prepared is not None:
                     library.bring(listing.name, prepared)
-                    self.t2i.models_changed.publish(None)
+                    self.shared.models_changed.publish(None)
 
             self.app.push_screen(PullWindow(listing), answered)
 
@@ -397,53 +338,65 @@ class ModelsScreen(Screen[None]):
         listing = self._chosen()
         if listing is None:
             return
-        session, library = self.t2i.session, self.t2i.library
+        session, library = self.shared.session, self.shared.library
         if not listing.can_remove:
-            self.t2i.say(_why_it_stays(listing))
+            self.shared.say(why_it_stays(listing))
         elif is_named(listing, session.model) or is_named(listing, session.opened):
-            self.t2i.say(f"{listing.name} is open; open another one before it is removed.", "warning")
+            self.shared.say(f"{listing.name} is open; open another one before it is removed.", "warning")
         elif library.pull is not None and library.pull.name == listing.name:
-            self.t2i.say(f"{listing.name} is being pulled; stop that first.", "warning")
+            self.shared.say(f"{listing.name} is being pulled; stop that first.", "warning")
         else:
 
             def answered(what: str | None) -> None:
                 if what is not None:
                     self._begin(f"removing {name_of(listing)} ...")
-                    self.run_worker(lambda: remove(what == "files"), name="remove", thread=True, exit_on_error=False)
+                    self._run("remove", lambda: remove(what == "files"), self._done, failed)
 
-            def remove(files: bool) -> None:
+            def remove(files: bool) -> str:
                 from engine.library import inventory
 
-                try:
-                    sentence, freed = inventory.remove(listing.name, files=files)
-                    self.post_message(self.Done(f"{sentence} {size(freed)} are free again." if freed else sentence))
-                except (RequestError, OSError) as error:
-                    self.post_message(self.Done(str(error), failed=True))
+                sentence, freed = inventory.remove(listing.name, files=files)
+                return f"{sentence} {size(freed)} are free again." if freed else sentence
 
-            has_forms = listing.kind not in PARTS_OF_MODELS
-            self.app.push_screen(RemoveWindow(listing, has_forms=has_forms), answered)
+            def failed(problem: str) -> None:
+                self._failed(problem)
+                self.refresh_list()
 
-    @on(Done)
-    def _done(self, event: Done) -> None:
-        self._begin("")
-        self.t2i.say(event.sentence, "error" if event.failed else "information")
-        self.refresh_list(select=event.select)
+            self.app.push_screen(RemoveWindow(listing), answered)
+
+    # What a thread does.
+
+    def _run(self, name: str, work: Callable[[], T], done: Callable[[T], None], failed: Callable[[str], None]) -> None:
+        """`work` in a thread; then, here, what comes of it, or a sentence about why not."""
+
+        def over(then: Callable[[], None]) -> None:
+            self._begin("")
+            then()
+
+        def run() -> None:
+            try:
+                result = work()
+                self.call_later(over, partial(done, result))
+            except (RequestError, OSError) as error:
+                self.call_later(over, partial(failed, str(error)))
+
+        self.run_worker(run, name=name, thread=True, exit_on_error=False)
+
+    def _begin(self, what: str) -> None:
+        """A thread begins something, or has done it ("")."""
+        self._busy = what
+        self.update_work()
+
+    def _done(self, sentence: str, select: str = "") -> None:
+        """Something was done to the list."""
+        self.shared.say(sentence)
+        self.refresh_list(select=select)
+
+    def _failed(self, problem: str) -> None:
+        self.shared.say(problem, "error")
 
     def _chosen(self) -> Listing | None:
         listing = self.selected
         if listing is None:
-            self.t2i.say(self._problem or "There is no model here yet.")
+            self.shared.say(self._problem or "There is no model here yet.")
         return listing
-
-    def _begin(self, what: str) -> None:
-        """A thread of this screen begins something, or has done it ("")."""
-        self._busy = what
-        self.update_work()
-
-
-def _why_it_stays(listing: Listing) -> str:
-    if listing.kind == "demo":
-        return "The demo model is part of the program; it stays."
-    if listing.here:
-        return f"Another program brought {listing.name}, so its files stay."
-    return f"{listing.name} is not here; there is nothing to remove."

@@ -8,22 +8,23 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual.screen import Screen
 
 from engine.folders import shown_path
+from engine.prompts.variants import escape
 from engine.request import Request, RequestError
-from engine.text import some_of
 from tui.jobs import Job
 from tui.screens.dialogs import Confirm, ReadText
+from tui.shared import Shared
 from tui.text import duration
-from tui.variants import escape
 
 if TYPE_CHECKING:
     from engine.images.metadata import Record, Said
-    from tui.app import T2IApp
 
 TRASH = ".trash"
 
@@ -31,13 +32,9 @@ TRASH = ".trash"
 class PicturesScreen(Screen[None]):
     """A screen with a selected picture or job."""
 
-    @property
-    def t2i(self) -> T2IApp:
-        """The app."""
-        from tui.app import T2IApp
-
-        assert isinstance(self.app, T2IApp)
-        return self.app
+    def __init__(self, shared: Shared) -> None:
+        super().__init__()
+        self.shared = shared
 
     def selected_path(self) -> Path | None:
         """The selected picture's file, if there is one."""
@@ -51,7 +48,7 @@ class PicturesScreen(Screen[None]):
         """Make this the selected picture, if it is shown here."""
 
     def pictures_changed(self) -> None:
-        """A picture was deleted, or its star changed."""
+        """A picture was deleted, or its star changed; on this screen, or on one that lies on it."""
         raise NotImplementedError
 
     def refresh_folder(self) -> None:
@@ -61,13 +58,15 @@ class PicturesScreen(Screen[None]):
         """The picture before or after another in the order of this screen."""
         raise NotImplementedError
 
+    def ask(self, question: str, then: Callable[[], None]) -> None:
+        """Do it where the person says yes."""
+        self.app.push_screen(Confirm(question), lambda yes: then() if yes else None)
+
     def action_view(self) -> None:
         """Fill the terminal with the picture."""
         path = self._path()
         if path is not None:
-            from tui.screens.viewer import Viewer
-
-            self.app.push_screen(Viewer(path, self.neighbour))
+            self.shared.host.open_picture(path, self.neighbour)
 
     def action_open(self) -> None:
         """Open the picture in the system's viewer, or say how to see it where there can be none."""
@@ -76,7 +75,7 @@ class PicturesScreen(Screen[None]):
         path = self._path()
         if path is None:
             return
-        settings = self.t2i.settings
+        settings = self.shared.settings
         try:
             plan = plan_open(
                 check_openable(path),
@@ -89,7 +88,7 @@ class PicturesScreen(Screen[None]):
                 host=settings.host,
             )
         except RequestError as error:
-            self.t2i.say(str(error), "error")
+            self.shared.say(str(error), "error")
             return
         if isinstance(plan, Remote):
             self.app.copy_to_clipboard(_plain(plan.path))
@@ -101,7 +100,7 @@ class PicturesScreen(Screen[None]):
                 ("fetch it", ""),
                 ("", plan.scp),  # on a line of its own, to be copied
                 *([("show it", plan.hint)] if plan.hint else []),
-                ("here", f"{self.t2i.keys.shown('image.view')} fills the terminal with the picture"),
+                ("here", f"{self.shared.keys.shown('image.view')} fills the terminal with the picture"),
             ]
             self.app.push_screen(ReadText("Open the picture", rows))
             return
@@ -109,17 +108,17 @@ class PicturesScreen(Screen[None]):
         def start() -> None:
             problem = run_plan(plan)
             if problem is not None:
-                self.app.call_later(self.t2i.say, problem, "error")
+                self.app.call_later(self.shared.say, problem, "error")
 
         self.app.run_worker(start, name="open", thread=True, exit_on_error=False)
-        self.t2i.say(f"Opening {path.name} ...")
+        self.shared.say(f"Opening {path.name} ...")
 
     def action_copy_path(self) -> None:
         """The path to the clipboard, and on the screen: not every terminal takes it."""
         path = self._path()
         if path is not None:
             self.app.copy_to_clipboard(_plain(path))
-            self.t2i.say(f"Sent to the terminal's clipboard: {_plain(path)}")
+            self.shared.say(f"Sent to the terminal's clipboard: {_plain(path)}")
 
     def action_copy_scp(self) -> None:
         """A line that fetches the picture over SSH, to the clipboard and on the screen."""
@@ -128,24 +127,24 @@ class PicturesScreen(Screen[None]):
         path = self._path()
         if path is not None:
             environment = {**os.environ, "SSH_TTY": "1"}
-            plan = plan_open(path.absolute(), environment, "linux", lambda _: None, host=self.t2i.settings.host)
+            plan = plan_open(path.absolute(), environment, "linux", lambda _: None, host=self.shared.settings.host)
             assert isinstance(plan, Remote)
             self.app.copy_to_clipboard(plan.scp)
-            self.t2i.say(f"Sent to the terminal's clipboard: {plan.scp}")
+            self.shared.say(f"Sent to the terminal's clipboard: {plan.scp}")
 
     def action_info(self) -> None:
         """The settings in the file; of a job without one, its request."""
         from engine.images.metadata import read_settings
 
         job, path = self.selected_job(), self.selected_path()
-        keys = self.t2i.keys.pressed("image.info")
+        keys = self.shared.keys.pressed("image.info")
         if path is not None:
             try:
                 said = read_settings(path, lenient=True)
                 rows = [*record_rows(path, said.record), *foreign_rows(said)]
                 self.app.push_screen(ReadText(path.name, rows, keys))
             except RequestError as error:
-                self.t2i.say(str(error), "error")
+                self.shared.say(str(error), "error")
         elif job is not None:
             title = "a simulated job" if job.simulated else "a job without a picture"
             self.app.push_screen(ReadText(title, job_rows(job), keys))
@@ -167,61 +166,54 @@ class PicturesScreen(Screen[None]):
             return
         request, _ = said
         if request.seed is None:
-            self.t2i.say("This picture does not say its seed.", "warning")
+            self.shared.say("This picture does not say its seed.", "warning")
         else:
-            self.t2i.session.parameters.seed = request.seed
-            self.t2i.parameters_changed()
-            self.t2i.say(f"The seed stays {request.seed}.")
+            self.shared.session.parameters.seed = request.seed
+            self.shared.parameters_changed()
+            self.shared.say(f"The seed stays {request.seed}.")
 
     def action_favourite(self) -> None:
         """Give the picture a star, or take it."""
         path = self._path()
         if path is not None:
-            history = self.t2i.session.history
+            history = self.shared.session.history
             history.set_favourite(path, not history.is_favourite(path))
-            self.t2i.tell_notices()
-            self.pictures_changed()
+            self.shared.tell_notices()
+            self.shared.host.pictures_changed()
 
     def action_compare(self) -> None:
         """Mark a picture; with one marked, show the two side by side."""
         path = self._path()
         if path is None:
             return
-        marked = self.t2i.marked
+        marked = self.shared.marked
         if marked is None or marked == path or not marked.is_file():
-            self.t2i.marked = path
-            self.t2i.say(
-                f"{path.name} is marked; choose another and press {self.t2i.keys.shown('image.compare')} again."
+            self.shared.marked = path
+            self.shared.say(
+                f"{path.name} is marked; choose another and press {self.shared.keys.shown('image.compare')} again."
             )
             return
-        from tui.screens.compare import Compare
-
-        self.t2i.marked = None
+        self.shared.marked = None
         self.app.clear_notifications()  # one of them says what to do next, which is done
-        self.app.push_screen(Compare(marked, path))
+        self.shared.host.open_pair(marked, path)
 
     def action_delete(self) -> None:
         """The picture to the trash folder, after asking; a job that waits off the queue."""
         job, path = self.selected_job(), self.selected_path()
-        session = self.t2i.session
+        session = self.shared.session
         if job is not None and job.state == "queued":
             try:
                 session.remove(job.id)
             except RequestError as error:
-                self.t2i.say(str(error), "error")
-            self.pictures_changed()
+                self.shared.say(str(error), "error")
+            self.shared.host.pictures_changed()
         elif job is not None and (job.state in ("failed", "cancelled") or (job.simulated and job.state == "done")):
             session.forget_result(job.id)
-            self.pictures_changed()
+            self.shared.host.pictures_changed()
             if job.state == "done":
-                self.t2i.say("There was no picture to delete; the simulated job is off the list.")
+                self.shared.say("There was no picture to delete; the simulated job is off the list.")
         elif path is not None:
-
-            def answered(yes: bool | None) -> None:
-                if yes:
-                    self._to_trash(path)
-
-            self.app.push_screen(Confirm(f"Move {path.name} to the trash folder?"), answered)
+            self.ask(f"Move {path.name} to the trash folder?", partial(self._to_trash, path))
         else:
             self._nothing()
 
@@ -230,43 +222,46 @@ class PicturesScreen(Screen[None]):
             kept = move_to_trash(path)
         except OSError as error:
             reason = (error.strerror or "unknown reason").lower()
-            self.t2i.say(f"{shown_path(path)} cannot be moved to the trash folder: {reason}.", "error")
+            self.shared.say(f"{shown_path(path)} cannot be moved to the trash folder: {reason}.", "error")
             return
-        self.t2i.session.forget_picture(path)
-        self.t2i.say(f"Moved to {shown_path(kept)}.")
-        self.pictures_changed()
+        self.shared.session.forget_picture(path)
+        self.shared.say(f"Moved to {shown_path(kept)}.")
+        self.shared.host.pictures_changed()
 
     def _take_over(self, *, seed: bool) -> None:
         said = self._said()
         if said is None:
             return
-        request, left_out = said
-        not_offered = self.t2i.session.parameters.take(request, seed=seed)
-        self.t2i.take_prompt(escape(request.prompt) if seed or request.template is None else request.template)
-        self.t2i.parameters_changed()
+        request, says = said
+        not_offered = self.shared.session.parameters.take(request, seed=seed)
+        self.shared.host.take_prompt(escape(request.prompt) if seed or request.template is None else request.template)
+        self.shared.parameters_changed()
         sentences = []
         if not_offered:
             sentences.append(f"This model does not take {', '.join(not_offered)} as they were; its own choice holds.")
-        if left_out:
-            sentences.append(f"Left out: {some_of(left_out)}.")
+        if says is not None:
+            left_out = [*says.left_out, *([f"model {says.model}"] if says.model else [])]
+            not_taken = {*not_offered} if seed else {*not_offered, "seed"}
+            if account := says.account(left_out, without=not_taken):
+                sentences.append(f"{account[0].upper()}{account[1:]}.")
         if sentences:
-            self.t2i.say(" ".join(sentences), "warning")
+            self.shared.say(" ".join(sentences), "warning")
 
-    def _said(self) -> tuple[Request, tuple[str, ...]] | None:
-        """What the selected picture's file says, and what of it is left out; without a file, what its job asked for."""
+    def _said(self) -> tuple[Request, Said | None] | None:
+        """What the selected picture's file says; without a file, what its job asked for."""
         from engine.images.metadata import read_settings
 
         job, path = self.selected_job(), self.selected_path()
         if path is not None:
             try:
                 said = read_settings(path, lenient=True)
-                return said.record.request, said.left_out
+                return said.record.request, said
             except RequestError as error:
                 if job is None:
-                    self.t2i.say(str(error), "error")
+                    self.shared.say(str(error), "error")
                     return None
         if job is not None:
-            return job.request, ()
+            return job.request, None
         self._nothing()
         return None
 
@@ -275,17 +270,17 @@ class PicturesScreen(Screen[None]):
         if path is None:
             self._nothing()
         elif not path.is_file():
-            self.t2i.say(f"{shown_path(path)} is not there any more.", "warning")
+            self.shared.say(f"{shown_path(path)} is not there any more.", "warning")
             return None
         return path
 
     def _nothing(self) -> None:
         job = self.selected_job()
         if job is not None and job.simulated:
-            key = self.t2i.keys.shown("image.remix", letter=True)
-            self.t2i.say(f"This job is simulated, so there is no picture; {key} takes its prompt over.")
+            key = self.shared.keys.shown("image.remix", letter=True)
+            self.shared.say(f"This job is simulated, so there is no picture; {key} takes its prompt over.")
         else:
-            self.t2i.say("There is no picture here yet.")
+            self.shared.say("There is no picture here yet.")
 
 
 def move_to_trash(path: Path) -> Path:

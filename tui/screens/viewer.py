@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Container
 from textual.content import Content
-from textual.message import Message
 from textual.widgets import Static
 
 from engine.events import Preview
@@ -20,6 +17,7 @@ from engine.images.metadata import Record, read_record
 from engine.request import RequestError
 from tui.bindings import bindings_of
 from tui.screens.pictures import PicturesScreen
+from tui.shared import Shared
 from tui.text import shortened
 from tui.thumbnails import read_small
 from tui.widgets.picture import PictureView
@@ -44,29 +42,21 @@ class Viewer(PicturesScreen):
     }
     """
 
-    @dataclass
-    class Loaded(Message, bubble=False):
-        """What is in the file; None for what it cannot give."""
-
-        generation: int
-        frame: Preview | None
-        record: Record | None
-
-    def __init__(self, path: Path, neighbour: Callable[[Path, int], Path | None]) -> None:
+    def __init__(self, shared: Shared, path: Path, neighbour: Callable[[Path, int], Path | None]) -> None:
         """`neighbour` gives the picture before (-1) or after (1) another one, if there is one."""
-        super().__init__()
+        super().__init__(shared)
         self._file = path
         self._neighbour = neighbour
         self._next_file: Path | None = None  # where a deleted picture leaves a gap
         self._image: Any = None  # the widget that shows a picture by the terminal's own graphics, where there is one
         self._loading = 0  # the number of the latest load
-        self._loaded: Viewer.Loaded | None = None
+        self._loaded: tuple[Preview | None, Record | None] | None = None  # what the file gave
 
     def compose(self) -> ComposeResult:
         """The picture, and a line of text below it."""
-        images = self.t2i.images
+        images = self.shared.images
         if images is None:
-            yield PictureView(rendering=self.t2i.rendering, id="picture")
+            yield PictureView(rendering=self.shared.profile.rendering, id="picture")
         else:
             self._image = images()
             with Container(id="frame"):
@@ -84,7 +74,7 @@ class Viewer(PicturesScreen):
 
     def _load(self) -> None:
         self._loading += 1
-        generation, path, thumbnails = self._loading, self._file, self.t2i.thumbnails
+        generation, path, thumbnails = self._loading, self._file, self.shared.thumbnails
         room = None if self._image is not None else self.query_one(PictureView).room
 
         def read() -> None:
@@ -98,40 +88,39 @@ class Viewer(PicturesScreen):
                 frame = read_small(path, MAX_SIDE, MAX_SIDE)
             else:
                 frame = thumbnails.get(path, room.width, room.height)
-            self.post_message(self.Loaded(generation, frame, record))
+            self.call_later(self._show, generation, frame, record)
 
         if self._loaded is None:  # else the picture before stays until the next is there
             self._show_line(f"{path.name} ...")
         self.run_worker(read, name="viewer", thread=True, exit_on_error=False)
 
-    @on(Loaded)
-    def _show(self, event: Loaded) -> None:
-        if event.generation != self._loading:
+    def _show(self, generation: int, frame: Preview | None, record: Record | None) -> None:
+        """What is in the file; None for what it cannot give."""
+        if generation != self._loading:
             return
-        self._loaded = event
+        self._loaded = frame, record
         if self._image is not None:
             from PIL import Image
 
-            frame = event.frame
             picture = None if frame is None else Image.frombytes("RGB", (frame.width, frame.height), frame.rgb)
             self._image.image = picture
         self._show_line(self._description())
 
     def _show_line(self, text: str) -> None:
-        text = shortened(text, self.size.width, "..." if self.t2i.profile.ascii else "\u2026")
+        text = shortened(text, self.size.width, "..." if self.shared.profile.ascii else "\u2026")
         if self._image is not None:
             self.query_one("#line", Static).update(Content(text), layout=False)
         else:
-            self.query_one(PictureView).show(None if self._loaded is None else self._loaded.frame, text)
+            self.query_one(PictureView).show(None if self._loaded is None else self._loaded[0], text)
 
     def _description(self) -> str:
-        loaded, name = self._loaded, self._file.name
-        if loaded is None or loaded.frame is None:
+        name, (frame, record) = self._file.name, self._loaded or (None, None)
+        if frame is None:
             return f"{name} cannot be shown"
-        star = ("+ " if self.t2i.profile.ascii else "\u2605 ") * self.t2i.session.history.is_favourite(self._file)
-        if loaded.record is None:
+        star = ("+ " if self.shared.profile.ascii else "\u2605 ") * self.shared.session.history.is_favourite(self._file)
+        if record is None:
             return f"{star}{name}"
-        request = loaded.record.request
+        request = record.request
         parts = [f"seed {request.seed}"] if request.seed is not None else []  # other programs may leave it out
         parts += [f"{request.width}x{request.height}"] if request.width is not None else []
         return "  ".join((f"{star}{name}", *parts, request.prompt))
@@ -152,8 +141,9 @@ class Viewer(PicturesScreen):
 
     def action_back(self) -> None:
         """To the screen below, where the gallery follows. (Not before: Textual paints this screen for it, too.)"""
-        below = screen_below(self)
-        if below is not None:
+        stack = self.app.screen_stack
+        below = stack[max(0, stack.index(self) - 1)]
+        if isinstance(below, PicturesScreen):
             below.select(self._file)
         self.dismiss()
 
@@ -172,19 +162,9 @@ class Viewer(PicturesScreen):
 
     def pictures_changed(self) -> None:
         """A star, or the picture has gone."""
-        below = screen_below(self)
-        if below is not None:
-            below.pictures_changed()
         if self._file.is_file():
             self._show_line(self._description())
         elif self._next_file is not None:
             self._go_to(self._next_file)
         else:
             self.dismiss()
-
-
-def screen_below(screen: PicturesScreen) -> PicturesScreen | None:
-    """The screen with pictures that `screen` lies on."""
-    stack = screen.app.screen_stack
-    below = stack[max(0, stack.index(screen) - 1)]
-    return below if isinstance(below, PicturesScreen) and below is not screen else None

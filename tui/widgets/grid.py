@@ -18,8 +18,9 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from engine.events import Preview
+from tui.profile import Rendering
 from tui.text import shortened
-from tui.widgets.picture import Rendering, strips
+from tui.widgets.picture import strips
 
 TILE = Size(18, 9)  # a picture of 16x8 cells, a column on either side of it and a line of text below
 MAX_TILES = 512  # kept when they are not on the screen

@@ -133,3 +133,36 @@ class WorkLine(Widget):
                 style = base + self.get_component_rich_style(f"workline--{kind}", partial=True)
                 segments.append(Segment(f" {cells}" if kind == "done" else cells, style))
         return Strip([*segments, Segment(text, base)]).adjust_cell_length(width, base)
+
+
+class ForecastLine(Widget):
+    """How the next picture would run, in a line."""
+
+    COMPONENT_CLASSES = {"forecast--warning", "forecast--error", "forecast--stale"}
+    DEFAULT_CSS = """
+    ForecastLine {
+        height: 1; padding: 0 2;
+        & > .forecast--warning { color: $warning; }
+        & > .forecast--error { color: $error; }
+        & > .forecast--stale { color: $muted; }
+    }
+    """
+
+    def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._joint = " | " if ascii_only else " \u00b7 "
+        self._ellipsis = "..." if ascii_only else "\u2026"
+        self._shown: tuple[tuple[str, ...], str] = ((), "")
+
+    def show(self, texts: tuple[str, ...], kind: str = "") -> None:
+        """What there is to say, the weightiest first; `kind` is warning, error or stale."""
+        if (texts, kind) != self._shown:
+            self._shown = texts, kind
+            self.refresh()
+
+    def render_line(self, y: int) -> Strip:
+        """The line."""
+        base, (texts, kind) = self.rich_style, self._shown
+        style = base + self.get_component_rich_style(f"forecast--{kind}", partial=True) if kind else base
+        text = shortened(self._joint.join(texts), self.size.width, self._ellipsis)
+        return Strip([Segment(text, style)]).adjust_cell_length(self.size.width, base)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 from textwrap import wrap
-from typing import Literal
 
 from rich.color import Color, ColorType
 from rich.color_triplet import ColorTriplet
@@ -16,9 +15,9 @@ from textual.widget import Widget
 
 from engine.events import Preview
 from tui.display.palette import dithered
+from tui.profile import Rendering
 from tui.text import printable, shortened
 
-Rendering = Literal["blocks", "letters"]
 RAMP = " .:-=+*#%@"  # from dark to bright, where there are no colours
 
 

@@ -24,7 +24,7 @@ MIN_SPEED_SECONDS = 1.0  # before that it says nothing
 
 
 class Timeline(Widget):
-    """One line where there is one, two in a small terminal, a line for each phase in a tall one."""
+    """Two lines, or one in a tiny terminal."""
 
     COMPONENT_CLASSES = {
         "timeline--done",
@@ -91,12 +91,7 @@ class Timeline(Widget):
         width, height = self.size
         if not height or not width:
             return
-        if height == 1:
-            texts = [self._one_line(width)]
-        elif height < 6:
-            texts = [self._compact(width), [(self._detail(width), "")]]
-        else:
-            texts = self._tall(width)
+        texts = [self._one_line(width)] if height == 1 else [self._compact(width), [(self._detail(width), "")]]
         shown = (width, height, *(tuple(line) for line in texts))
         if shown == self._shown:
             return
@@ -173,25 +168,6 @@ class Timeline(Widget):
     def _bar(self, width: int) -> list[tuple[str, str]]:
         done = width * self.progress.step // max(1, self.progress.steps)
         return [(self.bar[0] * done, "bar"), (self.bar[1] * (width - done), "waiting")]
-
-    def _tall(self, width: int) -> list[list[tuple[str, str]]]:
-        lines = []
-        for phase in ("load", *PHASES):
-            state = self._state(phase)
-            seconds = self.progress.seconds.get(phase)
-            took = self._about(phase) + duration(seconds) if seconds is not None and state != "running" else ""
-            kind = "waiting" if state == "skipped" else state
-            line = [(f"{self.marks[state]} {phase:<8}", kind), (f"{took:>9}  ", "")]
-            if phase == "denoise" and self.progress.steps and state in ("running", "done"):
-                line += self._bar(max(4, min(40, width - 50)))
-                line.append((f"  {self._steps()}", ""))
-            elif phase == "load" and state == "running":
-                line.append((shortened(self._detail(width), width - 22, self.ellipsis), ""))
-            elif state == "skipped":
-                line.append(("kept from an earlier run", "waiting"))
-            lines.append(line)
-        lines.append([(shortened(self.silence or self.status, width, self.ellipsis), "")])
-        return lines
 
     def _steps(self) -> str:
         progress = self.progress

@@ -6,10 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.families.family import Config, Configs, Cost, Family, Layout, Size, Traits, Variant
+from engine.families.facts import Config, Configs, Cost, Layout, Size, Traits, Variant
+from engine.families.family import Family
 from engine.families.flux1 import distill_names, files
 from engine.families.flux1 import published as facts
-from engine.families.flux1.parts import CLIP, CLIP_TOKENIZER, PARTS, T5, T5_TOKENIZER, TOKENIZERS, TRANSFORMER, VAE
+from engine.families.flux1.parts import (
+    CLIP,
+    CLIP_TOKENIZER,
+    PARTS,
+    PATCH_SIZE,
+    T5,
+    T5_TOKENIZER,
+    TOKENIZERS,
+    TRANSFORMER,
+    VAE,
+    VAE_SCALE,
+)
 from engine.families.rules import Shapes
 from engine.untrusted.headers import Header
 
@@ -17,8 +29,6 @@ if TYPE_CHECKING:
     from engine.families.networks import Networks
 
 LATENT_STAGES = 4  # of the autoencoder, which reduces 8 times
-VAE_SCALE = 8  # pixels a side of one latent
-PATCH_SIZE = 2  # latents a side of one image token
 ELEMENTWISE_PASSES = 34  # over a block's tokens x width, beside the matrix products
 DECODER_OPERATIONS_PER_PIXEL = 2.2e-6 * 25.6e12  # seconds on an RTX 3060 times what that computes in one
 
@@ -41,6 +51,9 @@ class Flux1(Family):
         from engine.families.flux1.networks import NETWORKS
 
         return NETWORKS
+
+    def key_of(self, part: str) -> str:
+        return part  # its caches are older than other families
 
     def part_of(self, names: Sequence[str]) -> str:
         return files.part_of(names)

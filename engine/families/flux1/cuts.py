@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.families.family import Config
+from engine.families.facts import Config
 from engine.families.flux1.parts import DISTILL_T5, T5, TRANSFORMER, VAE
 from engine.families.networks import Cut
 from engine.quantization.salience import Input
@@ -21,7 +21,7 @@ def cut(part: str, module: Any) -> Cut:
         units += [f"single_transformer_blocks.{i}" for i in range(single)]
         step_only = (EMBEDDER, *(name for name, _ in module.named_modules() if _is_modulation(name)))
         blocks = ("transformer_blocks", "single_transformer_blocks")
-        return Cut(tuple(units), step_only, by_library=("norm_out.linear",), repeats=blocks)
+        return Cut(tuple(units), step_only, read_by_library=("norm_out.linear",), repeats=blocks)
     if part in LAYERS:
         path = LAYERS[part]
         layers = range(len(module.get_submodule(path)))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.families.family import Layout
+from engine.families.facts import Layout
 from engine.families.flux1 import distill_names, naming
 from engine.families.flux1.parts import (
     CLIP,

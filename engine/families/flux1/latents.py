@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.families.flux1 import PATCH_SIZE, VAE_SCALE
+from engine.families.flux1.parts import PATCH_SIZE, VAE_SCALE
 
 
 def noise(seed: int, channels: int, width: int, height: int) -> Tensor:

@@ -15,14 +15,15 @@ from diffusers.models.transformers.transformer_flux import FluxTransformer2DMode
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from engine.families.family import Config, Configs, Size
-from engine.families.flux1 import PATCH_SIZE, blocks, cuts, distill_t5, encode, tokenizers
+from engine.families.facts import Config, Configs, Size
+from engine.families.flux1 import blocks, cuts, distill_t5, encode, tokenizers
 from engine.families.flux1.latents import image_position_ids, noise, unpack
 from engine.families.flux1.parts import (
     CLIP,
     CLIP_KEYS,
     CLIP_TOKENIZER,
     DISTILL_T5,
+    PATCH_SIZE,
     T5,
     T5_KEYS,
     T5_TOKENIZER,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from engine.families.family import Config, Part, Tokenizer
+from engine.families.facts import Config, Part, Tokenizer
 from engine.families.flux1 import published, tokenizers
+from engine.precision import FP32
 from engine.text import quoted
 from engine.untrusted.configs import (
     LAYERS,
@@ -23,6 +24,8 @@ from engine.untrusted.configs import (
 
 TRANSFORMER, VAE, CLIP, T5, DISTILL_T5 = "transformer", "vae", "text_encoder", "text_encoder_2", "distill_t5"
 CLIP_TOKENIZER, T5_TOKENIZER = "tokenizer", "tokenizer_2"
+VAE_SCALE = 8  # pixels a side of one latent
+PATCH_SIZE = 2  # latents a side of one image token
 STAGES = range(1, 9)  # of an autoencoder; how many it must have is said where the parts are compared
 
 
@@ -190,7 +193,7 @@ PARTS = (
         "encode",
         Keys({}),
         beside_card=True,
-        fixed="fp32",  # it is too small for less
+        fixed=FP32,  # it is too small for less
         takes_place_of=T5,
         flag="--distill",
         fits="it gives as many numbers a token as the transformer takes",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.families.family import Published, Variant
+from engine.families.facts import Published, Variant
 from engine.families.flux1.tokenizers import check_clip, check_t5
 from engine.families.sources import HUB, Repository, Source
 

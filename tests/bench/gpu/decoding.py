@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from engine import Request
-from engine.memory.components import Placement
 from engine.memory.driver import process_bytes
 from engine.memory.enforce import card_is_full
+from engine.memory.placement import Placement
+from engine.precision import BF16
 from engine.sampling.decode import decode, smaller_tiles
 from tests.bench.gpu.card import CardGauge, peak_bytes, restart_peaks, synchronize
 from tests.bench.gpu.pictures import OUT_OF_MEMORY, nothing, opened
@@ -27,21 +28,21 @@ def decode_peaks(spec: dict[str, Any]) -> dict[str, Any]:
     with opened(spec, "auto") as engine, ExitStack() as stack:
         runtime = engine.runtime()
         target, planner = runtime.target, runtime.planner
-        units = runtime.components.component("vae", "bf16").units
+        units = runtime.components.component("vae", BF16).units
         # The CPU computes with host copies where they lie; a card gets its own.
         here = Placement(kept=frozenset(unit.name for unit in units), in_place=not target.is_card)
-        loan = stack.enter_context(runtime.components.lend("vae", "bf16", here, nothing))
+        loan = stack.enter_context(runtime.components.lend("vae", BF16, here, nothing))
         for _ in loan.load():
             pass
         resident = sum(unit.nbytes for unit in units)
         model = engine.source
         card = stack.enter_context(Sampler(gauge))
         for side in spec["sides"]:
-            size = model.size(Request("any", width=side, height=side))
+            size = model.size(Request("any", width=side, height=side).resolved(model.defaults))
             tiles = smaller_tiles(0, size)
             for tile in [0, *tiles[:1]]:
-                predicted = planner.activations.decode("bf16", size, tile)
-                allowance = planner.allowance("decode", predicted, loan.dtype)
+                predicted = planner.needs.activations.decode(BF16, size, tile)
+                allowance = planner.needs.allowance("decode", predicted, loan.dtype)
                 row: dict[str, Any] = {"side": side, "tile": tile, "activation_bytes": predicted}
                 row["predicted"] = resident + predicted + allowance
                 tokens = torch.randn(size.shape).to(device)

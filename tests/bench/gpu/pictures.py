@@ -144,10 +144,9 @@ def step_seconds(engine: Engine, request: Request) -> float:
 def copy_seconds(engine: Engine, request: Request, passes: int = 6) -> float:
     """Of one pass of the streamed weights through the ring while nothing computes."""
     runtime, request = engine.runtime(), engine.resolve(request)
-    assert request.precision
     placement = runtime.plan(request).placements["transformer"]
     seconds = []
-    with runtime.components.lend("transformer", request.precision, placement, nothing, passes=passes) as loan:
+    with runtime.components.lend("transformer", request.form, placement, nothing, passes=passes) as loan:
         for _ in loan.load():
             pass
         assert loan._ring is not None

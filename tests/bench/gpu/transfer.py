@@ -30,7 +30,7 @@ def file_to_card(spec: dict[str, Any]) -> dict[str, Any]:
                 runtime.components.clear()
                 runtime.components.begin_job()
                 start = time.perf_counter()
-                with runtime.components.lend("transformer", spec["precision"], placement, nothing) as loan:
+                with runtime.components.lend("transformer", request.form, placement, nothing) as loan:
                     for _ in loan.load():
                         pass
                     synchronize(spec["device"])

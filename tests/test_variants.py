@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable
-from itertools import product
+from itertools import combinations, product
 
 import pytest
 
+from engine.prompts import variants
+from engine.prompts.variants import MAX_SUMMARY, MAX_TEMPLATE_CHARACTERS, MAX_VARIANTS, escape, expand
 from engine.request import MAX_PROMPT_CHARACTERS
-from tui import variants
-from tui.variants import MAX_SUMMARY, MAX_TEMPLATE_CHARACTERS, MAX_VARIANTS, escape, expand
 
 Node = str | list[list["Node"]]  # text, or a group: of each alternative its nodes
 
@@ -47,7 +47,7 @@ def every_text(nodes: list[Node]) -> list[str]:
 
 
 def lines_run(work: Callable[[], object]) -> int:
-    """How many lines of `tui.variants` run during `work`."""
+    """How many lines of `engine.prompts.variants` run during `work`."""
     count = 0
 
     def trace(frame, event, argument):
@@ -92,6 +92,19 @@ def lines_run(work: Callable[[], object]) -> int:
         ("{ |}a", ["a"]),
         ("{a\n|b}\nc", ["a\n\nc", "b\nc"]),
         ("", [""]),
+        ("a {2-4}", ["a 2", "a 3", "a 4"]),
+        ("{ 0 - 1 }x", ["0x", "1x"]),
+        ("{4-2} {2-2} {02-4} {2-4x} {1-99999}", ["{4-2} {2-2} {02-4} {2-4x} {1-99999}"]),
+        ("{2-3|b}", ["2-3", "b"]),
+        (r"\{2-4}", ["{2-4}"]),
+        ("{2$$a|b|c}", ["a, b", "a, c", "b, c"]),
+        ("{1-2$$ and $$a|b|c}.", ["a.", "b.", "c.", "a and b.", "a and c.", "b and c."]),
+        ("{-1$$a|b}", ["", "a", "b"]),
+        ("{2-$$a|b|c}", ["a, b", "a, c", "b, c", "a, b, c"]),
+        ("{2$$$${x|y}|b|b}", ["xb", "yb"]),
+        ("{9$$a|b}", ["a, b"]),
+        ("{a|2$$b}", ["a", "2$$b"]),
+        ("{2$$a} $$", ["{2$$a} $$"]),
     ],
 )
 def test_a_template_stands_for(template: str, prompts: list[str]) -> None:
@@ -115,10 +128,21 @@ def test_a_random_template_gives_the_prompts_of_brute_force_in_order(seed: int) 
         assert len(set(every)) <= expansion.total <= len(every)
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_what_is_picked_is_every_combination_in_order(seed: int) -> None:
+    dice = random.Random(seed)
+    words = dice.sample(["a", "b", "c", "d", "e", "f"], dice.randint(2, 6))
+    low, high = sorted(dice.choices(range(7), k=2))
+    ends = (min(low, len(words)), min(high, len(words)))
+    every = [", ".join(some) for number in range(ends[0], ends[1] + 1) for some in combinations(words, number)]
+    expansion = expand(f"{{{low}-{high}$${'|'.join(words)}}}")
+    assert (list(expansion.prompts), expansion.total) == (every[:MAX_VARIANTS], len(every))
+
+
 @pytest.mark.parametrize("seed", range(300))
 def test_noise_is_never_an_error_and_an_escaped_prompt_stands_for_itself(seed: int) -> None:
     dice = random.Random(seed)
-    noise = "".join(dice.choices("{{|}}\\ab ", k=dice.randint(0, 40)))
+    noise = "".join(dice.choices("{{|}}\\ab 2-$", k=dice.randint(0, 40)))
     expansion = expand(noise)
     assert 1 <= len(expansion.prompts) <= MAX_VARIANTS
     assert len(set(expansion.prompts)) == len(expansion.prompts)
@@ -131,6 +155,7 @@ def test_noise_is_never_an_error_and_an_escaped_prompt_stands_for_itself(seed: i
 def test_a_prompt_without_braces_needs_no_escape() -> None:
     assert escape("a red circle | ink {sketch}") == "a red circle | ink {sketch}"
     assert escape("a {b|c}") == r"a \{b\|c\}"
+    assert expand(escape("{1-3} {1$$a|b}")).prompts == ("{1-3} {1$$a|b}",)
 
 
 def test_the_first_64_are_kept_and_the_others_counted() -> None:
@@ -185,6 +210,11 @@ HOSTILE = {
     "nested to the right": lambda n: "{a|x" * (n // 5) + "}" * (n // 5),
     "nested to the left": lambda n: "{x" * (n // 5) + "|a}" * (n // 5),
     "nested with groups": lambda n: "{x{y|z}" * (n // 10) + "|a}" * (n // 10),
+    "numbers": lambda n: "{1-9}" * (n // 5),
+    "picks": lambda n: "{2$$a|b|aa}" * (n // 11),
+    "many picks": lambda n: "{0-99$$" + "a|b" * (n // 3) + "}",
+    "ambiguous picks": lambda n: ("{-$$$$" + "|".join("a" * length for length in range(16)) + "}") * (n // 143),
+    "nested picks": lambda n: "{1-9$$x|" * (n // 9) + "}" * (n // 9),
     "open and nested": lambda n: "{a|b" * (n // 5) + "}" * (n // 5),
 }
 

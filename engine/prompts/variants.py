@@ -1,16 +1,24 @@
 r"""One prompt that stands for several: `a {red|blue} circle` is a red circle, and a blue one.
 
-Groups may be nested and choices may be empty. `\{`, `\|` and `\}` are the characters themselves, every other backslash
-stays, and so do braces that have no `|` between them or no partner: nothing is an error. The leftmost group changes
-slowest, and a prompt that comes out twice is kept once.
+    {red|blue}             each of them; groups may be nested and choices may be empty
+    {2-4}                  2, 3 and 4
+    {2$$red|green|blue}    each two of them, in their order, with ", " between them; {1-2$$...}: one or two
+    {2$$ and $$red|...}    with " and " between them
+    {__colour__}           each line of a wildcard file, see `engine.prompts.wildcards`
+
+`\{`, `\|` and `\}` are the characters themselves, every other backslash stays, and so do all other braces without a `|`
+between them or without a partner: nothing is an error. The leftmost group changes slowest, and a prompt that comes out
+twice is kept once.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, combinations, islice
+
+from engine.request import MAX_PROMPT_CHARACTERS
 
 MAX_VARIANTS = 64  # prompts
 MAX_TEMPLATE_CHARACTERS = 50_000  # five times what `Request` takes; a longer template has no variants
@@ -18,6 +26,13 @@ MAX_SUMMARY, MAX_LABEL, MAX_LISTED = 76, 24, 8  # characters of it, characters o
 
 KEPT = MAX_VARIANTS + 1  # texts of a part of a prompt; the last one tells that there are more
 TOKEN = re.compile(r"\\[{|}]|[{|}]")
+NUMBERS = re.compile(r"\s*(0|[1-9][0-9]{0,3})\s*-\s*([1-9][0-9]{0,3})\s*")
+PICKS = re.compile(r"\s*(?:([0-9]{1,2})|([0-9]{0,2})\s*-\s*([0-9]{0,2}))\s*\$\$(?:([^$]*)\$\$)?")
+BETWEEN = ", "  # what is picked
+MAX_PICKED = 16
+MAX_COMBINATIONS = 2 * KEPT  # that are looked at; nearly always each of them is another text
+# A wildcard: the name of a file, with folders perhaps.
+WILDCARD = re.compile(r"__(?=[^\W_])((?:(?!__)[\w./ -]){0,99}[^\W_])__")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +56,25 @@ class Expansion:
         return _shortened(text, MAX_SUMMARY)
 
 
-def expand(template: str) -> Expansion:
-    """The prompts of `template`. Never raises; its work depends on the template's length, not on their number."""
+def pictures_of(text: str, count: int) -> str:
+    """For the line below the prompt: how many pictures it stands for, where it has variants; or that it is too long."""
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        return f"{len(text)} characters; at most {MAX_PROMPT_CHARACTERS} are allowed"
+    if "{" not in text:
+        return ""
+    expansion = expand(text)
+    every = f" x {count} = {len(expansion.prompts) * count} pictures" if expansion.summary and count > 1 else ""
+    return expansion.summary + every
+
+
+def expand(template: str, lines: Callable[[str], Sequence[str]] | None = None) -> Expansion:
+    """The prompts of `template`. Its work depends on the template's length, not on their number.
+
+    `lines` gives those of a wildcard file; without it wildcards are text. Raises what that raises, else nothing.
+    """
     if len(template) > MAX_TEMPLATE_CHARACTERS:
         return Expansion((template.strip(),), (), 1, capped=False)
-    marks = _marks(template)
+    marks = _marks(template, with_wildcards=lines is not None)
     choices = []
     open_groups: list[list[list[str | _Part]]] = [[[]]]  # of each its alternatives, of each its parts; first the whole
     end = 0
@@ -62,7 +91,7 @@ def expand(template: str) -> Expansion:
         elif token[0] == "|":
             open_groups[-1].append([])
         else:
-            group = _either(open_groups.pop())
+            group = _group(open_groups.pop(), lines)
             open_groups[-1][-1].append(group)
             if len(open_groups) == 1:
                 choices.append(group.texts[:MAX_VARIANTS])
@@ -86,7 +115,7 @@ class _Part:
     count: int  # of all; where there are fewer than KEPT, of the different ones
 
 
-def _marks(template: str) -> set[int]:
+def _marks(template: str, *, with_wildcards: bool) -> set[int]:
     """Where the braces and bars are that make groups; all others are text."""
     marks: set[int] = set()
     open_groups: list[list[int]] = []  # of each the places of its brace and its bars
@@ -97,9 +126,49 @@ def _marks(template: str) -> set[int]:
             open_groups[-1].append(token.start())
         elif token[0] == "}" and open_groups:
             group = open_groups.pop()
-            if len(group) > 1:
+            inside = template[group[0] + 1 : min(token.start(), group[0] + 120)]  # a number, a name: no more
+            is_wildcard = with_wildcards and WILDCARD.fullmatch(inside.strip()) is not None
+            if len(group) > 1 or _numbers(inside) or is_wildcard:
                 marks.update(group, [token.start()])
     return marks
+
+
+def _numbers(text: str) -> range:
+    """The whole numbers of "2-4"; none of any other text."""
+    ends = NUMBERS.fullmatch(text)
+    return range(int(ends[1]), int(ends[2]) + 1) if ends and int(ends[1]) < int(ends[2]) else range(0)
+
+
+def _group(alternatives: list[list[str | _Part]], lines: Callable[[str], Sequence[str]] | None) -> _Part:
+    """What stands between two braces."""
+    first = alternatives[0][0]  # text, if only an empty one
+    assert isinstance(first, str)
+    if len(alternatives) > 1:
+        if picks := PICKS.match(first):
+            alternatives[0][0] = first[picks.end() :]
+            exactly, low, high, between = picks.groups()
+            numbers = int(exactly or low or 0), int(exactly or high or MAX_PICKED)
+            return _picked(alternatives, *numbers, BETWEEN if between is None else between)
+        return _either(alternatives)
+    if whole := _numbers(first):
+        return _part(map(str, whole[:KEPT]), len(whole))
+    assert lines is not None
+    found = lines(first.strip().strip("_"))
+    return _part(chain.from_iterable(expand(line).prompts for line in found), len(found))
+
+
+def _picked(alternatives: list[list[str | _Part]], low: int, high: int, between: str) -> _Part:
+    """Some of the alternatives in their order, first the fewest. More than MAX_PICKED are never picked."""
+    parts = [*dict.fromkeys(_sequence(parts) for parts in alternatives)]
+    high = min(high, len(parts), MAX_PICKED)
+    low = min(low, high)
+    sets = chain.from_iterable(combinations(parts, number) for number in range(low, high + 1))
+    joined = (_sequence([piece for part in chosen for piece in (between, part)][1:]) for chosen in sets)
+    counts = [1] + [0] * high  # of the ways to pick so many
+    for part in parts:
+        for number in range(high, 0, -1):
+            counts[number] += counts[number - 1] * part.count
+    return _part(chain.from_iterable(each.texts for each in islice(joined, MAX_COMBINATIONS)), sum(counts[low:]))
 
 
 def _either(alternatives: list[list[str | _Part]]) -> _Part:
