@@ -15,7 +15,7 @@ from typing import Any
 
 import pyte
 import pytest
-from rich.color import ColorSystem
+from rich.color import Color, ColorSystem
 from rich.segment import Segment
 from rich.style import Style
 from textual.geometry import Region
@@ -28,6 +28,7 @@ from tui.display.cells import PART, Cells, Look, Piece, change, look_of
 from tui.display.driver import ANSWERS, TerminalDriver, pieces_of
 from tui.display.graphics import Graphics
 from tui.display.pace import Pace
+from tui.display.palette import nearest
 from tui.display.writer import QUESTION, Question, Writer
 from tui.launch import _driver
 
@@ -61,13 +62,22 @@ def a_terminal(depth: ColorSystem) -> tuple[Cells, pyte.Screen, pyte.Stream]:
     return cells, screen, pyte.Stream(screen)
 
 
+def matched(style: Style) -> Style:
+    """The same with numbers of the palette for its colours."""
+    colours = [
+        color if color is None or color.triplet is None else Color.from_ansi(nearest(*color.triplet))
+        for color in (style.color, style.bgcolor)
+    ]
+    return style + Style(color=colours[0], bgcolor=colours[1])
+
+
 def painted(pieces: list[Piece], depth: ColorSystem) -> pyte.Screen:
-    """A terminal on which each strip was painted whole, as Textual does."""
+    """A terminal on which each strip was painted whole, as Textual does (but for the match of 256 colours)."""
     screen = pyte.Screen(WIDTH, HEIGHT)
     stream = pyte.Stream(screen)
     for row, column, strip in pieces:
         text = "".join(
-            text if style is None else f"\x1b[{Strip.render_ansi(style, depth)}m{text}\x1b[m"
+            text if style is None else f"\x1b[{Strip.render_ansi(matched(style) if depth is ColorSystem.EIGHT_BIT else style, depth)}m{text}\x1b[m"
             for text, style, _ in strip
         )
         stream.feed(f"\x1b[m\x1b[{row + 1};{column + 1}H{text}")

@@ -13,8 +13,7 @@ Colors = Literal["truecolor", "256", "16", "none"]
 
 # TERM is what SSH passes on. These terminals have always had all colours.
 TRUE_COLORS = re.compile(r"-direct$|kitty|ghostty|alacritty|wezterm|^foot")
-APPLE_TRUE_COLORS = 460  # Apple's terminal has them since macOS 26, and programs put COLORTERM into older ones
-TMUX_TIMEOUT = 0.5  # seconds
+TMUX_TIMEOUT = 0.1  # seconds: it answers in a few thousandths, and the start waits for it
 
 
 def colors_of(env: Mapping[str, str], platform: str, tmux: str | None = None) -> tuple[Colors, str]:
@@ -32,16 +31,16 @@ def colors_of(env: Mapping[str, str], platform: str, tmux: str | None = None) ->
             return "truecolor", "tmux"
         return "256", "tmux: its client has no RGB feature"
     screen = not env.get("TMUX") and (bool(env.get("STY")) or term.startswith("screen"))
-    apple = env.get("TERM_PROGRAM") == "Apple_Terminal" and not screen
-    if apple and _number(env.get("TERM_PROGRAM_VERSION", "")) < APPLE_TRUE_COLORS:
-        return ("256" if "256color" in term else "16"), "Apple's Terminal before macOS 26"
+    # Only the latest have all colours (macOS 26), by which number is not documented; people set COLORTERM in all.
+    if env.get("TERM_PROGRAM") == "Apple_Terminal" and not screen:
+        return ("256" if "256color" in term or env.get("TMUX") else "16"), "Apple's Terminal"
     if not screen:  # what screen inherits is what the terminal around it can do; screen itself shows 256
         if env.get("COLORTERM", "").strip().lower() in ("truecolor", "24bit"):
             return "truecolor", "COLORTERM"
         if env.get("WT_SESSION"):
             return "truecolor", "WT_SESSION"
         if env.get("LC_TERMINAL") == "iTerm2" and not env.get("TMUX") and not term.startswith("tmux"):
-            return "truecolor", "LC_TERMINAL"  # passed on by SSH, as locales are
+            return "truecolor", "LC_TERMINAL"  # set by iTerm2, and passed on by SSH as locales are
         if platform == "win32" and not term:
             return "truecolor", "Windows"
     if TRUE_COLORS.search(term) and not screen:
@@ -69,8 +68,3 @@ def tmux_features(env: Mapping[str, str]) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip() or None
-
-
-def _number(text: str) -> float:
-    found = re.match(r"\d+", text)
-    return float(found[0]) if found else 0

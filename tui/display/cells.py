@@ -195,10 +195,9 @@ class Cells:
         self._rows[row][column:end] = [None] * (end - column)
         self._x = self._y = None
         self._move(column, row, out)
-        self._change_look(PLAIN, out)
-        render = strip.render_style
         for text, style, control in strip:
-            out.append(text if style is None or control else render(style, text, self.color_system))
+            self._change_look(PLAIN if style is None or control else look_of(style, self.color_system), out)
+            out.append(text)
         self._x = self._y = None
 
     def _write(self, row: int, column: int, cells: list[Cell], out: list[str]) -> None:

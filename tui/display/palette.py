@@ -1,26 +1,20 @@
-"""Terminals with 256 colours: the nearest by eye, and pictures dithered so that areas have the right colour on average.
+"""Terminals with 256 colours: the nearest by eye, and pictures mixed of pairs, so that areas keep their hue.
 
 Distances are those of OKLab (B. Ottosson, 2020). Only 16 to 255 are used, since the first 16 are the theme's.
 """
 
 from __future__ import annotations
 
+import zlib
 from functools import lru_cache
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from pathlib import Path
 
 FIRST = 16
 LEVELS = (0, 95, 135, 175, 215, 255)  # of each channel in the cube
 PALETTE = [(r, g, b) for r in LEVELS for g in LEVELS for b in LEVELS] + [(v, v, v) for v in range(8, 239, 10)]
-BITS = 5  # of each channel in the table of nearest colours
-ORDER = ((0, 2), (3, 1))  # Bayer's matrix: larger ones have patterns that are seen in so few pixels
-ROUNDS = 4  # colours that one area is mixed of
-STRENGTH = 0.5  # how much of an error is made up for: more costs bytes and is no nearer
+MIXES = Path(__file__).with_name("mixes.bin")  # made by `tui.display.mixes`: in the app numpy would cost 0.2 s
+LEVELS_OF_MIXES = 32  # of each channel in that table
 
-Triplet = tuple[int, int, int]
 Lab = tuple[float, float, float]
 
 
@@ -44,59 +38,44 @@ def _palette_lab() -> list[Lab]:
     return [oklab(*color) for color in PALETTE]
 
 
+@lru_cache(1)
+def _numbers() -> dict[tuple[int, int, int], int]:
+    return {color: number for number, color in enumerate(PALETTE, FIRST)}
+
+
 def nearest(red: int, green: int, blue: int) -> int:
     """The number (16 to 255) of the colour that looks most like this one."""
+    if (number := _numbers().get((red, green, blue))) is not None:  # all that a mixed picture has
+        return number
     x, y, z = oklab(red, green, blue)
     distances = [(x - p) ** 2 + (y - q) ** 2 + (z - r) ** 2 for p, q, r in _palette_lab()]
     return FIRST + distances.index(min(distances))
 
 
 def dithered(rgb: bytes, width: int) -> bytes:
-    """A picture (RGB, rows of `width` pixels) in colours of the palette.
+    """A picture (RGB, rows of `width` pixels) in colours of the palette: a chessboard of two where one is not enough.
 
     What a pixel becomes depends on its colour and its place alone: where a picture does not change, nor does this.
-    After T. Knoll's pattern dithering: each colour is mixed of `ROUNDS` others, which lie in a fixed order.
+    Diffusing the error is nearer to the picture, but changes twice as many cells from one preview to the next.
     """
-    import numpy as np
-
-    table, palette = _table()
-    pixels = np.frombuffer(rgb, np.uint8).reshape(-1, 3)
-    colors, where = np.unique(pixels.astype(np.int32) @ np.array([65536, 256, 1], np.int32), return_inverse=True)
-    wanted = np.stack([colors >> 16, colors >> 8 & 255, colors & 255], 1).astype(np.float32)
-    error = np.zeros_like(wanted)
-    mixes = np.empty((len(wanted), ROUNDS), np.uint8)
-    top = (1 << BITS) - 1
-    for turn in range(ROUNDS):
-        cell = np.rint(np.clip(wanted + STRENGTH * error, 0, 255) * (top / 255)).astype(np.int32)
-        mixes[:, turn] = table[(cell[:, 0] << 2 * BITS) | (cell[:, 1] << BITS) | cell[:, 2]]
-        error += wanted - palette[mixes[:, turn]]
-    brightness = (palette @ np.array([0.299, 0.587, 0.114], np.float32))[mixes]
-    mixes = np.take_along_axis(mixes, np.argsort(brightness, axis=1, kind="stable"), 1)
-    rows = len(pixels) // width
-    side = len(ORDER)
-    places = np.tile(np.array(ORDER), (rows // side + 1, width // side + 1))[:rows, :width].ravel()
-    return bytes(palette.astype(np.uint8)[mixes[where.ravel(), places]])
+    pairs, reds, greens, blues = _table()
+    row = bytes(place % 2 for place in range(width + 1))
+    squares = (row[:width] + row[1:]) * (len(rgb) // 3 // width // 2 + 1)
+    return b"".join(
+        pairs[reds[red] + greens[green] + blues[blue] + square]
+        for red, green, blue, square in zip(rgb[::3], rgb[1::3], rgb[2::3], squares, strict=False)
+    )
 
 
 @lru_cache(1)
-def _table() -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """The nearest palette entry of each colour of a coarse grid, and the palette."""
-    import numpy as np
-
-    def lab(rgb: NDArray[np.float32]) -> NDArray[np.float32]:
-        x = rgb / 255
-        linear = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
-        cones = np.cbrt(linear @ np.array(
-            [[0.4122214708, 0.2119034982, 0.0883024619], [0.5363325363, 0.6806995451, 0.2817188376],
-             [0.0514459929, 0.1073969566, 0.6299787005]], np.float32))  # fmt: skip
-        return np.asarray(cones @ np.array(
-            [[0.2104542553, 1.9779984951, 0.0259040371], [0.7936177850, -2.4285922050, 0.7827717662],
-             [-0.0040720468, 0.4505937099, -0.8086757660]], np.float32), np.float32)  # fmt: skip
-
-    palette = np.array(PALETTE, np.float32)
-    steps = np.linspace(0, 255, 1 << BITS, dtype=np.float32)
-    grid = lab(np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3))
-    known = lab(palette)
-    # The square of the grid's own colour is the same for all.
-    table = np.argmin((known**2).sum(1) - 2 * (grid @ known.T), axis=1).astype(np.uint8)
-    return table, palette
+def _table() -> tuple[list[bytes], list[int], list[int], list[int]]:
+    """The pairs of colours, and what each channel's value adds to the place of a pair."""
+    top = LEVELS_OF_MIXES - 1
+    colors = [bytes(color) for color in PALETTE]
+    places = [2 * ((value * top + 127) // 255) for value in range(256)]
+    return (
+        [colors[number - FIRST] for number in zlib.decompress(MIXES.read_bytes())],
+        [place * LEVELS_OF_MIXES**2 for place in places],
+        [place * LEVELS_OF_MIXES for place in places],
+        places,
+    )
