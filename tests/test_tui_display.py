@@ -62,8 +62,10 @@ def a_terminal(depth: ColorSystem) -> tuple[Cells, pyte.Screen, pyte.Stream]:
     return cells, screen, pyte.Stream(screen)
 
 
-def matched(style: Style) -> Style:
-    """The same with numbers of the palette for its colours."""
+def matched(style: Style, depth: ColorSystem) -> Style:
+    """The same with numbers of the palette for its colours, where there are 256."""
+    if depth is not ColorSystem.EIGHT_BIT:
+        return style
     colours = [
         color if color is None or color.triplet is None else Color.from_ansi(nearest(*color.triplet))
         for color in (style.color, style.bgcolor)
@@ -77,7 +79,7 @@ def painted(pieces: list[Piece], depth: ColorSystem) -> pyte.Screen:
     stream = pyte.Stream(screen)
     for row, column, strip in pieces:
         text = "".join(
-            text if style is None else f"\x1b[{Strip.render_ansi(matched(style) if depth is ColorSystem.EIGHT_BIT else style, depth)}m{text}\x1b[m"
+            text if style is None else f"\x1b[{Strip.render_ansi(matched(style, depth), depth)}m{text}\x1b[m"
             for text, style, _ in strip
         )
         stream.feed(f"\x1b[m\x1b[{row + 1};{column + 1}H{text}")

@@ -1,6 +1,10 @@
-"""Terminals with 256 colours: the nearest by eye, and dithered pictures."""
+"""Terminals with 256 colours: the nearest by eye, and pictures mixed of pairs."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -9,7 +13,8 @@ from textual.geometry import Size
 
 from engine.events import Preview
 from tui.display.cells import Cells
-from tui.display.palette import FIRST, PALETTE, dithered, nearest
+from tui.display.mixes import light_of, mixes, oklab_of, oklab_of_light
+from tui.display.palette import FIRST, LEVELS_OF_MIXES, MIXES, PALETTE, dithered, nearest, oklab
 from tui.widgets.picture import strips
 
 
@@ -22,21 +27,44 @@ def test_colours_of_the_palette_are_themselves(color: tuple[int, int, int], numb
     assert all(PALETTE[nearest(*each) - FIRST] == each for each in PALETTE)
 
 
-def test_a_red_stays_red_and_grey_stays_grey() -> None:
+def test_the_nearest_is_the_one_of_the_smallest_distance() -> None:
     red, green, blue = PALETTE[nearest(217, 35, 45) - FIRST]
     assert red > 200
     assert max(green, blue) < 100  # Rich makes (215, 0, 95) of some reds
-    ramp = np.repeat(np.arange(256, dtype=np.uint8), 3 * 4).tobytes()
-    shown = np.frombuffer(dithered(ramp, 32), np.uint8).reshape(-1, 3)
-    assert (shown == shown[:, :1]).all()
-    assert all((r, g, b) in PALETTE for r, g, b in shown.tolist())
+    chance = np.random.default_rng(1)
+    known = oklab_of(np.array(PALETTE, float))
+    for color in chance.integers(0, 256, (50, 3)):
+        lab = oklab_of(color[None].astype(float))
+        assert np.allclose(lab, oklab(*color))
+        assert nearest(*color.tolist()) - FIRST == ((known - lab) ** 2).sum(1).argmin()
 
 
-def test_an_area_has_the_right_colour_on_average() -> None:
-    for color in ((100, 120, 200), (224, 172, 140), (60, 60, 64)):
-        shown = np.frombuffer(dithered(bytes(color) * 256, 16), np.uint8).reshape(-1, 3)
-        plain = np.array(PALETTE[nearest(*color) - FIRST])
-        assert np.abs(shown.mean(0) - color).sum() < np.abs(plain - color).sum()
+def test_the_table_is_what_its_command_makes() -> None:
+    table = np.frombuffer(zlib.decompress(MIXES.read_bytes()), np.uint8).reshape(-1, 2)
+    assert len(table) == LEVELS_OF_MIXES**3
+    assert table.min() >= FIRST
+    every = 41
+    assert (table[::every] == mixes(every)).all()
+
+
+def test_greys_are_flat_and_grey() -> None:
+    for value in range(256):
+        shown = np.frombuffer(dithered(bytes([value] * 3) * 64, 8), np.uint8).reshape(-1, 3)
+        assert (shown == shown[0, 0]).all()
+        assert tuple(shown[0].tolist()) in PALETTE
+        assert abs(int(shown[0, 0]) - value) <= (50 if value < 8 else 14)
+    for white in ((250, 250, 252), (252, 250, 248), (222, 222, 224)):
+        assert len({*zip(*[iter(dithered(bytes(white) * 64, 8))] * 3, strict=True)}) == 1
+
+
+def test_an_area_is_nearer_on_average_than_its_nearest_colour_and_a_chessboard() -> None:
+    for color in ((90, 150, 240), (210, 155, 122), (225, 55, 60)):
+        shown = np.frombuffer(dithered(bytes(color) * 55, 11), np.uint8).reshape(5, 11, 3)
+        assert (shown[0, :-1] == shown[1, 1:]).all()
+        assert (shown[0, 0] != shown[0, 1]).any()
+        wanted, plain = oklab_of(np.array([color, PALETTE[nearest(*color) - FIRST]], float))
+        mean = oklab_of_light(light_of(shown[:, :10].astype(float)).mean((0, 1)))
+        assert ((mean - wanted) ** 2).sum() < ((plain - wanted) ** 2).sum()
 
 
 def test_where_a_picture_does_not_change_nothing_is_sent() -> None:
@@ -56,3 +84,10 @@ def test_where_a_picture_does_not_change_nothing_is_sent() -> None:
         sent.append(cells.update([(row, 0, line) for row, line in enumerate(lines)]))
     assert sent[1] == ""
     assert 0 < len(sent[2]) < 80
+
+
+def test_a_picture_needs_no_numpy() -> None:
+    program = (
+        "import sys; from tui.display.palette import dithered; dithered(bytes(12), 2); sys.exit('numpy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

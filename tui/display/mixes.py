@@ -1,4 +1,4 @@
-"""The pairs of colours that pictures are mixed of where there are 256: `python -m tui.display.mixes` writes `mixes.bin`.
+"""The pairs of colours that pictures have where there are 256: `python -m tui.display.mixes` writes `mixes.bin`.
 
 For each of 32 x 32 x 32 colours two numbers of the palette, the darker first; drawn like a chessboard they look, from a
 little further away, like the colour. One number twice where a mix gains too little to be worth its pattern.
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 # Chosen by eye, on areas of gray, a sky, skin and pictures of the demo model, as half-blocks of 48x24 and 96x48 cells.
 NEAR = 12  # colours that a mix is chosen from
-UNSEEN = 0.005  # an error in OKLab that no mix is made for
+UNSEEN = 0.007  # an error in OKLab that no mix is made for
 PATTERN = 0.07  # what the distance of the two colours from their mean counts beside the error of the mean
 HUES = 2  # how much more a difference of hue is seen in it than one of lightness
-NEUTRAL = 0.02  # the chroma below which a colour is a gray: those have steps of their own, and patterns are seen in them
+NEUTRAL = 0.02  # the chroma below which a colour is a gray: patterns are seen best in those
 
 
 def main() -> None:
