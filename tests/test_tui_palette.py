@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import zlib
+from itertools import product
 
 import numpy as np
+import pyte
 import pytest
 from rich.color import ColorSystem
 from textual.geometry import Size
@@ -65,6 +67,21 @@ def test_an_area_is_nearer_on_average_than_its_nearest_colour_and_a_chessboard()
         wanted, plain = oklab_of(np.array([color, PALETTE[nearest(*color) - FIRST]], float))
         mean = oklab_of_light(light_of(shown[:, :10].astype(float)).mean((0, 1)))
         assert ((mean - wanted) ** 2).sum() < ((plain - wanted) ** 2).sum()
+
+
+def test_a_chessboard_is_one_change_of_colours() -> None:
+    cells = Cells(ColorSystem.EIGHT_BIT)
+    cells.forget(24, 12)
+    screen = pyte.Screen(24, 12)
+    lines = strips(Preview(24, 24, bytes((90, 150, 240)) * 24 * 24), Size(24, 12), few_colors=True)
+    sent = cells.update([(row, 0, line) for row, line in enumerate(lines)])
+    assert sent.count("m") == 1
+    pyte.Stream(screen).feed(sent)
+    wanted = dithered(bytes((90, 150, 240)) * 24 * 24, 24)
+    for y, x in product(range(12), range(24)):
+        cell = screen.buffer[y][x]
+        pair = (cell.fg, cell.bg) if cell.data == "\u2580" else (cell.bg, cell.fg)
+        assert pair == tuple(wanted[3 * (row * 24 + x) :][:3].hex() for row in (2 * y, 2 * y + 1))
 
 
 def test_where_a_picture_does_not_change_nothing_is_sent() -> None:

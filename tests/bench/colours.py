@@ -63,7 +63,7 @@ def main() -> None:
         for name, way in ways.items():
             rows.append([way(picture) for picture in shown.values()])
             errors = [error(*pair) for pair in zip(shown.values(), rows[-1], strict=True)]
-            cells, count = cost([way(frame) for frame in frames])
+            cells, count = cost(way, frames)
             print(f"| {name} | {' | '.join(f'{each:.1f}' for each in errors)} | {cells} | {count} |", flush=True)
         if sheet is not None:
             whole = np.concatenate([np.concatenate(row, 1) for row in rows])
@@ -149,21 +149,19 @@ def blurred(picture: Pixels) -> NDArray[np.float64]:
     return oklab_of_light(np.lib.stride_tricks.sliding_window_view(light, (4, 2), axis=(0, 1)).mean((-1, -2)))
 
 
-def cost(frames: list[Pixels]) -> tuple[int, int]:
+def cost(way: Callable[[Pixels], Pixels], frames: list[Pixels]) -> tuple[int, int]:
     """Cells that change from one frame to the next, and the bytes that this takes."""
     height, width, _ = frames[0].shape
+    shown = [way(frame) for frame in frames]
+    changed = [(one != other).any(-1).reshape(-1, 2, width).any(1).sum() for one, other in pairwise(shown)]
     cells = Cells(ColorSystem.EIGHT_BIT)
     cells.forget(width, height // 2)
-    sent = [
-        cells.update(
-            [
-                (row, 0, line)
-                for row, line in enumerate(strips(Preview(width, height, frame.tobytes()), Size(width, height // 2)))
-            ]
-        )
-        for frame in frames
-    ]
-    changed = [(one != other).any(-1).reshape(-1, 2, width).any(1).sum() for one, other in pairwise(frames)]
+    sent = []
+    few_colors = way is paired
+    for frame in frames if few_colors else shown:
+        preview = Preview(width, height, frame.tobytes())
+        lines = strips(preview, Size(width, height // 2), few_colors=few_colors)
+        sent.append(cells.update([(row, 0, line) for row, line in enumerate(lines)]))
     return round(float(np.mean(changed))), round(float(np.mean([len(text.encode()) for text in sent[1:]])))
 
 

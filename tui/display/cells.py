@@ -123,7 +123,7 @@ class Cells:
         if row == line or not is_picture(strip):
             return int(row != line)
         shown = self._rows[row][column : column + strip.cell_length]
-        return 3 if all(cell is not None and cell.text in (UPPER, " ") for cell in shown) else 2
+        return 3 if all(cell is not None and cell.text in (*HALVES, " ") for cell in shown) else 2
 
     def _covers_graphics(self, row: int, column: int, strip: Strip) -> bool:
         start, end = self._graphics.get(row, (0, 0))
@@ -265,7 +265,7 @@ def runs(before: list[Cell | None], cells: list[Cell]) -> Iterator[tuple[int, in
 
 def is_picture(strip: Strip) -> bool:
     """Whether a piece of a line is made of pixels: the dearest there is, and nobody waits for it to read on."""
-    return sum(text[:1] == UPPER for text, _, _ in strip) >= PICTURE
+    return sum(text[:1] in HALVES for text, _, _ in strip if text) >= PICTURE
 
 
 def cells_of(strip: Strip, color_system: ColorSystem) -> list[Cell]:
@@ -279,6 +279,8 @@ def cells_of(strip: Strip, color_system: ColorSystem) -> list[Cell]:
         elif text.isascii() and text.isprintable():
             space = blank(look)
             cells += [space if character == " " else Cell(character, look) for character in text]
+        elif first in HALVES and not text.strip(UPPER + LOWER):  # with 256 colours
+            cells += [half(block, look) for block in text]
         elif is_sure(first) and text == first * len(text):  # lines and other blocks
             cells += [half(first, look)] * len(text)
         elif first == PLACEHOLDER and style is not None:

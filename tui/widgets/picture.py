@@ -122,7 +122,11 @@ def strips(frame: Preview, room: Size, rendering: Rendering = "blocks", *, few_c
     if rendering == "letters":
         return [_letters(pixels[row * line : (row + 1) * line]) for row in range(height)]
     return [
-        _half_blocks(pixels[2 * row * line : (2 * row + 1) * line], pixels[(2 * row + 1) * line : (2 * row + 2) * line])
+        _half_blocks(
+            pixels[2 * row * line : (2 * row + 1) * line],
+            pixels[(2 * row + 1) * line : (2 * row + 2) * line],
+            few_colors=few_colors,
+        )
         for row in range(height)
     ]
 
@@ -135,18 +139,23 @@ def fitted(frame: Preview, room: Size) -> tuple[int, int]:
     return max(1, int(frame.width * scale)), max(1, int(frame.height * scale / 2))
 
 
-def _half_blocks(upper: bytes, lower: bytes) -> Strip:
-    """A line of cells from two rows of RGB; equal neighbours become one segment."""
+def _half_blocks(upper: bytes, lower: bytes, *, few_colors: bool) -> Strip:
+    """A line of cells from two rows of RGB; neighbours of the same colours become one segment.
+
+    With `few_colors` the colour of the lower values is in front, so that a chessboard of two is one segment, too.
+    """
     segments: list[Segment] = []
-    run, before = 0, b""
+    text, before = "", b""
     for column in range(0, len(upper), 3):
-        colours = upper[column : column + 3] + lower[column : column + 3]
-        if colours != before and run:
-            segments.append(Segment("\u2580" * run, _style(before)))
-            run = 0
-        before = colours
-        run += 1
-    segments.append(Segment("\u2580" * run, _style(before)))
+        block, front, behind = "\u2580", upper[column : column + 3], lower[column : column + 3]
+        if few_colors and behind < front:
+            block, front, behind = "\u2584", behind, front
+        if front + behind != before and text:
+            segments.append(Segment(text, _style(before)))
+            text = ""
+        before = front + behind
+        text += block
+    segments.append(Segment(text, _style(before)))
     return Strip(segments, len(upper) // 3)
 
 
