@@ -228,6 +228,16 @@ def test_a_terminals_own_graphics_pass_unchanged() -> None:
     assert again.count(" " * 20) == 3, "a picture covers more rows than the one that brought it"
 
 
+def test_text_beside_graphics_has_the_colours_of_other_text() -> None:
+    cells = Cells(ColorSystem.EIGHT_BIT)
+    cells.forget(20, 2)
+    red = Style.parse("#dc323c")  # which Rich makes another of than the app
+    graphics = Segment("\x1b_Ga=T;AAAA\x1b\\", None, [(1, 2)])  # type: ignore[list-item]
+    sent = cells.update([(0, 0, Strip([Segment("text", red)])), (1, 0, Strip([graphics, Segment("text", red)]))])
+    assert sent.count(f"38;5;{nearest(0xDC, 0x32, 0x3C)}m") == 2
+    assert sent.count("38;5;") == 2
+
+
 def test_a_cluster_that_a_terminal_draws_narrower_leaves_nothing_beside_it() -> None:
     cells = Cells(ColorSystem.TRUECOLOR)
     cells.forget(10, 1)
