@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.cli import colors
 from tui.profile import TerminalProfile, detect, environment, prepare
 from tui.settings import Settings
 
@@ -127,6 +129,26 @@ def test_in_tmux_the_features_of_its_terminal_count(env: dict[str, str], feature
     assert detect({"TMUX": "x", **env}, DEFAULTS, "linux", "utf-8", features).color == color
     forced = detect({"TMUX": "x", **env}, Settings(color="16"), "linux", "utf-8", features)
     assert forced.color == "16"
+
+
+@pytest.mark.parametrize(
+    ("program", "seconds", "features"),
+    [
+        ('echo "$TMUX: $*"', 60, "here: display-message -p #{client_termfeatures}"),
+        ("exit 1", 60, None),
+        ("echo", 60, None),  # no client is attached
+        ("exec sleep 600", 0.1, None),
+    ],
+)
+def test_tmux_is_asked_and_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, seconds: float, features: str | None
+) -> None:
+    (tmp_path / "tmux").write_text(f"#!/bin/sh\n{program}\n")
+    (tmp_path / "tmux").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(colors, "TMUX_TIMEOUT", seconds)
+    assert colors.tmux_features({"TMUX": "here"}) == features
+    assert colors.tmux_features({}) is None
 
 
 def test_an_explicit_colour_overrules_no_color_and_auto_does_not() -> None:
