@@ -35,7 +35,7 @@ LAPTOP = Facts(
     ram_total_bytes=16 * GIB,
     ram_free_bytes=8 * GIB,
     disks=(Disk("pictures", "/home/me/Pictures", 100 * GIB),),
-    terminal=Terminal(True, "xterm-256color", True, True, 120, 40, False, None),
+    terminal=Terminal(True, "xterm-256color", True, True, 120, 40, False, None, "truecolor", "COLORTERM"),
 )
 WORKSTATION = replace(LAPTOP, torch=CUDA_BUILD, driver="580.95.05", driver_cards=(RTX_3060,), hardware_cards=1)
 
@@ -136,7 +136,7 @@ def test_the_report_ends_with_the_verdict_and_shows_no_control_characters_as_suc
     assert lines[-1] == "ready: pictures are made on NVIDIA GeForce RTX 3060 (CUDA 13.0)."
     assert "card      NVIDIA GeForce RTX 3060 (sm_86), 12.0 GiB VRAM, 11.0 GiB free" in lines
     assert "driver    NVIDIA 580.95.05" in lines
-    assert "terminal  xterm-256color, truecolor, UTF-8, 120x40" in lines
+    assert "terminal  xterm-256color, truecolor (COLORTERM), UTF-8, 120x40" in lines
 
 
 def test_nvidia_smi_is_read_line_by_line() -> None:

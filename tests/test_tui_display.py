@@ -15,7 +15,7 @@ from typing import Any
 
 import pyte
 import pytest
-from rich.color import ColorSystem
+from rich.color import Color, ColorSystem
 from rich.segment import Segment
 from rich.style import Style
 from textual.geometry import Region
@@ -28,6 +28,7 @@ from tui.display.cells import PART, Cells, Look, Piece, change, look_of
 from tui.display.driver import ANSWERS, TerminalDriver, pieces_of
 from tui.display.graphics import Graphics
 from tui.display.pace import Pace
+from tui.display.palette import nearest
 from tui.display.writer import QUESTION, Question, Writer
 from tui.launch import _driver
 
@@ -61,13 +62,24 @@ def a_terminal(depth: ColorSystem) -> tuple[Cells, pyte.Screen, pyte.Stream]:
     return cells, screen, pyte.Stream(screen)
 
 
+def matched(style: Style, depth: ColorSystem) -> Style:
+    """The same with numbers of the palette for its colours, where there are 256."""
+    if depth is not ColorSystem.EIGHT_BIT:
+        return style
+    colours = [
+        color if color is None or color.triplet is None else Color.from_ansi(nearest(*color.triplet))
+        for color in (style.color, style.bgcolor)
+    ]
+    return style + Style(color=colours[0], bgcolor=colours[1])
+
+
 def painted(pieces: list[Piece], depth: ColorSystem) -> pyte.Screen:
-    """A terminal on which each strip was painted whole, as Textual does."""
+    """A terminal on which each strip was painted whole, as Textual does (but for the match of 256 colours)."""
     screen = pyte.Screen(WIDTH, HEIGHT)
     stream = pyte.Stream(screen)
     for row, column, strip in pieces:
         text = "".join(
-            text if style is None else f"\x1b[{Strip.render_ansi(style, depth)}m{text}\x1b[m"
+            text if style is None else f"\x1b[{Strip.render_ansi(matched(style, depth), depth)}m{text}\x1b[m"
             for text, style, _ in strip
         )
         stream.feed(f"\x1b[m\x1b[{row + 1};{column + 1}H{text}")
@@ -214,6 +226,16 @@ def test_a_terminals_own_graphics_pass_unchanged() -> None:
     assert cells.update([(0, 0, text_of(" " * 20))], (0, 0)) == "\x1b[H", "rows that are not theirs are known"
     again = cells.update([(row, 0, text_of(" " * 20)) for row in range(3)], (0, 0))
     assert again.count(" " * 20) == 3, "a picture covers more rows than the one that brought it"
+
+
+def test_text_beside_graphics_has_the_colours_of_other_text() -> None:
+    cells = Cells(ColorSystem.EIGHT_BIT)
+    cells.forget(20, 2)
+    red = Style.parse("#dc323c")  # which Rich makes another of than the app
+    graphics = Segment("\x1b_Ga=T;AAAA\x1b\\", None, [(1, 2)])  # type: ignore[list-item]
+    sent = cells.update([(0, 0, Strip([Segment("text", red)])), (1, 0, Strip([graphics, Segment("text", red)]))])
+    assert sent.count(f"38;5;{nearest(0xDC, 0x32, 0x3C)}m") == 2
+    assert sent.count("38;5;") == 2
 
 
 def test_a_cluster_that_a_terminal_draws_narrower_leaves_nothing_beside_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.cli import colors
 from tui.profile import TerminalProfile, detect, environment, prepare
 from tui.settings import Settings
 
@@ -86,10 +88,10 @@ def test_multiplexers_are_told_apart(env: dict[str, str], multiplexer: str | Non
         ({"TERM": "xterm-256color", "COLORTERM": "yes"}, "linux", "256"),
         ({"TERM": "tmux-256color"}, "linux", "256"),
         ({"TERM": "tmux-256color", "TMUX": "x", "COLORTERM": "truecolor"}, "linux", "truecolor"),
-        ({"TERM": "xterm-kitty"}, "linux", "256"),
-        ({"TERM": "xterm-ghostty"}, "linux", "256"),
-        ({"TERM": "alacritty"}, "linux", "256"),
-        ({"TERM": "foot"}, "linux", "256"),
+        ({"TERM": "xterm-kitty"}, "linux", "truecolor"),
+        ({"TERM": "xterm-ghostty"}, "linux", "truecolor"),
+        ({"TERM": "alacritty"}, "linux", "truecolor"),
+        ({"TERM": "foot"}, "linux", "truecolor"),
         ({"TERM": "xterm-direct"}, "linux", "truecolor"),
         ({"TERM": "screen"}, "linux", "16"),
         ({"TERM": "screen", "STY": "x", "COLORTERM": "truecolor"}, "linux", "16"),
@@ -103,10 +105,50 @@ def test_multiplexers_are_told_apart(env: dict[str, str], multiplexer: str | Non
         ({"TERM": "cygwin"}, "win32", "16"),
         ({**LOCAL, "NO_COLOR": "0"}, "linux", "none"),
         ({**LOCAL, "NO_COLOR": ""}, "linux", "truecolor"),
+        ({**LOCAL, "TERM_PROGRAM": "Apple_Terminal"}, "linux", "256"),
+        ({**LOCAL, "TERM_PROGRAM": "Apple_Terminal", "TERM": "xterm"}, "linux", "16"),
+        ({**SSH, "TERM": "xterm-256color", "LC_TERMINAL": "iTerm2"}, "linux", "truecolor"),
+        ({"TERM": "screen", "TMUX": "x"}, "linux", "256"),
     ],
 )
 def test_colours_are_those_that_the_terminal_says_it_has(env: dict[str, str], platform: str, color: str) -> None:
     assert seen(env, platform=platform).color == color
+
+
+@pytest.mark.parametrize(
+    ("env", "features", "color"),
+    [
+        ({"TERM": "tmux-256color"}, "bpaste,RGB,title", "truecolor"),
+        ({"TERM": "screen"}, "RGB", "truecolor"),
+        ({"TERM": "screen", "COLORTERM": "truecolor"}, "bpaste,title", "256"),
+        ({"TERM": "screen", "COLORTERM": "truecolor"}, None, "truecolor"),
+        ({"TERM": "tmux-256color", "NO_COLOR": "1"}, "RGB", "none"),
+    ],
+)
+def test_in_tmux_the_features_of_its_terminal_count(env: dict[str, str], features: str | None, color: str) -> None:
+    assert detect({"TMUX": "x", **env}, DEFAULTS, "linux", "utf-8", features).color == color
+    forced = detect({"TMUX": "x", **env}, Settings(color="16"), "linux", "utf-8", features)
+    assert forced.color == "16"
+
+
+@pytest.mark.parametrize(
+    ("program", "seconds", "features"),
+    [
+        ('echo "$TMUX: $*"', 60, "here: display-message -p #{client_termfeatures}"),
+        ("exit 1", 60, None),
+        ("echo", 60, None),  # no client is attached
+        ("exec sleep 600", 0.1, None),
+    ],
+)
+def test_tmux_is_asked_and_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, seconds: float, features: str | None
+) -> None:
+    (tmp_path / "tmux").write_text(f"#!/bin/sh\n{program}\n")
+    (tmp_path / "tmux").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(colors, "TMUX_TIMEOUT", seconds)
+    assert colors.tmux_features({"TMUX": "here"}) == features
+    assert colors.tmux_features({}) is None
 
 
 def test_an_explicit_colour_overrules_no_color_and_auto_does_not() -> None:

@@ -56,12 +56,14 @@ def _refuse(why: str) -> int:
 
 def open_app(flags: dict[str, object]) -> T2IApp:
     """The app with `flags` over the config file. Raises `RequestError` where it could not do what it is asked for."""
+    from engine.cli.colors import tmux_features
     from tui.profile import as_set, detect, prepare
     from tui.settings import merge, read_config
 
     config, problem = read_config(folders.config_dir() / "config.toml")
     settings = merge(config, flags)
-    profile = detect(as_set(os.environ), settings, sys.platform, getattr(sys.stdout, "encoding", None))
+    tmux = tmux_features(os.environ) if settings.color == "auto" else None
+    profile = detect(as_set(os.environ), settings, sys.platform, getattr(sys.stdout, "encoding", None), tmux)
     prepare(profile, os.environ)  # Textual reads these while it is imported
     output_problem = None
     if settings.output is not None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from engine.cli.colors import Colors, colors_of
 from tui.settings import Settings
 
 Multiplexer = Literal["tmux", "screen", "zellij"]
-Colors = Literal["truecolor", "256", "16", "none"]
 PreviewSize = Literal["off", "low", "high"]
 Rendering = Literal["blocks", "letters"]
 
@@ -23,8 +22,6 @@ TRUE_COLOR_RATE, PALETTE_RATE = 5000, 2000  # bytes a second; one of 32x16 cells
 SHORT_COLORS = {"truecolor": "truecolor", "256": "256c", "16": "16c", "none": "mono"}
 COLOR_SYSTEMS = {"truecolor": "truecolor", "256": "256", "16": "standard"}  # by Rich's names
 COERCED = ("C.UTF-8", "C.utf8", "UTF-8")  # what Python puts into LC_CTYPE
-# Terminals with 256 colours or more. Few say so over SSH, which passes TERM on and COLORTERM not.
-MANY_COLORS = re.compile(r"-256color|kitty|ghostty|alacritty|wezterm|^foot")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +88,16 @@ def as_set(environ: Mapping[str, str]) -> Mapping[str, str]:
     return {**environ, "LC_CTYPE": said} if environ.get("LC_CTYPE") in COERCED else environ
 
 
-def detect(env: Mapping[str, str], settings: Settings, platform: str, stdout_encoding: str | None) -> TerminalProfile:
-    """The profile of the terminal that `env` describes; `platform` is `sys.platform`. What is set explicitly wins."""
+def detect(
+    env: Mapping[str, str], settings: Settings, platform: str, stdout_encoding: str | None, tmux: str | None = None
+) -> TerminalProfile:
+    """The profile of the terminal that `env` describes; `platform` is `sys.platform`. What is set explicitly wins.
+
+    `tmux`: what tmux says of its terminal, see `engine.cli.colors`.
+    """
     ssh = any(env.get(name) for name in ("SSH_CONNECTION", "SSH_CLIENT", "SSH_TTY"))
     multiplexer = _multiplexer(env)
-    color = settings.color if settings.color != "auto" else _colors(env, multiplexer, platform)
+    color = settings.color if settings.color != "auto" else colors_of(env, platform, tmux)[0]
     ascii_only = settings.ascii or not _unicode(env, stdout_encoding)
     slow = ssh or multiplexer is not None
     colourful = color in ("truecolor", "256") and not ascii_only
@@ -148,18 +150,6 @@ def _multiplexer(env: Mapping[str, str]) -> Multiplexer | None:
     if env.get("ZELLIJ"):
         return "zellij"
     return "screen" if env.get("STY") or term.startswith("screen") else None
-
-
-def _colors(env: Mapping[str, str], multiplexer: Multiplexer | None, platform: str) -> Colors:
-    """By the same rules as Rich, with three exceptions: screen, Windows and terminals that Rich does not know."""
-    term = env.get("TERM", "").strip().lower()
-    if env.get("NO_COLOR") or term in ("dumb", "unknown"):
-        return "none"
-    # What screen inherits is what the terminal around it can do; screen itself shows no true colours.
-    said = env.get("COLORTERM", "").strip().lower() in ("truecolor", "24bit") or env.get("WT_SESSION")
-    if (said and multiplexer != "screen") or term.endswith("-direct") or (platform == "win32" and not term):
-        return "truecolor"
-    return "256" if MANY_COLORS.search(term) else "16"
 
 
 def _unicode(env: Mapping[str, str], stdout_encoding: str | None) -> bool:

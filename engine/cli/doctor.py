@@ -183,12 +183,15 @@ def _card_line(card: Card) -> str:
     return f"{card.name}{f' ({card.arch})' if card.arch else ''}{memory}"
 
 
+COLORS_IN_WORDS = {"truecolor": "truecolor", "256": "256 colours", "16": "16 colours", "none": "no colours"}
+
+
 def _terminal_line(terminal: Terminal) -> str:
     if not terminal.is_terminal:
         return "none: the output goes to a file or a program"
     parts = [
         terminal.term or "no TERM",
-        "truecolor" if terminal.truecolor else "no truecolor announced",
+        COLORS_IN_WORDS[terminal.colors] + (f" ({terminal.colors_from})" if terminal.colors_from else ""),
         "UTF-8" if terminal.unicode else "not UTF-8",
         f"{terminal.columns}x{terminal.rows}",
         *(["over SSH"] if terminal.ssh else []),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from engine import folders
+from engine.cli.colors import Colors, colors_of, tmux_features
 
 PACKAGES = ("diffusers", "transformers", "accelerate", "safetensors", "textual")
 TORCH_TIMEOUT, SMI_TIMEOUT = 180, 20  # seconds; a first import from a cold disk is slow
@@ -72,6 +73,8 @@ class Terminal:
     rows: int
     ssh: bool
     multiplexer: str | None  # tmux or screen
+    colors: Colors = "16"
+    colors_from: str = ""  # what says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,13 +283,16 @@ def _terminal() -> Terminal:
     environment = os.environ
     columns, rows = shutil.get_terminal_size()
     stdout = sys.stdout
+    colors, colors_from = colors_of(environment, sys.platform, tmux_features(environment))
     return Terminal(
         is_terminal=_known(stdout.isatty, False),
         term=environment.get("TERM", ""),
-        truecolor=environment.get("COLORTERM", "") in ("truecolor", "24bit") or "WT_SESSION" in environment,
+        truecolor=colors == "truecolor",
         unicode=(getattr(stdout, "encoding", None) or "").lower().replace("-", "") == "utf8",
         columns=columns,
         rows=rows,
         ssh=bool(environment.get("SSH_CONNECTION") or environment.get("SSH_TTY")),
         multiplexer="tmux" if environment.get("TMUX") else "screen" if environment.get("STY") else None,
+        colors=colors,
+        colors_from=colors_from,
     )

@@ -19,6 +19,8 @@ from rich.color_triplet import ColorTriplet
 from rich.style import Style
 from textual.strip import SGR_STYLES, Strip
 
+from tui.display.palette import nearest
+
 MAX_GAP = 4  # cells that did not change are written again rather than passed over, where that is no longer
 PART = 16  # cells after which it is looked whether there is still room for more
 
@@ -121,7 +123,7 @@ class Cells:
         if row == line or not is_picture(strip):
             return int(row != line)
         shown = self._rows[row][column : column + strip.cell_length]
-        return 3 if all(cell is not None and cell.text in (UPPER, " ") for cell in shown) else 2
+        return 3 if all(cell is not None and cell.text in (*HALVES, " ") for cell in shown) else 2
 
     def _covers_graphics(self, row: int, column: int, strip: Strip) -> bool:
         start, end = self._graphics.get(row, (0, 0))
@@ -193,10 +195,9 @@ class Cells:
         self._rows[row][column:end] = [None] * (end - column)
         self._x = self._y = None
         self._move(column, row, out)
-        self._change_look(PLAIN, out)
-        render = strip.render_style
         for text, style, control in strip:
-            out.append(text if style is None or control else render(style, text, self.color_system))
+            self._change_look(PLAIN if style is None or control else look_of(style, self.color_system), out)
+            out.append(text)
         self._x = self._y = None
 
     def _write(self, row: int, column: int, cells: list[Cell], out: list[str]) -> None:
@@ -264,7 +265,7 @@ def runs(before: list[Cell | None], cells: list[Cell]) -> Iterator[tuple[int, in
 
 def is_picture(strip: Strip) -> bool:
     """Whether a piece of a line is made of pixels: the dearest there is, and nobody waits for it to read on."""
-    return sum(text[:1] == UPPER for text, _, _ in strip) >= PICTURE
+    return sum(text[:1] in HALVES for text, _, _ in strip if text) >= PICTURE
 
 
 def cells_of(strip: Strip, color_system: ColorSystem) -> list[Cell]:
@@ -278,6 +279,8 @@ def cells_of(strip: Strip, color_system: ColorSystem) -> list[Cell]:
         elif text.isascii() and text.isprintable():
             space = blank(look)
             cells += [space if character == " " else Cell(character, look) for character in text]
+        elif first in HALVES and not text.strip(UPPER + LOWER):  # with 256 colours
+            cells += [half(block, look) for block in text]
         elif is_sure(first) and text == first * len(text):  # lines and other blocks
             cells += [half(first, look)] * len(text)
         elif first == PLACEHOLDER and style is not None:
@@ -366,6 +369,8 @@ def color_code(color: Color, color_system: ColorSystem, place: int) -> str:
 @lru_cache(32768)  # Rich's own holds a thousand, and a preview has more
 def palette_code(triplet: ColorTriplet, color_system: ColorSystem, place: int) -> str:
     """The same of a terminal with fewer colours."""
+    if color_system is ColorSystem.EIGHT_BIT:  # Rich would snap each channel by itself
+        return f"{place};5;{nearest(*triplet)}"
     color = Color("", ColorType.TRUECOLOR, None, triplet)
     return ";".join(color.downgrade(color_system).get_ansi_codes(place == FOREGROUND))
 

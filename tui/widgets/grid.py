@@ -117,7 +117,11 @@ class PictureGrid(Widget, can_focus=True):
             seen = {self._files[place] for place in self._visible()}
             self._tiles = {kept: tile for kept, tile in self._tiles.items() if kept in seen}
         for file, frame in frames.items():
-            self._tiles[file] = None if frame is None else strips(frame, self._room, self._rendering)
+            self._tiles[file] = (
+                None
+                if frame is None
+                else strips(frame, self._room, self._rendering, few_colors=self.app.console.color_system == "256")
+            )
         places = [self._places[file.path] for file in frames if file.path in self._places]
         if places:  # no region at all would mean all of it
             self.refresh(*map(self._region, places))

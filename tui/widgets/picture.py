@@ -14,6 +14,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from engine.events import Preview
+from tui.display.palette import dithered
 from tui.profile import Rendering
 from tui.text import printable, shortened
 
@@ -64,7 +65,8 @@ class PictureView(Widget):
     def _arrange(self) -> None:
         self._strips = []
         if self._frame is not None:
-            self._strips = strips(self._frame, self.room, self.rendering)
+            few = self.app.console.color_system == "256"
+            self._strips = strips(self._frame, self.room, self.rendering, few_colors=few)
             width = self._strips[0].cell_length if self._strips else 0
             self._offset = (
                 max(0, (self.size.width - width) // 2),
@@ -96,8 +98,11 @@ class PictureView(Widget):
         return Strip.blank(width, background)
 
 
-def strips(frame: Preview, room: Size, rendering: Rendering = "blocks") -> list[Strip]:
-    """`frame` as large as it fits into `room` (cells), its proportions kept: a cell is one pixel wide and two high."""
+def strips(frame: Preview, room: Size, rendering: Rendering = "blocks", *, few_colors: bool = False) -> list[Strip]:
+    """`frame` as large as it fits into `room` (cells), its proportions kept: a cell is one pixel wide and two high.
+
+    With `few_colors` in those of a terminal that has 256.
+    """
     tall = 2 if rendering == "blocks" else 1
     width, height = fitted(frame, room)
     if not width:
@@ -111,11 +116,17 @@ def strips(frame: Preview, room: Size, rendering: Rendering = "blocks") -> list[
         # Nearest: equal neighbours are sent as one, which halves the bytes of an enlarged preview.
         picture = picture.resize((width, rows), Image.Resampling.NEAREST if larger else Image.Resampling.BOX)
     pixels = picture.tobytes()
+    if few_colors and rendering == "blocks":
+        pixels = dithered(pixels, width)
     line = 3 * width
     if rendering == "letters":
         return [_letters(pixels[row * line : (row + 1) * line]) for row in range(height)]
     return [
-        _half_blocks(pixels[2 * row * line : (2 * row + 1) * line], pixels[(2 * row + 1) * line : (2 * row + 2) * line])
+        _half_blocks(
+            pixels[2 * row * line : (2 * row + 1) * line],
+            pixels[(2 * row + 1) * line : (2 * row + 2) * line],
+            few_colors=few_colors,
+        )
         for row in range(height)
     ]
 
@@ -128,18 +139,23 @@ def fitted(frame: Preview, room: Size) -> tuple[int, int]:
     return max(1, int(frame.width * scale)), max(1, int(frame.height * scale / 2))
 
 
-def _half_blocks(upper: bytes, lower: bytes) -> Strip:
-    """A line of cells from two rows of RGB; equal neighbours become one segment."""
+def _half_blocks(upper: bytes, lower: bytes, *, few_colors: bool) -> Strip:
+    """A line of cells from two rows of RGB; neighbours of the same colours become one segment.
+
+    With `few_colors` the colour of the lower values is in front, so that a chessboard of two is one segment, too.
+    """
     segments: list[Segment] = []
-    run, before = 0, b""
+    text, before = "", b""
     for column in range(0, len(upper), 3):
-        colours = upper[column : column + 3] + lower[column : column + 3]
-        if colours != before and run:
-            segments.append(Segment("\u2580" * run, _style(before)))
-            run = 0
-        before = colours
-        run += 1
-    segments.append(Segment("\u2580" * run, _style(before)))
+        block, front, behind = "\u2580", upper[column : column + 3], lower[column : column + 3]
+        if few_colors and behind < front:
+            block, front, behind = "\u2584", behind, front
+        if front + behind != before and text:
+            segments.append(Segment(text, _style(before)))
+            text = ""
+        before = front + behind
+        text += block
+    segments.append(Segment(text, _style(before)))
     return Strip(segments, len(upper) // 3)
 
 
