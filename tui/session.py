@@ -6,7 +6,7 @@ Every change that must outlive the app is written to the history at once.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +47,7 @@ from tui.forecast import Forecast
 from tui.history import History
 from tui.jobs import Job, State
 from tui.parameters import Parameters
+from tui.trash import Result
 from tui.watchdog import Watchdog, Work
 
 NO_PROMPT = "a picture"  # foreseen where nothing is written yet
@@ -176,11 +177,21 @@ class Session:
         self.save_order()
         return again
 
-    def forget_picture(self, path: Path) -> None:
-        """Its file is in the trash: take it off the results."""
+    def forget_picture(self, path: Path) -> list[Result]:
+        """Its file is in the trash: take it off the results; returns what was there."""
+        gone = []
         for job in [job for job in self.results if job.path == path]:
+            gone.append(Result(self.results.index(job), job, self.history.course(job.id)))
             self.results.remove(job)
             self.history.remove(job.id)
+        return gone
+
+    def remember_picture(self, path: Path, results: Sequence[Result]) -> None:
+        """Its file is back, at `path`: put what `forget_picture` gave on the list again."""
+        for result in reversed(results):  # the places are those of one after the other
+            job = replace(result.job, path=path)
+            self.results.insert(result.place, job)
+            self.history.put(job, result.course if isinstance(result.course, dict) else None)
 
     def forget_result(self, job_id: str) -> None:
         """Take a result without a picture off the list."""
