@@ -29,7 +29,7 @@ from engine.process import _new_log
 from engine.request import Request, RequestError
 from tests.test_images_save import colour, record_of
 from tui.history import History
-from tui.screens.pictures import move_to_trash
+from tui.trash import move_to_trash
 
 posix = pytest.mark.skipif(os.name != "posix", reason="modes and links are POSIX")
 

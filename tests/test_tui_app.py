@@ -574,9 +574,7 @@ def test_favourites_and_trash() -> None:
             await pilot.press("escape", "home", "f")
             assert app.session.history.is_favourite(path)
             assert "★" in screen_text(app)
-            await pilot.press("d", "n")
-            assert path.exists()
-            await pilot.press("d", "y")
+            await pilot.press("d")
             assert not path.exists()
             assert (path.parent / ".trash" / path.name).is_file()
             assert not app.session.results

@@ -27,8 +27,8 @@ from tui.app import T2IApp
 from tui.history import History
 from tui.jobs import Job
 from tui.screens import gallery as gallery_module
-from tui.screens.compare import Compare, differences
-from tui.screens.dialogs import Confirm, ReadText
+from tui.screens.compare import Compare, differences, words_apart
+from tui.screens.dialogs import ReadText
 from tui.screens.gallery import Gallery, pictures_in
 from tui.screens.main import MainScreen
 from tui.screens.viewer import Viewer
@@ -525,7 +525,7 @@ def test_a_star_belongs_to_the_file_however_the_folder_is_spelled(monkeypatch: p
 # What can be done with a picture.
 
 
-def test_a_picture_goes_to_the_trash_after_a_yes_only() -> None:
+def test_a_picture_goes_to_the_trash_without_a_question() -> None:
     paths = save_evening()
     history = History.open(folders.state_dir())
     history.put(Job(REQUEST, "demo", "", state="done", path=paths[1], seconds=1.0))
@@ -535,12 +535,7 @@ def test_a_picture_goes_to_the_trash_after_a_yes_only() -> None:
         async with running(engine=False) as (app, pilot):
             await open_gallery(app, pilot)
             await press(app, pilot, "right", "d")
-            assert on(app, Confirm)
-            assert f"Move {paths[1].name} to the trash folder?" in screen_text(app)
-            await press(app, pilot, "n")
-            assert paths[1].is_file()
-            assert len(app.session.results) == 1
-            await press(app, pilot, "d", "y")
+            assert notes(app)[-1] == f"Moved {paths[1].name} to the trash folder; U brings it back."
             assert not paths[1].exists()
             assert (folders.default_output_dir() / ".trash" / paths[1].name).is_file()
             assert shown(app) == [path.name for path in paths if path != paths[1]]
@@ -549,6 +544,95 @@ def test_a_picture_goes_to_the_trash_after_a_yes_only() -> None:
             assert app.main.jobs.option_count == 0
 
     run(test())
+
+
+def test_what_went_to_the_trash_comes_back_one_key_after_the_other_and_replaces_nothing() -> None:
+    paths = save_evening()
+    history = History.open(folders.state_dir())
+    for number, path in enumerate(paths[::-1]):
+        history.put(Job(REQUEST, "demo", "", state="done", path=path, seconds=1.0, created=number))
+    history.close()
+
+    async def test() -> None:
+        async with running(engine=False) as (app, pilot):
+            names = [path.name for path in paths]
+            await press(app, pilot, "escape", "U")
+            assert "nothing to bring back" in notes(app)[-1]
+            await press(app, pilot, "down", "down", "f", "d")  # in the main list
+            assert app.main.selected_path() == paths[3]  # what took its place
+            await press(app, pilot, "end", "d")
+            assert app.main.selected_path() == paths[4]
+            await open_gallery(app, pilot)
+            await press(app, pilot, "home", "t", "space", "d")  # two at once
+            assert shown(app) == [names[3], names[4]]
+            paths[0].write_bytes(b"another's")
+            await press(app, pilot, "U")
+            assert paths[0].read_bytes() == b"another's"
+            renamed = "000006_seed6-2.png"
+            assert notes(app)[-1] == (
+                f"2 pictures are back; {renamed} was {names[0]}, a name that another file has by now."
+            )
+            assert selected(app) == renamed
+            await press(app, pilot, "U")
+            assert notes(app)[-1] == f"{names[5]} is back."
+            assert selected(app) == names[5]
+            await press(app, pilot, "escape", "escape", "U")
+            assert app.main.selected_path() == paths[2]
+            assert app.session.history.is_favourite(paths[2])
+            assert [job.path for job in app.session.results] == [paths[0].with_name(renamed), *paths[1:]]
+            assert len(app.session.history.results()) == 6
+            assert not list((folders.default_output_dir() / ".trash").iterdir())
+
+    run(test())
+
+
+def test_several_pictures_are_marked_and_starred_or_compared() -> None:
+    paths = save_evening()
+
+    async def test() -> None:
+        async with running(engine=False) as (app, pilot):
+            await open_gallery(app, pilot)
+            await press(app, pilot, "space", "right", "t", "t")
+            assert "3 marked" in screen_text(app).splitlines()[0]
+            assert screen_text(app).count("\u25a0") == 3
+            await press(app, pilot, "f")
+            assert app.session.history.favourites() == {paths[0], paths[2], paths[3]}
+            await press(app, pilot, "f")
+            assert app.session.history.favourites() == set()
+            await press(app, pilot, "slash", *"heart", "enter", "f")  # the marked ones are not in sight
+            assert app.session.history.favourites() == {paths[1]}
+            await press(app, pilot, "slash", "escape", "c")
+            assert on(app, Compare)
+            assert "(+1)" in screen_text(app)
+            assert app.shared.marked == []
+            await press(app, pilot, "n")  # the third in the place of the second
+            assert f"B {paths[3].name}" in screen_text(app)
+            await press(app, pilot, "right", "k")  # B stays
+            assert on(app, Compare)
+            assert not paths[0].exists()
+            assert f"A {paths[2].name}" in screen_text(app)
+            await press(app, pilot, "U")
+            assert paths[0].is_file()
+            await press(app, pilot, "k", "k")
+            assert on(app, Gallery)
+            assert [paths[2].exists(), paths[0].exists()] == [False, False]
+            assert selected(app) == paths[3].name
+            await press(app, pilot, "space", "T")
+            assert "marked" not in screen_text(app).splitlines()[0]
+
+    run(test())
+
+
+def test_words_that_differ_are_in_reverse() -> None:
+    for pair, words in (
+        (("a red circle, at night", "a blue circle, at night"), (["red"], ["blue"])),
+        (("a circle", "a big circle"), ([], ["big "])),
+        (("", "a circle"), ([], [])),
+    ):
+        texts = words_apart(*pair)
+        assert [text.plain for text in texts] == [text or "none" for text in pair]
+        marked = tuple([text.plain[s.start : s.end] for s in text.spans if s.style == "reverse"] for text in texts)
+        assert marked == words
 
 
 def test_remix_puts_prompt_and_parameters_back_on_the_main_screen() -> None:
@@ -763,12 +847,12 @@ def test_a_picture_deleted_in_the_viewer_gives_way_to_its_neighbour() -> None:
             await press(app, pilot, "slash", *"a", "enter")
             for path in save_evening()[3:]:
                 path.unlink()
-            await press(app, pilot, "right", "enter", "d", "y")
+            await press(app, pilot, "right", "enter", "d")
             assert not paths[1].exists()
             assert selected(app) == paths[2].name
-            await press(app, pilot, "d", "y")
+            await press(app, pilot, "d")
             assert selected(app) == paths[0].name
-            await press(app, pilot, "d", "y")
+            await press(app, pilot, "d")
             assert on(app, Gallery)
             assert shown(app) == []
 
@@ -787,7 +871,7 @@ def test_the_viewer_shows_the_main_screens_pictures_in_its_order() -> None:
             await press(app, pilot, "escape", "home", "v")
             assert on(app, Viewer)
             assert selected(app) == paths[0].name
-            await press(app, pilot, "right", "d", "y")
+            await press(app, pilot, "right", "d")
             assert selected(app) == paths[2].name
             assert [job.path for job in app.session.results] == [paths[0], paths[2]]
             await press(app, pilot, "left")
@@ -927,7 +1011,7 @@ def test_the_better_one_is_taken_over_and_the_worse_one_deleted() -> None:
         async with running(engine=False) as (app, pilot):
             app.session.parameters.announce(OPTIONS)
             await open_gallery(app, pilot)
-            await press(app, pilot, "c", "right", "c", "space", "d", "y")
+            await press(app, pilot, "c", "right", "c", "space", "d")
             assert on(app, Gallery)
             assert not paths[1].exists()
             assert paths[1].name not in shown(app)
@@ -983,6 +1067,8 @@ def test_every_size_is_survived(screen: str) -> None:
                 await settled(pilot, app)
                 assert len(screen_text(app).splitlines()) <= rows
                 await press(app, pilot, "end", "space", "home")
+            app.clear_notifications()
+            await pilot.pause()
             if screen in ("viewer", "empty", "gallery"):
                 assert screen_text(app) == before
 

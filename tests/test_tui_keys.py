@@ -44,6 +44,7 @@ from tui.bindings import (
 )
 from tui.keys import HEADINGS, main, markdown_table, plain_table
 from tui.paste import PasteSafeParser as XTermParser
+from tui.screens.compare import Compare
 from tui.screens.dialogs import AskText, Confirm, ParametersWindow, ReadText, SearchPrompts
 from tui.screens.gallery import Gallery
 from tui.screens.main import MainScreen
@@ -57,6 +58,7 @@ OWNERS: dict[Scope, type] = {
     "prompt": PromptArea,
     "main": MainScreen,
     "pictures": PicturesScreen,
+    "compare": Compare,
     "gallery": Gallery,
     "models": ModelsScreen,
     "app": T2IApp,

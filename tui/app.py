@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,11 +242,11 @@ class T2IApp(App[None]):
 
         self.push_screen(Viewer(self.shared, path, neighbour))
 
-    def open_pair(self, first: Path, second: Path) -> None:
-        """Two pictures, to compare."""
+    def open_comparison(self, paths: Sequence[Path]) -> None:
+        """Two pictures side by side; the others come in their place, one by one."""
         from tui.screens.compare import Compare
 
-        self.push_screen(Compare(self.shared, first, second))
+        self.push_screen(Compare(self.shared, *paths))
 
     def open_gallery(self) -> None:
         """All pictures of the output folder."""
@@ -276,7 +276,7 @@ class T2IApp(App[None]):
         from tui.keys import HEADINGS, LETTERS
 
         rows: list[tuple[str, str]] = []
-        for scope in ("app", "prompt", "main", "pictures", "gallery", "models"):  # how to quit comes first
+        for scope in ("app", "prompt", "main", "pictures", "compare", "gallery", "models"):  # how to quit comes first
             rows += [("", ""), ("", HEADINGS[scope])] if rows else [("", HEADINGS[scope])]
             commands = tuple(command for command in self.keys.commands if command.scope == scope)
             rows += [(keys, text) for keys, _, text in table(Keys(commands))]

@@ -22,7 +22,7 @@ from textual.events import Key
 
 from engine.text import printable, some_of
 
-Scope = Literal["prompt", "main", "pictures", "gallery", "models", "app"]
+Scope = Literal["prompt", "main", "pictures", "compare", "gallery", "models", "app"]
 MAX_FILE_BYTES = 64 * 1024
 MAX_PROBLEMS = 320  # characters of clauses in one message; it is for reading
 QUIT, SUSPEND = "app.quit", "app.suspend"
@@ -136,10 +136,15 @@ COMMANDS = (
     Command("image.use_seed", "pictures", "u", "use_seed", "Use seed", "Take the seed over, and lock it"),
     Command("image.use_all", "pictures", "a", "use_all", "Use all", "Take everything over, the seed too"),
     Command("image.favourite", "pictures", "f", "favourite", "Favourite", "Star the picture, or take the star away"),
+    Command("image.mark", "pictures", "t", "mark", "Mark", "Mark it or not, for star, compare and trash"),
+    Command("image.unmark", "pictures", "T", "unmark", "No marks", "Take all marks away"),
     Command("image.compare", "pictures", "c", "compare", "Compare", "Mark a picture; on another, show both"),
     Command("image.delete", "pictures", "d delete", "delete", "Delete", "To the trash folder, or off the queue"),
+    Command("image.bring_back", "pictures", "U", "bring_back", "Undelete", "Bring back what went to the trash last"),
     Command("image.copy_path", "pictures", "y", "copy_path", "Copy path", "The picture's path to the clipboard"),
     Command("image.copy_scp", "pictures", "Y", "copy_scp", "Copy scp", "A line that fetches the picture over SSH"),
+    Command("compare.keep", "compare", "k", "keep", "Keep this", "Keep this one; the other goes to the trash"),
+    Command("compare.next", "compare", "n", "next", "Next", "The next of the marked ones in the other's place"),
     Command("gallery.filter", "gallery", "/", "filter", "Filter", "Only prompts with these words"),
     Command("gallery.favourites", "gallery", "*", "favourites_only", "Favourites", "Only pictures with a star"),
     Command("gallery.back", "gallery", "escape l q", "back", "Back", "Back to the prompt"),
@@ -173,9 +178,9 @@ GALLERY_BAR = (
     "gallery.back",
     "image.view",
     "image.remix",
-    "image.favourite",
+    "image.mark",
+    "image.delete",
     "gallery.filter",
-    "image.open",
     "app.help",
 )
 MODELS_BAR = ("models.back", "models.open", "models.add", "models.scan", "models.pull", "models.remove", "app.help")
@@ -183,6 +188,7 @@ MODELS_BAR = ("models.back", "models.open", "models.add", "models.scan", "models
 TOGETHER: tuple[frozenset[Scope], ...] = (
     frozenset(("prompt", "main", "pictures", "app")),
     frozenset(("gallery", "pictures", "app")),
+    frozenset(("compare", "pictures", "app")),
     frozenset(("models", "app")),
 )
 

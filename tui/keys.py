@@ -14,6 +14,7 @@ HEADINGS: dict[Scope, str] = {
     "prompt": "In the prompt",
     "main": "On the main screen",
     "pictures": "With a picture, there and in the gallery",
+    "compare": "Where pictures are compared",
     "gallery": "In the gallery",
     "models": "In the list of models",
     "app": "Everywhere",

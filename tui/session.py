@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -51,6 +51,7 @@ from tui.jobs import Job, State
 from tui.orders import Order, order
 from tui.parameters import Parameters
 from tui.sheets import Sheet
+from tui.trash import Result
 from tui.watchdog import Watchdog, Work
 
 NO_PROMPT = "a picture"  # foreseen where nothing is written yet
@@ -236,11 +237,21 @@ class Session:
         self.save_order()
         return again
 
-    def forget_picture(self, path: Path) -> None:
-        """Its file is in the trash: take it off the results."""
+    def forget_picture(self, path: Path) -> list[Result]:
+        """Its file is in the trash: take it off the results; returns what was there."""
+        gone = []
         for job in [job for job in self.results if job.path == path]:
+            gone.append(Result(self.results.index(job), job, self.history.course(job.id)))
             self.results.remove(job)
             self.history.remove(job.id)
+        return gone
+
+    def remember_picture(self, path: Path, results: Sequence[Result]) -> None:
+        """Its file is back, at `path`: put what `forget_picture` gave on the list again."""
+        for result in reversed(results):  # the places are those of one after the other
+            job = replace(result.job, path=path)
+            self.results.insert(result.place, job)
+            self.history.put(job, result.course if isinstance(result.course, dict) else None)
 
     def forget_result(self, job_id: str) -> None:
         """Take a result without a picture off the list."""

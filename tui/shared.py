@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -19,6 +19,7 @@ from tui.session import Session
 from tui.settings import Settings
 from tui.text import printable
 from tui.thumbnails import Thumbnails
+from tui.trash import Gone
 
 if TYPE_CHECKING:
     from tui.library import Library, Pull, Scan
@@ -48,7 +49,7 @@ class Host(Protocol):
     def take_prompt(self, text: str) -> None: ...  # back on the main screen
     def lend_terminal(self) -> AbstractContextManager[None]: ...  # to another program
     def open_picture(self, path: Path, neighbour: Callable[[Path, int], Path | None]) -> None: ...
-    def open_pair(self, first: Path, second: Path) -> None: ...
+    def open_comparison(self, paths: Sequence[Path]) -> None: ...
     def open_gallery(self) -> None: ...
     def open_models(self) -> None: ...
 
@@ -71,7 +72,8 @@ class Shared:
         self.session, self.settings, self.profile, self.keys, self.images = session, settings, profile, keys, images
         self.thumbnails = Thumbnails()
         self.card = CardWatch(app, self._card_seen)
-        self.marked: Path | None = None  # the first picture of a comparison
+        self.marked: list[Path] = []  # pictures that the next key is for, in the order they were marked
+        self.trash: list[list[Gone]] = []  # of this session, the last that went together at the end
         self.said: list[tuple[float, str]] = []  # (when, what) for the person, oldest first
         self._said_on: object = None  # the screen of the last one
         self.models_changed: Signal[object] = Signal(app, "models")  # what ended, if anything did

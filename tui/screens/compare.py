@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from difflib import SequenceMatcher
 from pathlib import Path
 
 from textual.app import ComposeResult
@@ -24,6 +26,7 @@ from tui.widgets.picture import PictureView
 NAMES = ("A", "B")
 MIN_COLUMNS = 60  # for two pictures side by side
 NO_SETTINGS = ("took", "file", "parameters")  # rows that differ between any two pictures
+MAX_WORDS = 2000  # and signs between them, of prompts that are compared word by word
 MAX_VALUE = 200  # characters of a value other than the prompt
 
 
@@ -31,7 +34,7 @@ class Compare(PicturesScreen):
     """Side by side or, to see what moved, one after the other at the same place."""
 
     BINDINGS = [
-        *bindings_of("pictures"),
+        *bindings_of("compare", "pictures"),
         Binding("tab", "toggle_side_by_side", show=False),
         Binding("space", "flip", show=False),
         Binding("left", "choose(0)", show=False),
@@ -49,9 +52,11 @@ class Compare(PicturesScreen):
     }
     """
 
-    def __init__(self, shared: Shared, first: Path, second: Path) -> None:
+    def __init__(self, shared: Shared, first: Path, second: Path, *others: Path) -> None:
+        """`others` come in the place of one of the two, in this order."""
         super().__init__(shared)
         self._pair = (first, second)
+        self._others = list(others)
         self._current = 0  # the one that keys work on, and that is shown where only one is
         self._wants_both = True
         self._drawing = 0  # the number of the latest load
@@ -69,18 +74,21 @@ class Compare(PicturesScreen):
     def on_mount(self) -> None:
         """Read what the files say."""
         self.query_one("#differences").focus()
-        first, second = self._pair
+        self._read_settings()
+
+    def _read_settings(self) -> None:
+        pair, arrow = self._pair, "->" if self.shared.profile.ascii else "\u2192"
 
         def read() -> None:
-            self.call_later(self._show_settings, (_read(first), _read(second)))
+            lines = differences(pair, (_read(pair[0]), _read(pair[1])), arrow)
+            self.call_later(self._show_settings, pair, lines)
 
         self.run_worker(read, name="compare settings", thread=True, exit_on_error=False)
 
-    def _show_settings(self, records: tuple[Record | str, Record | str]) -> None:
-        """What the files say about themselves: a record, or a sentence why there is none."""
-        arrow = "->" if self.shared.profile.ascii else "\u2192"
-        lines = [printable(line) for line in differences(self._pair, records, arrow)]
-        self.query_one("#settings", Static).update(Content("\n".join(lines)))
+    def _show_settings(self, pair: tuple[Path, Path], lines: list[Content]) -> None:
+        """What the files say about themselves, where that differs."""
+        if pair == self._pair:
+            self.query_one("#settings", Static).update(Content("\n").join(lines))
 
     # The pictures.
 
@@ -102,11 +110,12 @@ class Compare(PicturesScreen):
             view.limit = Size(self.size.width // 2 - 1, self.size.height) if both else Size(0, 0)
         self._show_pictures()
         keys = self.shared.keys
+        names = ["compare.keep", *(["compare.next"] if self._others else []), "image.favourite", "image.use_all"]
         self.query_one(KeyBar).show(
             (
                 ("Tab", "One at a time" if both else "Side by side"),
                 ("Space", "Flip"),
-                *((keys.shown(name), keys[name].label) for name in ("image.use_all", "image.favourite", "image.open")),
+                *((keys.shown(name), keys[name].label) for name in names),
                 ("Esc", "Back"),
             )
         )
@@ -123,6 +132,8 @@ class Compare(PicturesScreen):
         mark, star, ellipsis = (">", "+", "...") if ascii_only else ("\u25b6", "\u2605", "\u2026")
         path = self._pair[place]
         words = [mark] if both and place == self._current else []
+        if self._others and place == 1:
+            words.append(f"(+{len(self._others)})")
         words += [NAMES[place], *([star] if self.shared.session.history.is_favourite(path) else []), path.name]
         if self._drawn_pair is not None and self._drawn_pair[place] is None:
             words.append("cannot be shown")
@@ -170,8 +181,43 @@ class Compare(PicturesScreen):
         self._current = place
         self._show_pictures()
 
+    def action_keep(self) -> None:
+        """The other one goes to the trash folder; the next of the marked ones takes its place, if there is one."""
+        self.to_trash([self._pair[1 - self._current]])
+
+    def action_next(self) -> None:
+        """The next of the marked ones in the other's place; that one comes again after them."""
+        if self._others:
+            place = 1 - self._current
+            self._others.append(self._pair[place])
+            self._replace(place, self._others.pop(0))
+        else:
+            self.shared.say("There are no more marked pictures.")
+
+    def _replace(self, place: int, path: Path) -> None:
+        """Another picture in the place of one."""
+        self._pair = (path, self._pair[1]) if place == 0 else (self._pair[0], path)
+        self._drawn_pair = None
+        self._read_settings()
+        self._arrange()
+
+    def select(self, path: Path) -> None:
+        """A picture that was brought back is compared again: next, or at once where it is one of the two."""
+        if path not in (*self._pair, *self._others):
+            self._others.insert(0, path)
+            self._arrange()
+
     def action_back(self) -> None:
         """To the screen below."""
+        self.dismiss()
+
+    def _leave(self) -> None:
+        """One picture is left: the screen below selects it."""
+        kept = next((path for path in self._pair if path.is_file()), None)
+        stack = self.app.screen_stack
+        below = stack[max(0, stack.index(self) - 1)]
+        if kept is not None and isinstance(below, PicturesScreen):
+            below.select(kept)
         self.dismiss()
 
     def selected_path(self) -> Path | None:
@@ -185,28 +231,51 @@ class Compare(PicturesScreen):
 
     def pictures_changed(self) -> None:
         """A star; or one picture has gone, and with it the comparison."""
-        if all(path.is_file() for path in self._pair):
-            self._show_pictures()
-        else:
-            self.dismiss()
+        self._others = [path for path in self._others if path.is_file()]
+        for place, path in enumerate(self._pair):
+            if not path.is_file():
+                if not self._others:
+                    self._leave()
+                    return
+                self._replace(place, self._others.pop(0))
+        self._show_pictures()
 
 
-def differences(paths: tuple[Path, Path], records: tuple[Record | str, Record | str], arrow: str) -> list[str]:
-    """Lines for reading: each setting that is not the same in both; prompts in full, one below the other."""
+def differences(paths: tuple[Path, Path], records: tuple[Record | str, Record | str], arrow: str) -> list[Content]:
+    """Lines for reading: each setting that is not the same in both; prompts in full, one below the other, and in
+    reverse the words that only one of them has."""
     first, second = records
     if isinstance(first, str) or isinstance(second, str):
-        return [f"{name}: {text}" for name, text in zip(NAMES, records, strict=True) if isinstance(text, str)]
+        texts = [f"{name}: {text}" for name, text in zip(NAMES, records, strict=True) if isinstance(text, str)]
+        return [Content(printable(text)) for text in texts]
     rows = [_settings(path, record) for path, record in zip(paths, (first, second), strict=True)]
-    lines = []
+    lines: list[Content] = []
     for name in dict.fromkeys((*rows[0], *rows[1])):
-        a, b = (row.get(name, "") for row in rows)
+        a, b = (printable(row.get(name, "")) for row in rows)
         if a == b:
             continue
         if name in ("prompt", "template"):
-            lines += [f"{name} A: {a or 'none'}", f"{name} B: {b or 'none'}"]
+            lines += [
+                Content(f"{name} {letter}: ") + text for letter, text in zip(NAMES, words_apart(a, b), strict=True)
+            ]
         else:
-            lines.append(f"{name}: {shortened(a, MAX_VALUE) or 'none'} {arrow} {shortened(b, MAX_VALUE) or 'none'}")
-    return lines or ["same settings"]
+            a, b = (shortened(text, MAX_VALUE) or "none" for text in (a, b))
+            lines.append(Content(f"{name}: {a} {arrow} {b}"))
+    return lines or [Content("same settings")]
+
+
+def words_apart(a: str, b: str) -> tuple[Content, Content]:
+    """Two texts, and in reverse the words of each that the other has not, or not there."""
+    words = [re.findall(r"\w+|\W", text) for text in (a, b)]
+    if not (a and b) or max(map(len, words)) > MAX_WORDS:
+        return Content(a or "none"), Content(b or "none")
+    matcher = SequenceMatcher(None, words[0], words[1], autojunk=False)
+    texts: tuple[list[tuple[str, str]], list[tuple[str, str]]] = ([], [])
+    for kind, *ends in matcher.get_opcodes():
+        for side in (0, 1):
+            text = "".join(words[side][ends[2 * side] : ends[2 * side + 1]])
+            texts[side].append((text, "" if kind == "equal" or not text.strip() else "reverse"))
+    return Content.assemble(*texts[0]), Content.assemble(*texts[1])
 
 
 def _settings(path: Path, record: Record) -> dict[str, str]:

@@ -28,6 +28,7 @@ from tui.shared import Shared
 from tui.text import moment, shortened
 from tui.widgets.field import Field
 from tui.widgets.grid import PictureFile, PictureGrid
+from tui.widgets.joblist import MARKED
 from tui.widgets.lines import HeaderLine, KeyBar
 
 DATED = 60  # columns from which on the line of state says when a picture was made
@@ -68,6 +69,7 @@ class Gallery(PicturesScreen):
         self._searching = False  # a thread reads the files that a filter waits for
         self._listing = 0  # generations: the number of the latest listing and of the latest tiles
         self._drawing = 0
+        self._to_select: Path | None = None
 
     def compose(self) -> ComposeResult:
         """From top to bottom."""
@@ -118,6 +120,9 @@ class Gallery(PicturesScreen):
         self._files, self._problem = files, problem or None
         self._facts = {file: self._facts[file] for file in files if file in self._facts}
         self._show()
+        if self._to_select is not None:
+            self.select(self._to_select)
+            self._to_select = None
 
     @on(PictureGrid.Wanted)
     def _wanted(self, event: PictureGrid.Wanted) -> None:
@@ -226,6 +231,8 @@ class Gallery(PicturesScreen):
             left.append(f"with {self.filter.value.strip()!r}" + (" (reading)" if self._searching else ""))
         if self._favourites_only:
             left.append("with a star")
+        if self.marked:
+            left.append(f"{len(self.marked)} marked")
         self.query_one(HeaderLine).show(tuple(left), (shown_path(self._folder)[1:-1],))
         self.query_one("#status", Static).update(Content(self._status()), layout=False)
 
@@ -246,7 +253,9 @@ class Gallery(PicturesScreen):
         facts = self._facts.get(file)
         if facts is None:
             return ""
-        star = ("+ " if self.shared.profile.ascii else "\u2605 ") if file.path in self._favourites else ""
+        mark, star = ("#", "+ ") if self.shared.profile.ascii else (MARKED, "\u2605 ")
+        star = star if file.path in self._favourites else ""
+        star = f"{mark}{star or ' '}" if file.path in self.shared.marked else star
         text = f"{facts.seed} {facts.prompt}" if facts.seed is not None else file.path.name
         return f"{star}{text}"
 
@@ -303,10 +312,15 @@ class Gallery(PicturesScreen):
         return None if file is None else file.path
 
     def select(self, path: Path) -> None:
-        """Select a picture, if it is shown."""
+        """Select a picture, if it is shown; one that is not is selected when it is found."""
         place = self.grid.place_of(path)
+        self._to_select = path if place is None else None
         if place is not None:
             self.grid.select(place)
+
+    def shows(self, path: Path) -> bool:
+        """Whether it is one of those that pass the filters."""
+        return self.grid.place_of(path) is not None
 
     def neighbour(self, path: Path, step: int) -> Path | None:
         """The picture before or after in the order that is shown."""

@@ -63,7 +63,9 @@ class MainScreen(PicturesScreen):
         yield Gauge(ascii_only=profile.ascii, id="gauge")
         yield WorkLine(ascii_only=profile.ascii, id="work")
         with Horizontal(id="body"):
-            yield JobList(ascii_only=profile.ascii, is_favourite=self._is_favourite, id="jobs")
+            yield JobList(
+                ascii_only=profile.ascii, is_favourite=self._is_favourite, is_marked=self._is_marked, id="jobs"
+            )
             yield JobPicture(self.shared, id="picture")
             yield ParametersPanel(session.parameters, self._leave_parameters, ascii_only=profile.ascii, id="parameters")
         yield KeyBar(id="keys")
@@ -590,6 +592,10 @@ class MainScreen(PicturesScreen):
         if job is not None:
             self.jobs.select(job.id)
 
+    def shows(self, path: Path) -> bool:
+        """Whether it has a row."""
+        return any(job.path == path for job in self.session.results)
+
     def neighbour(self, path: Path, step: int) -> Path | None:
         """The picture above or below in the list."""
         paths = [job.path for job in self.session.results if job.path is not None]
@@ -624,3 +630,6 @@ class MainScreen(PicturesScreen):
 
     def _is_favourite(self, job: Job) -> bool:
         return job.path in self._favourites
+
+    def _is_marked(self, job: Job) -> bool:
+        return job.path in self.shared.marked

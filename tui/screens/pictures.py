@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import platform
 import shutil
 import sys
-import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +20,12 @@ from tui.bindings import Keys
 from tui.jobs import Job
 from tui.screens.dialogs import Confirm, ReadText
 from tui.shared import Shared
-from tui.text import duration
+from tui.text import counted, duration
+from tui.trash import Gone, bring_back, move_to_trash
 
 if TYPE_CHECKING:
     from engine.images.metadata import Record, Said
 
-TRASH = ".trash"
 ENDS = {"failed": "failed", "cancelled": "was stopped"}
 
 
@@ -177,36 +174,75 @@ class PicturesScreen(Screen[None]):
             self.shared.parameters_changed()
             self.shared.say(f"The seed stays {request.seed}.")
 
-    def action_favourite(self) -> None:
-        """Give the picture a star, or take it."""
+    # Several at once.
+
+    def shows(self, path: Path) -> bool:
+        """Whether a picture is one of those in a list here, so that what is marked may be meant."""
+        return False
+
+    @property
+    def marked(self) -> list[Path]:
+        """The marked pictures of this screen, in the order they were marked."""
+        return [path for path in self.shared.marked if self.shows(path)]
+
+    def action_mark(self) -> None:
+        """Mark the picture, or take the mark away, and go on to the next."""
         path = self._path()
-        if path is not None:
+        if path is None:
+            return
+        if path in self.shared.marked:
+            self.shared.marked.remove(path)
+        else:
+            self.shared.marked.append(path)
+        following = self.neighbour(path, 1)
+        if following is not None:
+            self.select(following)
+        self.shared.host.pictures_changed()
+
+    def action_unmark(self) -> None:
+        """Take all marks away."""
+        self.shared.marked.clear()
+        self.shared.host.pictures_changed()
+
+    def action_favourite(self) -> None:
+        """Give the picture a star, or take it; the marked ones all get one, or lose it where each has one."""
+        one = None if self.marked else self._path()
+        paths = self.marked or ([one] if one is not None else [])
+        if paths:
             history = self.shared.session.history
-            history.set_favourite(path, not history.is_favourite(path))
+            give = not all(map(history.is_favourite, paths))
+            for path in paths:
+                history.set_favourite(path, give)
             self.shared.tell_notices()
             self.shared.host.pictures_changed()
 
     def action_compare(self) -> None:
-        """Mark a picture; with one marked, show the two side by side."""
+        """Show what is marked, two at a time; with nothing marked, mark this picture; with one, show it and this."""
         path = self._path()
         if path is None:
             return
-        marked = self.shared.marked
-        if marked is None or marked == path or not marked.is_file():
-            self.shared.marked = path
-            self.shared.say(
-                f"{path.name} is marked; choose another and press {self.shared.keys.shown('image.compare')} again."
-            )
+        self.shared.marked = [marked for marked in self.shared.marked if marked.is_file()]
+        paths = list(self.shared.marked)
+        if len(paths) < 2 and path not in paths:
+            paths.append(path)
+        if len(paths) < 2:
+            self.shared.marked = paths
+            keys = self.shared.keys.shown("image.compare")
+            self.shared.say(f"{path.name} is marked; choose another and press {keys} again.")
+            self.shared.host.pictures_changed()
             return
-        self.shared.marked = None
+        self.shared.marked = []
         self.app.clear_notifications()  # one of them says what to do next, which is done
-        self.shared.host.open_pair(marked, path)
+        self.shared.host.pictures_changed()
+        self.shared.host.open_comparison(paths)
 
     def action_delete(self) -> None:
-        """The picture to the trash folder, after asking; a job that waits off the queue."""
+        """The picture, or what is marked, to the trash folder; a job that waits off the queue."""
         job, path = self.selected_job(), self.selected_path()
         session = self.shared.session
-        if job is not None and job.state == "queued":
+        if self.marked and path is not None:
+            self.to_trash(self.marked)
+        elif job is not None and job.state == "queued":
             try:
                 session.remove(job.id)
             except RequestError as error:
@@ -218,20 +254,56 @@ class PicturesScreen(Screen[None]):
             if job.state == "done":
                 self.shared.say("There was no picture to delete; the simulated job is off the list.")
         elif path is not None:
-            self.ask(f"Move {path.name} to the trash folder?", partial(self._to_trash, path))
+            self.to_trash([path])
         else:
             self._nothing()
 
-    def _to_trash(self, path: Path) -> None:
-        try:
-            kept = move_to_trash(path)
-        except OSError as error:
-            reason = (error.strerror or "unknown reason").lower()
-            self.shared.say(f"{shown_path(path)} cannot be moved to the trash folder: {reason}.", "error")
-            return
-        self.shared.session.forget_picture(path)
-        self.shared.say(f"Moved to {shown_path(kept)}.")
+    def to_trash(self, paths: list[Path]) -> None:
+        """Move pictures to the trash folder, from where they are brought back together."""
+        gone: list[Gone] = []
+        for path in paths:
+            try:
+                kept = move_to_trash(path)
+            except OSError as error:
+                reason = (error.strerror or "unknown reason").lower()
+                self.shared.say(f"{shown_path(path)} cannot be moved to the trash folder: {reason}.", "error")
+                continue
+            gone.append(Gone(path, kept, self.shared.session.forget_picture(path)))
+        self.shared.marked = [path for path in self.shared.marked if path not in paths]
+        if gone:
+            self.shared.trash.append(gone)
+            key = self.shared.keys.shown("image.bring_back")
+            what, it = (gone[0].path.name, "it") if len(gone) == 1 else (counted(len(gone), "picture"), "them")
+            self.shared.say(f"Moved {what} to the trash folder; {key} brings {it} back.")
         self.shared.host.pictures_changed()
+
+    def action_bring_back(self) -> None:
+        """What went to the trash last: one picture, or several that went together."""
+        if not self.shared.trash:
+            self.shared.say("Nothing was moved to the trash folder since the start, so there is nothing to bring back.")
+            return
+        back: list[tuple[Path, Path]] = []
+        left: list[Gone] = []
+        for gone in reversed(self.shared.trash.pop()):
+            try:
+                path = bring_back(gone.kept, gone.path)
+            except OSError as error:
+                reason = (error.strerror or "unknown reason").lower()
+                self.shared.say(f"{shown_path(gone.kept)} cannot be brought back: {reason}.", "error")
+                if gone.kept.exists():
+                    left.insert(0, gone)
+                continue
+            self.shared.session.remember_picture(path, gone.results)
+            back.append((gone.path, path))
+        if left:
+            self.shared.trash.append(left)
+        if back:
+            renamed = [(old, new) for old, new in back if old != new]
+            said = [f"{back[0][1].name} is back" if len(back) == 1 else f"{len(back)} pictures are back"]
+            said += [f"{new.name} was {old.name}, a name that another file has by now" for old, new in renamed]
+            self.shared.say(f"{'; '.join(said)}.")
+            self.shared.host.pictures_changed()
+            self.select(back[-1][1])
 
     def _take_over(self, *, seed: bool) -> None:
         from engine.grids import PROMPT, from_plain
@@ -317,20 +389,6 @@ class OpenElsewhere(ReadText):
             event.stop()
             self.dismiss()
             self._view()
-
-
-def move_to_trash(path: Path) -> Path:
-    """Move a picture to `.trash` beside it, never over another file; returns its new place. Raises OSError."""
-    folder = path.parent / TRASH
-    if folder.is_symlink():
-        raise OSError(errno.ELOOP, "the trash folder is a link to elsewhere")
-    folder.mkdir(exist_ok=True)
-    for name in (path.name, f"{path.stem}-{time.time_ns()}{path.suffix}"):
-        target = folder / name
-        if not os.path.lexists(target):
-            break
-    os.rename(path, target)
-    return target
 
 
 def record_rows(path: Path, record: Record) -> list[tuple[str, str]]:

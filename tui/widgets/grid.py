@@ -57,6 +57,7 @@ class PictureGrid(Widget, can_focus=True):
         Binding("home", "first", show=False),
         Binding("end", "last", show=False),
         Binding("enter", "open", show=False),
+        Binding("space", "screen.mark", show=False),
     ]
 
     class Selected(Message):

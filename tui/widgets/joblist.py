@@ -20,6 +20,7 @@ MARKS: dict[State, str] = {
     "cancelled": "\u25cc",
 }
 ASCII_MARKS: dict[State, str] = {"queued": ".", "running": ">", "done": "*", "failed": "x", "cancelled": "-"}
+MARKED = "\u25a0"  # the person marked it
 MAX_PROMPT = 400  # characters of a row; the widget cuts what does not fit
 
 
@@ -28,19 +29,27 @@ class JobList(OptionList):
 
     DEFAULT_CSS = "JobList { text-wrap: nowrap; text-overflow: ellipsis; }"
 
-    def __init__(self, *, ascii_only: bool = False, is_favourite: Callable[[Job], bool], id: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        ascii_only: bool = False,
+        is_favourite: Callable[[Job], bool],
+        is_marked: Callable[[Job], bool],
+        id: str | None = None,
+    ) -> None:
         super().__init__(id=id, markup=False, compact=True)
         self._marks = ASCII_MARKS if ascii_only else MARKS
         self._simulated = "~" if ascii_only else "\u25c7"
         self._star = "+" if ascii_only else "\u2605"
-        self._is_favourite = is_favourite
+        self._marked = "#" if ascii_only else MARKED
+        self._is_favourite, self._is_marked = is_favourite, is_marked
         self._rows: list[tuple[str, str]] = []
 
     def show(self, session: Session, *, follow: bool) -> None:
         """Take over the session's jobs. The highlight stays, or goes to the newest one begun (`follow`)."""
         running = [session.running] if session.running else []
         rows = [(job.id, self._row(job)) for job in (*running, *session.queue, *session.results)]
-        highlighted = self.selected_id
+        highlighted, place = self.selected_id, self.highlighted or 0
         if follow and (running or session.results):
             highlighted = (*running, *session.results)[0].id
         if rows != self._rows:
@@ -52,12 +61,14 @@ class JobList(OptionList):
             else:
                 self.set_options([Option(Content(text), id=job_id) for job_id, text in rows])
             self._rows = rows
-        if highlighted is None and rows:
-            highlighted = rows[0][0]
+        if rows and (highlighted is None or highlighted not in (job_id for job_id, _ in rows)):
+            highlighted = rows[min(place, len(rows) - 1)][0]  # what took the place of the one that has gone
         if highlighted is not None and highlighted != self.selected_id:
             self.select(highlighted)
         states = ["1 running"] * len(running) + [f"{len(session.queue)} waiting"] * bool(session.queue)
         states += ["PAUSED"] * session.paused
+        marked = sum(map(self._is_marked, session.results))
+        states += [f"{marked} marked"] * bool(marked)
         self.border_title = Content("pictures" + (f" ({', '.join(states)})" if states else ""))
 
     def select(self, job_id: str) -> None:
@@ -87,4 +98,5 @@ class JobList(OptionList):
             mark = self._simulated if job.state == "done" else mark
             seed = "simulated"
             prompt = f"{size(job.peak_bytes)}  {prompt}" if job.peak_bytes is not None else prompt
-        return f"{mark}{star} {what:<7} {seed:>10}  {prompt}"
+        picked = self._marked if self._is_marked(job) else " "
+        return f"{mark}{star}{picked}{what:<7} {seed:>10}  {prompt}"
