@@ -1,4 +1,4 @@
-"""The session in words and numbers: the header, the line of state, the gauges."""
+"""The session in words and numbers: the header, the plan line under the prompt, the line of state, the gauges."""
 
 from __future__ import annotations
 
