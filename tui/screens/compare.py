@@ -269,7 +269,7 @@ def words_apart(a: str, b: str) -> tuple[Content, Content]:
     words = [re.findall(r"\w+|\W", text) for text in (a, b)]
     if not (a and b) or max(map(len, words)) > MAX_WORDS:
         return Content(a or "none"), Content(b or "none")
-    matcher = SequenceMatcher(None, *words, autojunk=False)
+    matcher = SequenceMatcher(None, words[0], words[1], autojunk=False)
     texts: tuple[list[tuple[str, str]], list[tuple[str, str]]] = ([], [])
     for kind, *ends in matcher.get_opcodes():
         for side in (0, 1):

@@ -63,7 +63,12 @@ class MainScreen(PicturesScreen):
         yield WorkLine(ascii_only=profile.ascii, id="work")
         with Horizontal(id="body"):
             yield JobList(
-                ascii_only=profile.ascii, is_favourite=self._is_favourite, is_marked=self._is_marked, id="jobs"
+                self.shared.thumbnails,
+                rendering=profile.rendering,
+                ascii_only=profile.ascii,
+                is_favourite=self._is_favourite,
+                is_marked=self._is_marked,
+                id="jobs",
             )
             yield JobPicture(self.shared, id="picture")
             yield ParametersPanel(session.parameters, self._leave_parameters, ascii_only=profile.ascii, id="parameters")
