@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 from textual import events
 from textual.pilot import Pilot
 
 from engine import folders
+from engine.events import Preview
 from engine.images.metadata import read_record
 from engine.process import EngineProcess, JobEvent, Message
 from engine.request import Request, RequestError
@@ -20,7 +23,9 @@ from tests.engines import serve_and_stand_still
 from tests.tiny import save_tiny
 from tui.app import T2IApp
 from tui.history import History
+from tui.jobs import Job
 from tui.screens.dialogs import AskText, Confirm, ParametersWindow, ReadText, SearchPrompts, found
+from tui.widgets.joblist import THUMBNAIL
 from tui.widgets.parameters import ParametersPanel
 
 PROMPT = "a red circle above a blue square"
@@ -578,6 +583,96 @@ def test_favourites_and_trash() -> None:
             assert not path.exists()
             assert (path.parent / ".trash" / path.name).is_file()
             assert not app.session.results
+
+    run(test())
+
+
+def put_results(prompts: Sequence[str], size: tuple[int, int] = (64, 64)) -> list[Path]:
+    """Pictures that an earlier evening made, one of each prompt, the last one newest."""
+    folder = folders.default_output_dir()
+    folder.mkdir(parents=True)
+    history = History.open(folders.state_dir())
+    paths = []
+    for number, prompt in enumerate(prompts):
+        path = folder / f"{number:06d}_seed4123456789.png"
+        Image.new("RGB", size, (200, 30, 30)).save(path)
+        history.put(Job(Request(prompt, seed=4123456789), "demo", "", state="done", path=path, seconds=1.0))
+        paths.append(path)
+    history.close()
+    return paths
+
+
+def test_of_three_variants_the_list_shows_the_words_that_differ_and_seeds_only_where_there_is_room() -> None:
+    put_results([f"a red circle above a {colour} square in the rain at night" for colour in ("green", "blue", "grey")])
+
+    async def test() -> None:
+        async with running(engine=False) as (app, pilot):
+            await pilot.press("escape")
+            await settled(pilot, app)
+            lines = [line[:48] for line in screen_text(app).splitlines() if "1.0 s" in line]
+            rows = [next(line for line in lines if colour in line) for colour in ("green", "blue", "grey")]
+            assert len(set(rows)) == 3
+            assert not any("4123456789" in row for row in rows)
+            await pilot.resize_terminal(120, 40)
+            await settled(pilot, app)
+            assert screen_text(app).count("4123456789") == 4  # three rows, and the picture's caption
+
+    run(test())
+
+
+def test_on_a_wide_terminal_the_list_has_thumbnails_of_what_is_in_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = put_results([f"picture {number}" for number in range(40)])
+    paths[-2].write_bytes(b"no picture")
+
+    async def test() -> None:
+        async with running((119, 40), engine=False) as (app, pilot):
+            asked: list[Path] = []
+            get = app.shared.thumbnails.get
+
+            def counted(path: Path, columns: int, rows: int) -> Preview | None:
+                if (columns, rows) == THUMBNAIL:
+                    asked.append(path)
+                return get(path, columns, rows)
+
+            monkeypatch.setattr(app.shared.thumbnails, "get", counted)
+            await pilot.press("escape")
+            await settled(pilot, app)
+            assert not asked
+            await pilot.resize_terminal(120, 40)
+            await settled(pilot, app)
+            left = [line[:72] for line in screen_text(app).splitlines()]
+            first = next(number for number, line in enumerate(left) if "1.0 s" in line)
+            assert all("▀" * THUMBNAIL.width in line for line in left[first : first + THUMBNAIL.height])
+            assert "picture 39" in left[first + 1]
+            assert "▀" not in "".join(left[first + THUMBNAIL.height : first + 2 * THUMBNAIL.height])
+            assert set(asked) < set(paths[20:])
+            await pilot.press("end")
+            await settled(pilot, app)
+            assert paths[0] in asked
+            assert len(asked) == len(set(asked)) < 25
+            await pilot.resize_terminal(80, 24)
+            await settled(pilot, app)
+            assert app.main.selected_path() == paths[0]
+            assert "▀" not in "".join(line[:47] for line in screen_text(app).splitlines())
+
+    run(test())
+
+
+@pytest.mark.parametrize(("slow", "expected"), [(False, True), (True, False)])
+def test_a_picture_takes_the_room_that_there_is_but_not_over_ssh(
+    slow: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if slow:
+        monkeypatch.setenv("SSH_CONNECTION", "192.0.2.1 1 192.0.2.2 22")
+    put_results(["a red circle"], (512, 512))
+
+    async def test() -> None:
+        async with running((200, 60), engine=False) as (app, pilot):
+            await pilot.press("escape")
+            await settled(pilot, app)
+            rows = [line[100:] for line in screen_text(app).splitlines() if line[100:].count("▀") > 6]
+            assert (len(rows) > 32) == expected
+            assert len(rows) >= 32
 
     run(test())
 

@@ -77,6 +77,8 @@ async def paint(app: T2IApp, pilot: Pilot[None]) -> None:
     session.slowness = sum(SECONDS.values()) / 0.04
     app.main._ram_bytes = 16 * 2**30
     app.main.pictures_changed()
+    jobs = app.main.jobs
+    await until(pilot, lambda: not jobs._has_thumbnails or len(jobs._small) == len(PROMPTS))
     await settled(pilot, app)
 
 

@@ -19,6 +19,7 @@ from engine.cli.progress import PictureProgress
 from engine.events import LoadProgress, MemoryUse, PhaseFinished, PhaseStarted, Preview, StepFinished
 from tests.apps import run
 from tui.card import Card
+from tui.excerpt import excerpt
 from tui.text import clean, duration, moment, shortened, size
 from tui.thumbnails import Thumbnails, read_small
 from tui.widgets.gauge import Gauge, Level
@@ -379,3 +380,25 @@ def test_figures_are_for_people() -> None:
         "1:00:00",
     ]
     assert [size(count) for count in (5, 2048, 3 * 2**20, 11.9 * GIB)] == ["5 bytes", "2 KiB", "3 MiB", "11.9 GiB"]
+
+
+@pytest.mark.parametrize(
+    ("text", "neighbours", "width", "expected"),
+    [
+        ("a red circle", ("a red square",), 20, "a red circle"),
+        ("a red circle above a green square", ("a blue circle",), 20, "a red circle above…"),
+        ("a red circle above a green square", ("a red circle above a blue square",), 24, "a red circ… green square"),
+        ("a red circle above a green square", ("a red circle above a blue square", "x"), 10, "…green sq…"),
+        ("the same and the same again", ("the same and the same again",), 12, "the same an…"),
+        ("a circle", ("a circle in the rain",), 5, "a ci…"),
+        ("雨雨雨雨雨雨 夜 赤", ("雨雨雨雨雨雨 夜 青",), 12, "雨雨雨雨… 赤"),
+        ("", ("a",), 5, ""),
+        ("a [b]\x1bc[/b]", (), 3, "a…"),
+    ],
+)
+def test_an_excerpt_shows_where_a_prompt_differs(
+    text: str, neighbours: tuple[str, ...], width: int, expected: str
+) -> None:
+    assert excerpt(text, neighbours, width) == expected
+    for cells in range(1, 40):
+        assert cell_len(excerpt(text, neighbours, cells)) <= cells

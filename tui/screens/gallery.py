@@ -23,6 +23,7 @@ from engine.images.metadata import read_record
 from engine.images.save import NUMBERED
 from engine.request import RequestError
 from tui.bindings import GALLERY_BAR, bindings_of
+from tui.excerpt import excerpt
 from tui.screens.pictures import PicturesScreen
 from tui.shared import Shared
 from tui.text import moment, shortened
@@ -32,6 +33,7 @@ from tui.widgets.joblist import MARKED
 from tui.widgets.lines import HeaderLine, KeyBar
 
 DATED = 60  # columns from which on the line of state says when a picture was made
+ELLIPSIS = "\u2026"
 BATCH_SECONDS = 0.1  # of reading, between two looks at what was found
 
 
@@ -256,8 +258,12 @@ class Gallery(PicturesScreen):
         mark, star = ("#", "+ ") if self.shared.profile.ascii else (MARKED, "\u2605 ")
         star = star if file.path in self._favourites else ""
         star = f"{mark}{star or ' '}" if file.path in self.shared.marked else star
-        text = f"{facts.seed} {facts.prompt}" if facts.seed is not None else file.path.name
-        return f"{star}{text}"
+        room = self.grid.caption_columns - cell_len(star)
+        if not facts.prompt:
+            return f"{star}{file.path.name}"
+        place = self.grid.place_of(file.path) or 0
+        beside = [self._facts.get(other, Facts()).prompt for other in self._shown[max(0, place - 1) : place + 2]]
+        return f"{star}{excerpt(facts.prompt, tuple(beside), room, '...' if self.shared.profile.ascii else ELLIPSIS)}"
 
     def _show_keys(self) -> None:
         keys = self.shared.keys

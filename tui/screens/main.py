@@ -64,7 +64,12 @@ class MainScreen(PicturesScreen):
         yield WorkLine(ascii_only=profile.ascii, id="work")
         with Horizontal(id="body"):
             yield JobList(
-                ascii_only=profile.ascii, is_favourite=self._is_favourite, is_marked=self._is_marked, id="jobs"
+                self.shared.thumbnails,
+                rendering=profile.rendering,
+                ascii_only=profile.ascii,
+                is_favourite=self._is_favourite,
+                is_marked=self._is_marked,
+                id="jobs",
             )
             yield JobPicture(self.shared, id="picture")
             yield ParametersPanel(session.parameters, self._leave_parameters, ascii_only=profile.ascii, id="parameters")
@@ -76,6 +81,9 @@ class MainScreen(PicturesScreen):
         self.prompt = self.query_one(PromptArea)
         self.picture = self.query_one(JobPicture)
         self.timeline = self.query_one(Timeline)
+        self.forecast = self.query_one(ForecastLine)
+        self.plot = self.query_one(MemoryPlot)
+        self.gauge = self.query_one(Gauge)
         self.prompt.border_title = Content("prompt")
         panel = self.query_one(ParametersPanel)
         panel.border_title, panel.border_subtitle = Content("parameters"), Content(self._preset_keys)
@@ -168,7 +176,7 @@ class MainScreen(PicturesScreen):
         """Memory in one line, where there is no room for its course."""
         sample = self.shared.card.sample
         card = status.card_level(self.session, sample)
-        self.query_one(Gauge).show(card or status.ram_level(self.session, sample, self._ram_bytes))
+        self.gauge.show(card or status.ram_level(self.session, sample, self._ram_bytes))
 
     def _update_plot(self) -> None:
         session = self.session
@@ -176,14 +184,16 @@ class MainScreen(PicturesScreen):
         if course.is_empty and session.running is None:  # nothing ran yet: the next picture, as it is foreseen
             course = Course(session.forecast.plan)
         legend = status.legend(session, self.shared.card.sample, self._ram_bytes)
-        self.query_one(MemoryPlot).show(course, legend)
+        self.plot.show(course, legend)
 
     def update_forecast(self) -> None:
         """How the next picture would run."""
         if not self._is_covered:
             texts, kind = status.forecast(self.session, has_prompt=bool(self.prompt.text.strip()))
-            for line in (*self.query(ForecastLine), *self.app.screen.query(ForecastLine)):  # a window may lie over ours
-                line.show(texts, kind)
+            self.forecast.show(texts, kind)
+            if self.app.screen is not self:  # the parameters' window, which says itself what does not go together
+                for line in self.app.screen.query(ForecastLine):
+                    line.show(() if self.session.parameters.conflict else texts, kind)
             self._update_plot()
 
     def _show_live(self) -> bool:

@@ -138,6 +138,11 @@ class PictureGrid(Widget, can_focus=True):
         return self._files[self._place] if self._files else None
 
     @property
+    def caption_columns(self) -> int:
+        """Cells for the text below a picture."""
+        return max(1, self._tile.width - 2)
+
+    @property
     def place(self) -> int:
         """Of the selected picture, counted from 0."""
         return self._place

@@ -26,19 +26,21 @@ class JobPicture(PictureView):
         self.preview_size = shared.profile.preview
         self._path: Path | None = None  # of the picture that is shown, or on its way
         self._loading = 0  # the number of the latest load: at a start one may be under way for a room of no size
-        self._limit()
 
     def cycle_preview(self) -> PreviewSize:
         """Live preview off, low, high; returns what it is now."""
         self.preview_size = PREVIEWS[(PREVIEWS.index(self.preview_size) + 1) % len(PREVIEWS)]
-        self._limit()
         return self.preview_size
 
-    def _limit(self) -> None:
-        """How large pictures are drawn: over SSH a frame costs seconds of a slow line."""
+    def _limit(self, *, live: bool) -> None:
+        """How large it is drawn: as there is room, but over SSH a frame costs seconds of a slow line.
+
+        A multiplexer on this machine draws each frame anew, so there it is only the live preview that is kept small.
+        """
         profile, size = self._shared.profile, self.preview_size
         profile = replace(profile, preview=size if size != "off" else "low" if profile.slow else "high")
-        self.limit = Size(profile.preview_columns, profile.preview_rows)
+        capped = profile.ssh or (profile.slow and live) or size == "low"
+        self.limit = Size(profile.preview_columns, profile.preview_rows) if capped else Size(0, 0)
 
     def forget(self) -> None:
         """The file, or the room for its picture, is not what it was: load it anew the next time."""
@@ -50,6 +52,7 @@ class JobPicture(PictureView):
         if self.preview_size == "off" or session.running is None or session.preview is None:
             return False
         self._path = None
+        self._limit(live=True)
         self.show(session.preview, f"step {session.progress.step} of {session.progress.steps}")
         return True
 
@@ -67,6 +70,7 @@ class JobPicture(PictureView):
         """The picture of a job that is done, as soon as it is read."""
         if path == self._path:
             return
+        self._limit(live=False)
         self._path, room = path, self.room
         self._loading += 1
         number = self._loading
