@@ -445,7 +445,7 @@ class TestCache:
     def test_a_name_that_is_not_there_removes_nothing(self, t2i, converted):
         run = t2i("models", "cache", "--remove", "unused", "--remove", "../x")
         assert run.code == BAD_INPUT
-        assert "the cache has no '../x': give unused, all, or a name; there are " in run.stderr
+        assert "the cache has no '../x': give unused, encodings, all, or a name; there are " in run.stderr
         assert all(path.exists() for path in converted)
 
     def test_an_older_versions_and_a_damaged_file_are_told(self, t2i, converted):

@@ -113,7 +113,7 @@ def test_a_picture_that_was_read_for_another_room_and_comes_late_is_not_shown() 
             app.shared.thumbnails.get = get_late  # type: ignore[method-assign]
             await pilot.resize_terminal(62, 16)
             await until(pilot, lambda: len(widths) == 1)
-            await pilot.resize_terminal(120, 40)
+            await pilot.resize_terminal(110, 40)
             await until(pilot, lambda: len(widths) == 2 and app.main.picture._frame is not None)
             await until(pilot, lambda: app.main.picture._frame.width > widths[0])  # type: ignore[union-attr]
             late.set()
