@@ -442,7 +442,7 @@ def test_fp8_weights_are_made_once_and_a_damaged_cache_is_rebuilt_and_told(own_f
     assert len(caches) == 2
     assert notices(first) == []
     caches[0].write_bytes(caches[0].read_bytes()[:-100])
-    with Engine.open("demo", device="cpu") as engine:
+    with Engine.open("demo", device="cpu", encodings="off") as engine:
         again = events_of(engine, request, tmp_path)
         other = events_of(engine, replace(request, seed=9), tmp_path)
     assert any("damaged" in notice for notice in notices(again))
